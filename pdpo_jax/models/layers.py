@@ -1,0 +1,309 @@
+"""The layers both language models are made of, and how LoRA sits on them.
+
+Axes: B batch, S sequence, D width, H query heads, K key/value heads, E head
+size, I and O a linear layer's input and output size, r LoRA rank, L layers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+Layer = TypeVar("Layer", bound=nnx.Module)
+
+
+class LoraParam(nnx.Variable):
+  """A trained low-rank weight. Base weights are `nnx.Param` and stay frozen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSpec:
+  """Which linear layers get a low-rank update, and of what size.
+
+  The update is `dropout(x) @ A @ B * (alpha / rank)`, with B zero at the start
+  (Hu et al., arXiv:2106.09685), so that a new policy is the base model.
+
+  Attributes:
+    targets: names of linear layers, e.g. `("q_proj", "v_proj")`.
+    rank: r, the inner size of the update.
+    alpha: numerator of the scale.
+    dropout: probability that an input feature is dropped, in training only.
+  """
+
+  targets: tuple[str, ...] = ()
+  rank: int = 8
+  alpha: float = 16.0
+  dropout: float = 0.0
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank
+
+
+def drop(
+  x: Float[Array, "*batch I"], rate: float, key: Key[Array, ""] | None
+) -> Float[Array, "*batch I"]:
+  """Inverted dropout; without a key, or at rate 0, the input itself."""
+  if key is None or rate == 0.0:
+    return x
+  kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+  """`x @ kernel + bias`, plus a low-rank update where `lora` names it.
+
+  Args:
+    name: the layer's Hugging Face name, which `lora.targets` refers to.
+    stream: tells this layer's dropout from its neighbours'.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    in_features: int,
+    out_features: int,
+    *,
+    use_bias: bool,
+    lora: LoraSpec,
+    stream: int,
+    param_dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    normal = nnx.initializers.normal(0.02)
+    shape = (in_features, out_features)
+    self.kernel = nnx.Param(normal(rngs.params(), shape, param_dtype))
+    if use_bias:
+      self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
+    else:
+      self.bias = None
+    if name in lora.targets:
+      # Kaiming-uniform with a = sqrt(5), the field's usual choice for A.
+      uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+      down = uniform(rngs.lora(), (in_features, lora.rank), jnp.float32)
+      self.lora_a = LoraParam(down)
+      self.lora_b = LoraParam(jnp.zeros((lora.rank, out_features)))
+    else:
+      self.lora_a = self.lora_b = None
+    self.lora_scale = lora.scale
+    self.lora_dropout = lora.dropout
+    self.stream = stream
+
+  def __call__(
+    self, x: Float[Array, "*batch I"], dropout_key: Key[Array, ""] | None
+  ) -> Float[Array, "*batch O"]:
+    out = x @ self.kernel[...].astype(x.dtype)
+    if self.bias is not None:
+      out = out + self.bias[...].astype(x.dtype)
+    if self.lora_a is not None:
+      if dropout_key is not None:
+        dropout_key = jax.random.fold_in(dropout_key, self.stream)
+      low = drop(x, self.lora_dropout, dropout_key)
+      low = low @ self.lora_a[...].astype(x.dtype)
+      # Scaled while it is only `rank` wide.
+      out = out + (low * self.lora_scale) @ self.lora_b[...].astype(x.dtype)
+    return out
+
+
+class Embedding(nnx.Module):
+  """A token table `[V, D]`, with a low-rank update where `lora` names it.
+
+  As in PEFT, A is zero and B is random at the start, and there is no dropout.
+  A tied output head uses the table without the update.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    vocab_size: int,
+    width: int,
+    *,
+    lora: LoraSpec,
+    param_dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    normal = nnx.initializers.normal(0.02)
+    shape = (vocab_size, width)
+    self.weight = nnx.Param(normal(rngs.params(), shape, param_dtype))
+    if name in lora.targets:
+      self.lora_a = LoraParam(jnp.zeros((vocab_size, lora.rank)))
+      up = nnx.initializers.normal(1.0)
+      self.lora_b = LoraParam(up(rngs.lora(), (lora.rank, width), jnp.float32))
+    else:
+      self.lora_a = self.lora_b = None
+    self.lora_scale = lora.scale
+
+  def __call__(
+    self, tokens: Int[Array, "*batch"], dtype: jnp.dtype
+  ) -> Float[Array, "*batch D"]:
+    out = self.weight[...][tokens].astype(dtype)
+    if self.lora_a is not None:
+      low = (self.lora_a[...][tokens] * self.lora_scale).astype(dtype)
+      out = out + low @ self.lora_b[...].astype(dtype)
+    return out
+
+
+class LayerNorm(nnx.Module):
+  """Mean and variance normalisation in float32, with weight and bias."""
+
+  def __init__(self, width: int, epsilon: float, param_dtype: jnp.dtype):
+    self.weight = nnx.Param(jnp.ones((width,), param_dtype))
+    self.bias = nnx.Param(jnp.zeros((width,), param_dtype))
+    self.epsilon = epsilon
+
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    normal = centred * jax.lax.rsqrt(variance + self.epsilon)
+    out = normal * self.weight[...] + self.bias[...]
+    return out.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square normalisation in float32 (arXiv:1910.07467)."""
+
+  def __init__(self, width: int, epsilon: float, param_dtype: jnp.dtype):
+    self.weight = nnx.Param(jnp.ones((width,), param_dtype))
+    self.epsilon = epsilon
+
+  def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    wide = x.astype(jnp.float32)
+    power = jnp.square(wide).mean(-1, keepdims=True)
+    normal = wide * jax.lax.rsqrt(power + self.epsilon)
+    return (normal * self.weight[...]).astype(x.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+  """Sines and cosines of the rotary angles, `[B, S, E / 2]` each."""
+
+  sin: Any
+  cos: Any
+
+  @classmethod
+  def at(
+    cls, positions: Int[Array, "B S"], frequencies: Float[Array, " half"]
+  ) -> "Rotary":
+    """The angles of `positions` (RoPE, arXiv:2104.09864), in float32."""
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return cls(jnp.sin(angles), jnp.cos(angles))
+
+  def rotate(
+    self,
+    first: Float[Array, "B S heads half"],
+    second: Float[Array, "B S heads half"],
+  ) -> tuple[Float[Array, "B S heads half"], Float[Array, "B S heads half"]]:
+    """Rotates pairs of features; which features make a pair, models differ."""
+    sin = self.sin[:, :, None, :].astype(first.dtype)
+    cos = self.cos[:, :, None, :].astype(first.dtype)
+    return first * cos - second * sin, second * cos + first * sin
+
+
+def rotary_frequencies(size: int, base: float) -> Float[Array, " half"]:
+  """`base ** (-2i / size)` for the `size / 2` pairs."""
+  return 1.0 / base ** (jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+  # Keep everything: fastest, most memory.
+  "none": None,
+  # Keep the results of linear layers; recompute attention and the rest.
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Keep each layer's input only: least memory, one more forward pass.
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def stack_layers(
+  make_layer: Callable[[nnx.Rngs], Layer], num_layers: int, rngs: nnx.Rngs
+) -> Layer:
+  """One module whose every variable has a leading layer axis L."""
+
+  def initial_state(params_key, lora_key):
+    layer = make_layer(nnx.Rngs(params=params_key, lora=lora_key))
+    return nnx.state(layer)
+
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_layer(nnx.Rngs(0))))
+  keys = [
+    jax.random.split(stream(), num_layers)
+    for stream in (rngs.params, rngs.lora)
+  ]
+  return nnx.merge(graphdef, jax.vmap(initial_state)(*keys))
+
+
+def scan_layers(
+  layers: nnx.Module,
+  x: Float[Array, "B S D"],
+  rotary: Rotary,
+  attend: Callable,
+  past: Any,
+  dropout_key: Key[Array, ""] | None,
+  remat: str,
+) -> tuple[Float[Array, "B S D"], Any]:
+  """Runs stacked layers one after the other.
+
+  Args:
+    layers: what `stack_layers` made.
+    past: a pytree with a leading layer axis, of which `attend` gets its
+      layer's part, or None.
+
+  Returns:
+    The last layer's output, and what `attend` handed back, stacked by layer.
+  """
+  graphdef, state = nnx.split(layers)
+  num_layers = jax.tree.leaves(state)[0].shape[0]
+  keys = None
+  if dropout_key is not None:
+    keys = jax.random.split(dropout_key, num_layers)
+
+  def body(x, inputs):
+    layer_state, layer_past, key = inputs
+    layer = nnx.merge(graphdef, layer_state)
+    return layer(x, rotary, attend, layer_past, key)
+
+  policy = REMAT_POLICIES[remat]
+  if policy is not None:
+    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+  return jax.lax.scan(body, x, (state, past, keys))
+
+
+class Head(nnx.Module):
+  """The output layer, `[V, D]` as in Hugging Face's files; always frozen."""
+
+  def __init__(
+    self,
+    vocab_size: int,
+    width: int,
+    *,
+    use_bias: bool,
+    param_dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    normal = nnx.initializers.normal(0.02)
+    shape = (vocab_size, width)
+    self.weight = nnx.Param(normal(rngs.params(), shape, param_dtype))
+    if use_bias:
+      self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
+    else:
+      self.bias = None
+
+
+def head_logits(
+  hidden: Float[Array, "*batch D"],
+  weight: Float[Array, "V D"],
+  bias: Float[Array, " V"] | None,
+) -> Float[Array, "*batch V"]:
+  """`hidden @ weight.T + bias`, summed and returned in float32."""
+  logits = jax.lax.dot_general(
+    hidden,
+    weight.astype(hidden.dtype),
+    (((hidden.ndim - 1,), (1,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
+  return logits if bias is None else logits + bias.astype(jnp.float32)

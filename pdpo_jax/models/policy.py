@@ -1,0 +1,140 @@
+"""A language model and a user model, and where the two meet.
+
+Axes: B samples, N responses (0 is the chosen one), P prompt positions, R
+response positions, T user tokens, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from pdpo_jax.models import attention, gptj, layers, llama, user_model
+
+LANGUAGE_MODELS = {"gptj": gptj.GPTJ, "llama": llama.Llama}
+ARCHITECTURES = {"gptj": gptj.Architecture, "llama": llama.Architecture}
+PRESETS = gptj.PRESETS | llama.PRESETS
+PREFIX_POSITIONS = ("front", "after_bos")
+
+Architecture = gptj.Architecture | llama.Architecture
+
+
+def make_language_model(arch: Architecture, **kwargs: Any) -> nnx.Module:
+  """The language model of an architecture; see `GPTJ` for the arguments.
+
+  Raises:
+    ValueError: if `lora` names a layer that the architecture does not have.
+  """
+  lora = kwargs.get("lora", layers.LoraSpec())
+  for target in lora.targets:
+    if target not in arch.lora_targets:
+      raise ValueError(
+        f"lora.targets: {target!r} is no layer of {arch.model_type!r} that "
+        f"takes LoRA; it has {arch.lora_targets} (the output head is frozen)"
+      )
+  return LANGUAGE_MODELS[arch.model_type](arch, **kwargs)
+
+
+def trainable(path, variable) -> bool:
+  """The filter that splits a policy: LoRA and user weights, nothing else."""
+  del path
+  kinds = (layers.LoraParam, user_model.UserParam)
+  return issubclass(getattr(variable, "type", type(variable)), kinds)
+
+
+class Policy(nnx.Module):
+  """`pi(y | x, u)`: a language model that answers a user.
+
+  Args:
+    lm: the language model.
+    users: the user model.
+    prefix_position: 'front' puts the prefix before the prompt (the paper),
+      'after_bos' after the prompt's first token (the released code).
+  """
+
+  def __init__(
+    self, lm: nnx.Module, users: nnx.Module, prefix_position: str = "front"
+  ):
+    if prefix_position not in PREFIX_POSITIONS:
+      raise ValueError(
+        f"prefix_position {prefix_position!r} is not one of {PREFIX_POSITIONS}"
+      )
+    self.lm = lm
+    self.user_model = users
+    self.prefix_position = prefix_position
+
+  def prompt_embeddings(
+    self,
+    prompt: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    prefix: Float[Array, "B T D"],
+  ) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
+    """Puts each row's prefix into its prompt.
+
+    Padding may then lie between prefix and prompt; positions count real
+    entries only, so it makes no difference:
+
+      prompt      0  0  a  b        prompt_mask  0 0 1 1
+      front       p  p  0  0  a  b      -> mask  1 1 0 0 1 1
+      after_bos   a  p  p  0  0  0  b   -> mask  1 1 1 0 0 0 1
+
+    Returns:
+      Embeddings, and which positions are real.
+    """
+    embeddings = self.lm.embed(prompt)
+    if prefix.shape[1] == 0:
+      return embeddings, prompt_mask
+    rows = prompt.shape[0]
+    pieces = [prefix.astype(embeddings.dtype), embeddings]
+    masks = [jnp.ones(prefix.shape[:2], bool), prompt_mask]
+    if self.prefix_position == "after_bos":
+      first = jnp.argmax(prompt_mask, -1)[:, None]
+      bos = jnp.take_along_axis(embeddings, first[..., None], 1)
+      pieces.insert(0, bos)
+      masks.insert(0, jnp.take_along_axis(prompt_mask, first, 1))
+      masks[-1] = prompt_mask.at[jnp.arange(rows)[:, None], first].set(False)
+    return jnp.concatenate(pieces, 1), jnp.concatenate(masks, 1)
+
+  def response_hidden(
+    self,
+    prompt: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    responses: Int[Array, "B N R"],
+    response_mask: Bool[Array, "B N R"],
+    prefix: Float[Array, "B T D"],
+    dropout_key: Key[Array, ""] | None = None,
+  ) -> Float[Array, "B N R D"]:
+    """The states that predict each response's tokens, in one forward pass.
+
+    The prompt is run once for all N responses (`attention.shared_prompt`). A
+    response's first token is predicted from the prompt's last position, each
+    later one from the token before it.
+
+    Args:
+      prompt: padded on the left, so that its last column is real.
+      prompt_mask: true at real tokens.
+      responses: padded on the right.
+      response_mask: true at real tokens.
+      prefix: a soft prefix for each sample; T may be 0.
+      dropout_key: for LoRA's dropout; none without.
+    """
+    rows, num_responses, size = responses.shape
+    embeddings, mask = self.prompt_embeddings(prompt, prompt_mask, prefix)
+    length = embeddings.shape[1]
+    answer = self.lm.embed(responses.reshape(rows, num_responses * size))
+    positions = attention.positions_of(mask)
+    after = positions[:, -1:, None] + 1 + jnp.arange(size)  # [B, 1, R]
+    after = jnp.broadcast_to(after, responses.shape)
+    hidden, _ = self.lm.hidden(
+      jnp.concatenate([embeddings, answer], 1),
+      jnp.concatenate([positions, after.reshape(rows, -1)], 1),
+      attention.shared_prompt(mask, response_mask),
+      dropout_key=dropout_key,
+    )
+    last = jnp.broadcast_to(
+      hidden[:, length - 1, None, None, :],
+      (rows, num_responses, 1, hidden.shape[-1]),
+    )
+    answer = hidden[:, length:].reshape(*responses.shape, -1)
+    return jnp.concatenate([last, answer[:, :, :-1]], 2)

@@ -1,0 +1,181 @@
+"""User models: from a user's row to the soft prefix that speaks for them.
+
+"The implicit user model f_im" of P-RLHF (arXiv:2402.05133, section 2.2). Axes:
+B samples, T user tokens, D width, U user rows (row 0 is the generic, unknown
+user), C clusters.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+
+class UserParam(nnx.Variable):
+  """A trained weight of the user model, always float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UserSpec:
+  """What a user model is made of.
+
+  Attributes:
+    kind: a key of `USER_MODELS`: 'individual', 'cluster' or 'none'.
+    num_tokens: T, the length of the prefix.
+    num_clusters: C, for 'cluster'.
+    weights: 'free' uses cluster weights as they are (the paper), 'softmax'
+      turns them into a distribution first (the released code).
+    init: how the generic embedding and the centers start: 'vocabulary' takes
+      random rows of the token embedding table, 'normal' draws with the table's
+      standard deviation.
+    offset_init: how individual offsets start: 'normal' draws with `init_std`,
+      'vocabulary' takes rows of the token embedding table (the released code).
+    init_std: standard deviation of offsets and of cluster weights around their
+      common value, at the start. At 0 all users start as the generic one.
+  """
+
+  kind: str = "individual"
+  num_tokens: int = 10
+  num_clusters: int = 10
+  weights: str = "free"
+  init: str = "vocabulary"
+  offset_init: str = "normal"
+  init_std: float = 0.0
+
+  def __post_init__(self):
+    for name, allowed in (
+      ("kind", tuple(USER_MODELS)),
+      ("weights", ("free", "softmax")),
+      ("init", ("vocabulary", "normal")),
+      ("offset_init", ("normal", "vocabulary")),
+    ):
+      value = getattr(self, name)
+      if value not in allowed:
+        raise ValueError(f"user.{name} {value!r} is not one of {allowed}")
+    if self.kind != "none" and self.num_tokens < 1:
+      raise ValueError(
+        f"user.num_tokens {self.num_tokens} leaves user model {self.kind!r} "
+        "nothing to learn; use 1 or more, or user.kind 'none'"
+      )
+    if self.kind == "cluster" and self.num_clusters < 1:
+      raise ValueError(
+        f"user.num_clusters {self.num_clusters} must be 1 or more"
+      )
+
+
+def vocabulary_rows(
+  key: Key[Array, ""], table: Float[Array, "V D"], count: int
+) -> Float[Array, "count D"]:
+  """Random rows of `table`, none twice before all were taken once."""
+  size = table.shape[0]
+  rounds = math.ceil(count / size)
+  keys = jax.random.split(key, max(rounds, 1))
+  rows = [jax.random.permutation(key, size) for key in keys]
+  return table[jnp.concatenate(rows)[:count]].astype(jnp.float32)
+
+
+def _prefixes(
+  key: Key[Array, ""], table: Float[Array, "V D"], init: str, shape: tuple
+) -> Float[Array, "*shape"]:
+  """Initial embeddings of shape `[..., D]` that look like tokens."""
+  if init == "vocabulary":
+    rows = vocabulary_rows(key, table, math.prod(shape[:-1]))
+    return rows.reshape(shape)
+  table = table.astype(jnp.float32)
+  return table.mean(0) + table.std(0) * jax.random.normal(key, shape)
+
+
+class NoUsers(nnx.Module):
+  """No prefix for anyone: P-DPO becomes vanilla DPO."""
+
+  def __init__(self, spec, num_rows, table, rngs):
+    del spec, num_rows, rngs
+    self.width = table.shape[1]
+
+  def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B 0 D"]:
+    return jnp.zeros((user_rows.shape[0], 0, self.width))
+
+  def generic(self) -> Float[Array, "0 D"]:
+    return jnp.zeros((0, self.width))
+
+
+class IndividualUsers(nnx.Module):
+  """`e_i = e_0 + o_i`, one offset for each user ("individualized").
+
+  Row 0 of `offsets` is never read: the generic user has no offset.
+  """
+
+  def __init__(self, spec, num_rows, table, rngs):
+    shape = (spec.num_tokens, table.shape[1])
+    generic = _prefixes(rngs.params(), table, spec.init, shape)
+    self.generic_prefix = UserParam(generic)
+    offsets_shape = (num_rows, *shape)
+    if spec.offset_init == "vocabulary":
+      offsets = _prefixes(rngs.params(), table, "vocabulary", offsets_shape)
+    else:
+      normal = jax.random.normal(rngs.params(), offsets_shape)
+      offsets = spec.init_std * normal
+    self.offsets = UserParam(offsets)
+
+  def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B T D"]:
+    known = (user_rows > 0)[:, None, None]
+    offsets = jnp.where(known, self.offsets[...][user_rows], 0.0)
+    return self.generic_prefix[...] + offsets
+
+  def generic(self) -> Float[Array, "T D"]:
+    return self.generic_prefix[...]
+
+
+class ClusterUsers(nnx.Module):
+  """`e_i = V w_i`: users share C centers and differ in their weights."""
+
+  def __init__(self, spec, num_rows, table, rngs):
+    self.softmax = spec.weights == "softmax"
+    shape = (spec.num_clusters, spec.num_tokens, table.shape[1])
+    centers = _prefixes(rngs.params(), table, spec.init, shape)
+    self.centers = UserParam(centers)
+    common = 0.0 if self.softmax else 1.0 / spec.num_clusters
+    noise = jax.random.normal(rngs.params(), (num_rows, spec.num_clusters))
+    self.weights = UserParam(common + spec.init_std * noise)
+
+  def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B T D"]:
+    weights = self.weights[...][user_rows]
+    if self.softmax:
+      weights = jax.nn.softmax(weights, -1)
+    return jnp.einsum("bc,ctd->btd", weights, self.centers[...])
+
+  def generic(self) -> Float[Array, "T D"]:
+    return self(jnp.zeros((1,), jnp.int32))[0]
+
+
+USER_MODELS = {
+  "individual": IndividualUsers,
+  "cluster": ClusterUsers,
+  "none": NoUsers,
+}
+
+
+def make_user_model(
+  spec: UserSpec,
+  num_rows: int,
+  table: Float[Array, "V D"],
+  rngs: nnx.Rngs,
+) -> nnx.Module:
+  """A user model for rows `0 .. num_rows - 1`.
+
+  Args:
+    spec: kind, sizes and initial values.
+    num_rows: U, the number of known users plus one for the generic user.
+    table: the language model's token embeddings.
+    rngs: stream `params` is drawn from.
+
+  Returns:
+    A module with two calls: `model(user_rows) -> [B, T, D]` and
+    `model.generic() -> [T, D]`.
+  """
+  if num_rows < 1:
+    raise ValueError(f"num_rows {num_rows} must be 1 (generic) or more")
+  return USER_MODELS[spec.kind](spec, num_rows, table, rngs)

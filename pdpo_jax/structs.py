@@ -1,0 +1,74 @@
+"""The data types that cross modules, and the axes their arrays have.
+
+B samples of a batch · N responses of a sample (0 is the chosen one, 1.. are
+rejected) · P prompt positions · R response positions · T user tokens · D width
+· H query heads · K key/value heads · E head size · F feed-forward · V
+vocabulary · U user rows (row 0 is the generic user) · C clusters · r LoRA rank
+· L layers.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceExample:
+  """One comparison, as text: a user preferred `chosen` to each `rejected`."""
+
+  prompt: str
+  chosen: str
+  rejected: tuple[str, ...]  # one or more
+  user_id: str | None = None  # None: an unknown user
+  user_text: str = ""  # what the user says of themselves; may be empty
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedExample:
+  """One comparison, as token ids."""
+
+  user_row: int  # row of the user table; 0 is the generic user
+  prompt: np.ndarray  # int32 [tokens], user text included
+  responses: tuple[np.ndarray, ...]  # int32 [tokens] each; chosen first
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PreferenceBatch:
+  """Samples whose N responses share their prompt.
+
+  The prompt is padded on the left and responses on the right, so that a
+  response begins right after its prompt's last token. A sample with fewer than
+  N responses, and a row that only fills the batch, has false masks there.
+  """
+
+  index: Any  # int32 [B], the sample's place in its data set; -1 fills up
+  user_row: Any  # int32 [B]
+  prompt: Any  # int32 [B, P]
+  prompt_mask: Any  # bool [B, P]
+  responses: Any  # int32 [B, N, R]
+  response_mask: Any  # bool [B, N, R]
+  reference_logps: Any  # float32 [B, N], nats
+  weight: Any  # float32 [B]; 0 for a row that only fills the batch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TextBatch:
+  """Plain sequences for supervised fine-tuning, padded on the right."""
+
+  tokens: Any  # int32 [B, S]
+  mask: Any  # bool [B, S], true at real tokens
+  target_mask: Any  # bool [B, S], true at tokens to be predicted
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Everything that a step changes."""
+
+  step: Any  # int32 scalar, optimizer steps done
+  trainable: Any  # nnx.State of the trained variables
+  opt_state: Any  # the optimizer's

@@ -1,0 +1,73 @@
+"""Losses of the log-ratio difference, and P-DPO's mix of two branches.
+
+With `d(y) = log pi(y | x, u) - log ref(y | x)`, every loss here is a function
+of `d(chosen) - d(rejected)` and of beta. Any of them makes a P-*PO.
+Axes: B samples, N responses (0 is the chosen one).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# (log-ratio differences in nats, beta, label smoothing) -> loss of each pair.
+PairLoss = Callable[[Array, float, float], Array]
+
+
+def sigmoid(ratios: Array, beta: float, smoothing: float) -> Array:
+  """`-log sigma(beta d)` (DPO, arXiv:2305.18290, equation 7).
+
+  With smoothing e, the conservative form: the label is wrong with
+  probability e (Mitchell, 2023).
+  """
+  margin = beta * ratios
+  right = -jax.nn.log_sigmoid(margin)
+  wrong = -jax.nn.log_sigmoid(-margin)
+  return (1 - smoothing) * right + smoothing * wrong
+
+
+def robust(ratios: Array, beta: float, smoothing: float) -> Array:
+  """An unbiased estimate under label noise e (arXiv:2403.00409, equation 8)."""
+  margin = beta * ratios
+  right = -jax.nn.log_sigmoid(margin)
+  wrong = -jax.nn.log_sigmoid(-margin)
+  return ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
+
+
+def ipo(ratios: Array, beta: float, smoothing: float) -> Array:
+  """`(d - 1 / (2 beta))^2` (arXiv:2310.12036, equation 17); no smoothing."""
+  del smoothing
+  return jnp.square(ratios - 1 / (2 * beta))
+
+
+def hinge(ratios: Array, beta: float, smoothing: float) -> Array:
+  """`max(0, 1 - beta d)` (SLiC, arXiv:2305.10425); no smoothing."""
+  del smoothing
+  return jax.nn.relu(1 - beta * ratios)
+
+
+LOSSES: dict[str, PairLoss] = {
+  "sigmoid": sigmoid,
+  "ipo": ipo,
+  "hinge": hinge,
+  "robust": robust,
+}
+# Those that read the label smoothing, and the range in which they may.
+SMOOTHED = {"sigmoid": (0.0, 0.5), "robust": (0.0, 0.5)}
+
+
+def log_ratio_differences(
+  policy_logps: Float[Array, "B N"], reference_logps: Float[Array, "B N"]
+) -> Float[Array, "B M"]:
+  """`d(chosen) - d(rejected)` in nats, for each of the M = N - 1 rejected."""
+  ratios = policy_logps - reference_logps
+  return ratios[:, :1] - ratios[:, 1:]
+
+
+def pair_weights(
+  response_mask: Bool[Array, "B N R"], weight: Float[Array, " B"]
+) -> Float[Array, "B M"]:
+  """A sample's weight for each of its pairs, 0 where none is rejected."""
+  present = jnp.any(response_mask[:, 1:], -1)
+  return present * weight[:, None]
