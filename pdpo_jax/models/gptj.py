@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from pdpo_jax.models import layers
@@ -185,8 +186,8 @@ class GPTJ(nnx.Module):
     arch: Architecture,
     *,
     lora: layers.LoraSpec = layers.LoraSpec(),
-    dtype: jnp.dtype = jnp.float32,
-    param_dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     rngs: nnx.Rngs,
   ):

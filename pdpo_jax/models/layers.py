@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 Layer = TypeVar("Layer", bound=nnx.Module)
@@ -71,7 +72,7 @@ class Linear(nnx.Module):
     use_bias: bool,
     lora: LoraSpec,
     stream: int,
-    param_dtype: jnp.dtype,
+    param_dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     normal = nnx.initializers.normal(0.02)
@@ -123,7 +124,7 @@ class Embedding(nnx.Module):
     width: int,
     *,
     lora: LoraSpec,
-    param_dtype: jnp.dtype,
+    param_dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     normal = nnx.initializers.normal(0.02)
@@ -138,7 +139,7 @@ class Embedding(nnx.Module):
     self.lora_scale = lora.scale
 
   def __call__(
-    self, tokens: Int[Array, "*batch"], dtype: jnp.dtype
+    self, tokens: Int[Array, "*batch"], dtype: DTypeLike
   ) -> Float[Array, "*batch D"]:
     out = self.weight[...][tokens].astype(dtype)
     if self.lora_a is not None:
@@ -150,7 +151,7 @@ class Embedding(nnx.Module):
 class LayerNorm(nnx.Module):
   """Mean and variance normalisation in float32, with weight and bias."""
 
-  def __init__(self, width: int, epsilon: float, param_dtype: jnp.dtype):
+  def __init__(self, width: int, epsilon: float, param_dtype: DTypeLike):
     self.weight = nnx.Param(jnp.ones((width,), param_dtype))
     self.bias = nnx.Param(jnp.zeros((width,), param_dtype))
     self.epsilon = epsilon
@@ -167,7 +168,7 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
   """Root-mean-square normalisation in float32 (arXiv:1910.07467)."""
 
-  def __init__(self, width: int, epsilon: float, param_dtype: jnp.dtype):
+  def __init__(self, width: int, epsilon: float, param_dtype: DTypeLike):
     self.weight = nnx.Param(jnp.ones((width,), param_dtype))
     self.epsilon = epsilon
 
@@ -282,7 +283,7 @@ class Head(nnx.Module):
     width: int,
     *,
     use_bias: bool,
-    param_dtype: jnp.dtype,
+    param_dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     normal = nnx.initializers.normal(0.02)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from pdpo_jax.models import layers
@@ -290,8 +291,8 @@ class Llama(nnx.Module):
     arch: Architecture,
     *,
     lora: layers.LoraSpec = layers.LoraSpec(),
-    dtype: jnp.dtype = jnp.float32,
-    param_dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     rngs: nnx.Rngs,
   ):
