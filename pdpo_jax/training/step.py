@@ -1,0 +1,233 @@
+"""The P-DPO objective and one optimizer step of it.
+
+Axes: B samples, N responses (0 is the chosen one), M = N - 1 pairs a sample.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from pdpo_jax import structs
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import logprobs, losses, optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What is minimised; the fields are those of `config.LossConfig`."""
+
+  kind: str = "sigmoid"
+  beta: float = 0.5
+  alpha: float = 0.5
+  label_smoothing: float = 0.0
+  logits_chunk: int = 128
+
+  def branches(self) -> list[tuple[str, float]]:
+    """The branches that are run, with their weights in the loss."""
+    both = [("user", self.alpha), ("generic", 1.0 - self.alpha)]
+    return [(name, weight) for name, weight in both if weight > 0]
+
+
+def response_logps(
+  policy: policy_lib.Policy,
+  batch: structs.PreferenceBatch,
+  prefix: Float[Array, "B T D"],
+  logits_chunk: int,
+  dropout_key: Key[Array, ""] | None = None,
+) -> Float[Array, "B N"]:
+  """`log pi(y | x, prefix)` of each response, in nats."""
+  hidden = policy.response_hidden(
+    batch.prompt,
+    batch.prompt_mask,
+    batch.responses,
+    batch.response_mask,
+    prefix,
+    dropout_key,
+  )
+  return logprobs.response_logps(
+    hidden,
+    batch.responses,
+    batch.response_mask,
+    *policy.lm.head(),
+    logits_chunk,
+  )
+
+
+def branch_logps(
+  policy: policy_lib.Policy,
+  batch: structs.PreferenceBatch,
+  objective: Objective,
+  dropout_key: Key[Array, ""] | None = None,
+) -> dict[str, Float[Array, "B N"]]:
+  """The log-probabilities under each branch that has weight, in one pass.
+
+  The prefix stands in front of the prompt, so the branches share no state; they
+  are rows of one larger batch.
+  """
+  rows = batch.user_row.shape[0]
+  names = [name for name, _ in objective.branches()]
+  prefixes = {
+    "user": lambda: policy.user_model(batch.user_row),
+    "generic": lambda: jnp.repeat(policy.user_model.generic()[None], rows, 0),
+  }
+  prefix = jnp.concatenate([prefixes[name]() for name in names])
+  tiled = jax.tree.map(lambda x: jnp.concatenate([x] * len(names)), batch)
+  logps = response_logps(
+    policy, tiled, prefix, objective.logits_chunk, dropout_key
+  )
+  return dict(zip(names, jnp.split(logps, len(names)), strict=True))
+
+
+def loss_and_metrics(
+  policy: policy_lib.Policy,
+  batch: structs.PreferenceBatch,
+  objective: Objective,
+  total_weight: Float[Array, ""],
+  dropout_key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+  """P-DPO's loss (section 2.3 of arXiv:2402.05133) on a batch or a part of one.
+
+      sum over pairs of  w [alpha l(user branch) + (1 - alpha) l(generic)] / W
+
+  with l a function of beta times the log-ratio difference.
+
+  Args:
+    total_weight: W, the weights of all pairs of the whole batch, so that the
+      parts of an accumulated batch add up to its loss.
+
+  Returns:
+    The loss, and metrics that add up over parts as well: `loss`, for each
+    branch `reward_accuracy` (share of pairs whose chosen response has the
+    larger reward) and `margin` (mean difference of rewards), those of the
+    first branch without its name, and `sample_loss` `[B]`.
+  """
+  pair_loss = losses.LOSSES[objective.kind]
+  weights = losses.pair_weights(batch.response_mask, batch.weight)
+  logps = branch_logps(policy, batch, objective, dropout_key)
+  pairs = jnp.zeros_like(weights)
+  metrics = {}
+  for place, (name, branch_weight) in enumerate(objective.branches()):
+    ratios = losses.log_ratio_differences(logps[name], batch.reference_logps)
+    pairs += branch_weight * pair_loss(
+      ratios, objective.beta, objective.label_smoothing
+    )
+    ratios = jax.lax.stop_gradient(ratios)
+    prefix = "generic_" if place else ""
+    accuracy = jnp.sum(weights * (ratios > 0)) / total_weight
+    margin = objective.beta * jnp.sum(weights * ratios) / total_weight
+    metrics |= {f"{prefix}reward_accuracy": accuracy, f"{prefix}margin": margin}
+  # A pair that does not exist must not contribute even a NaN.
+  sample_loss = jnp.sum(jnp.where(weights > 0, weights * pairs, 0.0), -1)
+  loss = jnp.sum(sample_loss) / total_weight
+  return loss, {"loss": loss, "sample_loss": sample_loss} | metrics
+
+
+def make_train_step(
+  graphdef: Any,
+  objective: Objective,
+  transformation: optax.GradientTransformation,
+  *,
+  accumulation_steps: int = 1,
+  dropout: bool = False,
+  seed: int = 0,
+) -> Callable:
+  """The jitted step `(state, frozen, batch) -> (state, metrics)`.
+
+  The old state's buffers are given up. Randomness depends on `seed` and the
+  state's step alone, so a resumed run repeats an uninterrupted one.
+
+  Args:
+    graphdef: of the policy, from `nnx.split`.
+    objective: what is minimised.
+    transformation: the optimizer.
+    accumulation_steps: parts that a batch is run in, one after the other; B
+      must be a multiple.
+    dropout: whether LoRA's dropout is on.
+    seed: of dropout.
+  """
+
+  def gradients_of(trainable, frozen, part, total_weight, key):
+    def loss_of(trainable):
+      policy = nnx.merge(graphdef, trainable, frozen)
+      return loss_and_metrics(policy, part, objective, total_weight, key)
+
+    (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+      trainable
+    )
+    return gradients, metrics
+
+  def train_step(state, frozen, batch):
+    weights = losses.pair_weights(batch.response_mask, batch.weight)
+    total_weight = jnp.maximum(weights.sum(), 1e-6)
+    key = None
+    if dropout:
+      key = jax.random.fold_in(jax.random.key(seed), state.step)
+    if accumulation_steps == 1:
+      gradients, metrics = gradients_of(
+        state.trainable, frozen, batch, total_weight, key
+      )
+      sample_loss = metrics.pop("sample_loss")
+    else:
+      gradients, metrics, sample_loss = _accumulate(
+        lambda part, place: gradients_of(
+          state.trainable,
+          frozen,
+          part,
+          total_weight,
+          None if key is None else jax.random.fold_in(key, place),
+        ),
+        batch,
+        accumulation_steps,
+      )
+    for name, norm in optimizer.norms(gradients).items():
+      metrics[f"grad_norm_{name}"] = norm
+    updates, opt_state = transformation.update(
+      gradients, state.opt_state, state.trainable
+    )
+    trainable = optax.apply_updates(state.trainable, updates)
+    state = structs.TrainState(state.step + 1, trainable, opt_state)
+    return state, metrics | {"sample_loss": sample_loss}
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+def _accumulate(gradients_of, batch, parts):
+  """Sums gradients and metrics over `parts` equal parts of the batch."""
+  split = jax.tree.map(
+    lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch
+  )
+
+  def body(total, inputs):
+    part, place = inputs
+    gradients, metrics = gradients_of(part, place)
+    sample_loss = metrics.pop("sample_loss")
+    return jax.tree.map(jnp.add, total, (gradients, metrics)), sample_loss
+
+  first = jax.tree.map(lambda x: x[0], split)
+  shapes = jax.eval_shape(gradients_of, first, jnp.zeros((), jnp.int32))
+  shapes[1].pop("sample_loss")
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  (gradients, metrics), sample_loss = jax.lax.scan(
+    body, zeros, (split, jnp.arange(parts))
+  )
+  return gradients, metrics, sample_loss.reshape(-1)
+
+
+def make_score(graphdef: Any, logits_chunk: int = 128) -> Callable:
+  """The jitted `(trainable, frozen, batch) -> logps [B, N]`.
+
+  Every sample is read with its own user's prefix; row 0 has the generic one.
+  """
+
+  def score(trainable, frozen, batch):
+    policy = nnx.merge(graphdef, trainable, frozen)
+    prefix = policy.user_model(batch.user_row)
+    return response_logps(policy, batch, prefix, logits_chunk)
+
+  return jax.jit(score)
