@@ -43,8 +43,7 @@ def tensor_names(
 
 
 def _variables(lm: nnx.Module) -> Iterator[tuple[tuple[str, ...], nnx.Param]]:
-  for path, variable in nnx.to_flat_state(nnx.state(lm, nnx.Param)):
-    yield path, variable
+  yield from nnx.to_flat_state(nnx.state(lm, nnx.Param))
 
 
 def abstract_model(arch: policy_lib.Architecture, **kwargs: Any) -> nnx.Module:
@@ -142,7 +141,7 @@ def read_model(folder: pathlib.Path, **kwargs: Any) -> nnx.Module:
   if not files:
     raise ValueError(f"{folder} has no *.safetensors file")
   handles = [safetensors.safe_open(file, framework="np") for file in files]
-  place = {name: handle for handle in handles for name in handle.keys()}
+  place = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
   load_tensors(lm, set(place), lambda name: place[name].get_tensor(name))
   return lm
 
