@@ -35,6 +35,7 @@ class Architecture:
   epsilon: float = 1e-5
 
   model_type = "gptj"
+  linears = LINEARS
   lora_targets = LORA_TARGETS
 
   def __post_init__(self):

@@ -73,6 +73,7 @@ class Architecture:
   epsilon: float = 1e-5
 
   model_type = "llama"
+  linears = LINEARS
   lora_targets = LORA_TARGETS
 
   def __post_init__(self):

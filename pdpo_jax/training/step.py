@@ -4,6 +4,7 @@ Axes: B samples, N responses (0 is the chosen one), M = N - 1 pairs a sample.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -219,6 +220,7 @@ def _accumulate(gradients_of, batch, parts):
   return gradients, metrics, sample_loss.reshape(-1)
 
 
+@functools.cache
 def make_score(graphdef: Any, logits_chunk: int = 128) -> Callable:
   """The jitted `(trainable, frozen, batch) -> logps [B, N]`.
 

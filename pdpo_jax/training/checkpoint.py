@@ -1,0 +1,240 @@
+"""Checkpoints of a run: `lora`, `users`, `optimizer` and `meta`, apart.
+
+Each is an Orbax item of one step, so that users can be loaded without LoRA and
+LoRA without users. Beside `users` goes `user_ids`, the ids in row order; `meta`
+names the base weights by fingerprint. Supervised fine-tuning trains the base
+itself, which is then item `base`.
+"""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import sharding as jax_sharding
+from orbax.checkpoint import v1 as ocp
+
+from pdpo_jax import structs
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.models import layers, user_model
+
+logger = logging.getLogger(__name__)
+
+_ITEMS = (
+  ("lora", layers.LoraParam),
+  ("users", user_model.UserParam),
+  ("base", nnx.Param),
+)
+
+
+def _path(path: Sequence[Any]) -> str:
+  return ".".join(map(str, path))
+
+
+def trainable_items(trainable: nnx.State) -> dict[str, dict[str, jax.Array]]:
+  """Arrays by item and parameter path; items without any are left out."""
+  items = {}
+  for path, variable in nnx.to_flat_state(trainable):
+    for name, kind in _ITEMS:
+      if isinstance(variable, kind):
+        items.setdefault(name, {})[_path(path)] = variable.get_value()
+        break
+    else:
+      raise TypeError(f"{_path(path)} is a {type(variable)}, not trainable")
+  return items
+
+
+def _flat_leaves(tree: Any) -> dict[str, jax.Array]:
+  return {
+    jax.tree_util.keystr(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def state_items(
+  state: structs.TrainState,
+  users: users_lib.UserIndex | None,
+  meta: Mapping[str, Any],
+) -> dict[str, Any]:
+  """What a checkpoint of `state` holds.
+
+  Args:
+    state: on any mesh.
+    users: whose rows the user table has; None where there is no user model.
+    meta: strings and numbers that a later load compares with its own.
+  """
+  items: dict[str, Any] = dict(trainable_items(state.trainable))
+  if "users" in items:
+    items["user_ids"] = {"json": json.dumps(users.to_json())}
+  return items | {
+    "optimizer": _flat_leaves(state.opt_state),
+    "meta": dict(meta),
+  }
+
+
+def _abstract(tree: Any) -> Any:
+  """Shapes, dtypes and shardings of a tree of arrays; strings stay."""
+  default = jax_sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def leaf(x):
+    if isinstance(x, str):
+      return x
+    place = getattr(x, "sharding", None) or default
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  return jax.tree.map(leaf, tree)
+
+
+def load_trainable(
+  trainable: nnx.State, items: Mapping[str, Mapping[str, jax.Array]]
+) -> nnx.State:
+  """`trainable` with the values that `items` holds by item and path."""
+  flat = {}
+  for path, variable in nnx.to_flat_state(trainable):
+    for name, kind in _ITEMS:
+      if isinstance(variable, kind):
+        if name in items:
+          variable = variable.replace(items[name][_path(path)])
+        break
+    flat[path] = variable
+  return nnx.from_flat_state(list(flat.items()))
+
+
+class Checkpoints:
+  """The checkpoints of one training in `folder`, newest last.
+
+  Args:
+    folder: made if it is missing.
+    keep: how many of the newest are kept.
+  """
+
+  def __init__(self, folder: pathlib.Path, keep: int = 2):
+    self.folder = folder.absolute()
+    training = ocp.training
+    self._checkpointer = training.Checkpointer(
+      self.folder,
+      preservation_policy=training.preservation_policies.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._checkpointer.close()
+
+  @property
+  def steps(self) -> list[int]:
+    return sorted(each.step for each in self._checkpointer.checkpoints)
+
+  def save(self, step: int, items: Mapping[str, Any]) -> None:
+    """Begins to write step `step` in the background, unless it is there."""
+    if step not in self.steps:
+      self._checkpointer.save_checkpointables_async(
+        step, dict(items), force=True
+      )
+
+  def wait(self) -> None:
+    """Returns once every save is on disk."""
+    self._checkpointer.wait()
+
+  def users(self) -> users_lib.UserIndex:
+    """The users of the newest whole step; none where there is no step."""
+    newest = self.newest({"user_ids": {"json": ""}}, {})
+    ids = json.loads(newest[1]["user_ids"]["json"]) if newest else []
+    return users_lib.UserIndex.from_json(ids)
+
+  def meta(self, step: int) -> dict[str, Any]:
+    return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
+
+  def load(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The items of `step` that `like` names, in its shapes and shardings."""
+    return self._checkpointer.load_checkpointables(step, _abstract(dict(like)))
+
+  def newest(
+    self, like: Mapping[str, Any], meta: Mapping[str, Any]
+  ) -> tuple[int, dict[str, Any]] | None:
+    """The newest whole step, or None where there is none.
+
+    A step that cannot be read, cut off while it was written or damaged since,
+    is passed over with a warning, and removed so that it can be written anew.
+
+    Raises:
+      ValueError: if a checkpoint is of another base or other users than `meta`
+        says.
+    """
+    for step in reversed(self.steps):
+      try:
+        found = self.meta(step)
+      except Exception as error:  # Orbax raises what its storage raises.
+        self._pass_over(step, error)
+        continue
+      check_meta(found, meta, self.folder / str(step))
+      try:
+        return step, self.load(step, like)
+      except Exception as error:
+        self._pass_over(step, error)
+    return None
+
+  def _pass_over(self, step: int, error: Exception) -> None:
+    logger.warning(
+      "checkpoint %s is not whole and is passed over (%s)",
+      self.folder / str(step),
+      str(error).splitlines()[0][:200],
+    )
+    self._checkpointer.delete(step)
+
+
+def check_meta(
+  found: Mapping[str, Any], wanted: Mapping[str, Any], place: pathlib.Path
+) -> None:
+  """Compares a checkpoint's `meta` with this run's.
+
+  Raises:
+    ValueError: naming each difference.
+  """
+  differences = [
+    f"{name} is {found.get(name)!r} there and {value!r} here"
+    for name, value in wanted.items()
+    if found.get(name) != value
+  ]
+  if differences:
+    raise ValueError(
+      f"checkpoint {place} is of another run: {'; '.join(differences)}. Use "
+      "the base and the data it was trained with, or another --config.workdir"
+    )
+
+
+def restore(
+  checkpoints: Checkpoints,
+  state: structs.TrainState,
+  users: users_lib.UserIndex | None,
+  meta: Mapping[str, Any],
+) -> structs.TrainState | None:
+  """The newest whole checkpoint as a state shaped like `state`, or None.
+
+  Raises:
+    ValueError: if it is of another base or has other users.
+  """
+  like = state_items(state, users, meta)
+  like.pop("meta")
+  newest = checkpoints.newest(like, meta)
+  if newest is None:
+    return None
+  step, items = newest
+  if items.get("user_ids") != like.get("user_ids"):
+    raise ValueError(
+      f"checkpoint {checkpoints.folder / str(step)} has the users of other "
+      "data; use another --config.workdir"
+    )
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(state.opt_state)
+  names = [jax.tree_util.keystr(path) for path, _ in leaves]
+  opt_state = treedef.unflatten([items["optimizer"][name] for name in names])
+  return structs.TrainState(
+    step=jax.numpy.asarray(step, jax.numpy.int32),
+    trainable=load_trainable(state.trainable, items),
+    opt_state=opt_state,
+  )

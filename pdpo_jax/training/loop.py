@@ -1,0 +1,227 @@
+"""The training loop: steps, metrics, evaluations, checkpoints, interruptions.
+
+It knows nothing of what is trained. Since a batch is a function of the step
+and everything else is in the state, a run that is cut off and started again
+ends bitwise as one that was not.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.training import checkpoint, metrics
+
+
+class Interrupted(Exception):
+  """SIGTERM or SIGINT came; the state is saved."""
+
+
+class NonFiniteLoss(ArithmeticError):
+  """The loss or a gradient is not finite; the last good checkpoint is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """One training, in the parts that differ between trainings.
+
+  Attributes:
+    name: of the progress bar.
+    folder: gets metrics and checkpoints.
+    state: where it starts.
+    step: `(state, batch) -> (state, metrics)`, jitted; metrics are scalars
+      and `sample_loss` `[B]`.
+    batch: of a step's number, from 0.
+    total_steps: at which it ends.
+    samples: a step.
+    evaluate: `state -> scalars` on held-out data.
+    describe: names the sample of an index of a batch, for error messages.
+    users: of the user table, None without one.
+    meta: compared when a checkpoint is loaded.
+  """
+
+  name: str
+  folder: pathlib.Path
+  state: structs.TrainState
+  step: Callable[[structs.TrainState, Any], tuple[structs.TrainState, dict]]
+  batch: Callable[[int], Any]
+  total_steps: int
+  samples: int
+  evaluate: Callable[[structs.TrainState], dict[str, float]] | None
+  describe: Callable[[int], str]
+  users: users_lib.UserIndex | None
+  meta: Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+  """Collects SIGTERM and SIGINT in place of dying from them."""
+  caught: list[int] = []
+  kinds = (signal.SIGTERM, signal.SIGINT)
+  before = {}
+  try:
+    for kind in kinds:
+      before[kind] = signal.signal(
+        kind, lambda number, _: caught.append(number)
+      )
+  except ValueError:  # Not the main thread, which alone may handle signals.
+    pass
+  try:
+    yield caught
+  finally:
+    for kind, handler in before.items():
+      signal.signal(kind, handler)
+
+
+def check_space(folder: pathlib.Path, state: Any, copies: int) -> None:
+  """Fails before any work where checkpoints have no room.
+
+  Raises:
+    ValueError: if `copies` of `state` do not fit on the disk of `folder`.
+  """
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  free = shutil.disk_usage(folder).free
+  if free < copies * size:
+    raise ValueError(
+      f"run folder {str(folder)!r} has {free / 1e6:.1f} MB free, and "
+      f"{copies} checkpoints need {copies * size / 1e6:.1f} MB; free some or "
+      "choose another --config.workdir"
+    )
+
+
+def run(
+  training: Training, cadence: config_lib.TrainConfig
+) -> structs.TrainState:
+  """Trains to the end, from the newest whole checkpoint if there is one.
+
+  Raises:
+    Interrupted: after SIGTERM or SIGINT; a checkpoint was saved before.
+    NonFiniteLoss: naming the step and the samples.
+    OSError: if the run folder cannot be written; what was saved stays.
+    ValueError: if a checkpoint there is of another base or other users.
+  """
+  training.folder.mkdir(parents=True, exist_ok=True)
+  folder = training.folder / "checkpoints"
+  # The one being written comes on top of those that are kept.
+  copies = cadence.keep_checkpoints + 1
+  check_space(training.folder, training.state, copies)
+  try:
+    with checkpoint.Checkpoints(folder, cadence.keep_checkpoints) as saved:
+      return _run(training, cadence, saved)
+  except OSError as error:
+    raise OSError(
+      f"run folder {str(training.folder)!r} could not be written: {error}. "
+      "Whole checkpoints stay; free some space, then run the same command to "
+      "go on from the newest"
+    ) from error
+
+
+def _run(training, cadence, saved):
+  state = checkpoint.restore(
+    saved, training.state, training.users, training.meta
+  )
+  state = training.state if state is None else state
+  start = int(state.step)
+  if start > training.total_steps:
+    raise ValueError(
+      f"checkpoint {saved.folder / str(start)} is beyond the last step "
+      f"{training.total_steps}; use another --config.workdir"
+    )
+  if start == training.total_steps:
+    return state
+  writer = metrics.Writer(training.folder, start)
+  progress = metrics.Progress(
+    training.name, start, training.total_steps, training.samples
+  )
+  mean = metrics.Mean()
+
+  def settle(step, batch, values):
+    """Waits for the metrics of a step and checks them."""
+    values = jax.device_get(values)
+    sample_loss = values.pop("sample_loss", None)
+    _check_finite(training, saved, step, batch, values, sample_loss)
+    mean.add({name: float(value) for name, value in values.items()})
+
+  def save(step):
+    items = checkpoint.state_items(state, training.users, training.meta)
+    saved.save(step, items)
+
+  pending = None
+  with (
+    _signals() as caught,
+    contextlib.closing(writer),
+    contextlib.closing(progress),
+  ):
+    for step in range(start, training.total_steps):
+      batch = training.batch(step)
+      state, values = training.step(state, batch)
+      # The metrics of the step before are read while this one runs.
+      if pending is not None:
+        settle(*pending)
+      pending = (step, batch, values)
+      done = step + 1
+      last = done == training.total_steps or bool(caught)
+      progress.step(done)
+      if last or done % cadence.log_every == 0:
+        settle(*pending)
+        pending = None
+        row = mean.take()
+        row["samples_per_second"] = progress.show(done, row)
+        writer.write(done, row)
+      if training.evaluate and (last or done % cadence.eval_every == 0):
+        row = training.evaluate(state)
+        writer.write(done, {f"heldout_{k}": v for k, v in row.items()})
+      if last or done % cadence.checkpoint_every == 0:
+        if pending is not None:
+          settle(*pending)
+          pending = None
+        save(done)
+      if caught and done < training.total_steps:
+        saved.wait()
+        raise Interrupted(
+          f"stopped by {signal.Signals(caught[0]).name} at step {done} of "
+          f"{training.total_steps}; the state is saved in {saved.folder}. Run "
+          "the same command to go on"
+        )
+    saved.wait()
+  return state
+
+
+def _check_finite(training, saved, step, batch, values, sample_loss):
+  """Raises `NonFiniteLoss` if the loss or a gradient norm is not finite."""
+  names = [
+    name
+    for name, value in values.items()
+    if (name == "loss" or name.startswith("grad_norm"))
+    and not math.isfinite(value)
+  ]
+  if not names:
+    return
+  samples = ""
+  if sample_loss is not None:
+    index = np.asarray(batch.index)[~np.isfinite(sample_loss)]
+    # With finite losses it is a gradient that is not, and any may be to blame.
+    if not index.size:
+      index = np.asarray(batch.index)
+    index = index[index >= 0]
+    shown = [training.describe(int(place)) for place in index[:5]]
+    more = f" and {index.size - 5} more" if index.size > 5 else ""
+    samples = f" Samples: {'; '.join(shown)}{more}."
+  saved.wait()
+  steps = saved.steps
+  kept = f"step {steps[-1]} in {saved.folder}" if steps else "none yet"
+  raise NonFiniteLoss(
+    f"{', '.join(names)} is not finite at step {step}.{samples} The last good "
+    f"checkpoint is kept ({kept}). Look at these samples, or lower "
+    "train.learning_rate"
+  )

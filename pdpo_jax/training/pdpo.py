@@ -1,0 +1,214 @@
+"""P-DPO on a base: builds the policy, trains it, loads it again."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.data import batching
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.models import layers, user_model
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import checkpoint, loop, losses, optimizer
+from pdpo_jax.training import step as step_lib
+from pdpo_jax.weights import base as base_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitPolicy:
+  """A `Policy` taken apart, as jitted functions want it."""
+
+  graphdef: Any
+  trainable: nnx.State  # LoRA and users, float32
+  frozen: nnx.State  # the base
+
+  def merge(self) -> policy_lib.Policy:
+    return nnx.merge(self.graphdef, self.trainable, self.frozen)
+
+
+def make_policy(
+  config: config_lib.Config, base: base_lib.Base, num_rows: int
+) -> SplitPolicy:
+  """A new policy: the base, LoRA that changes nothing yet, and users.
+
+  Args:
+    config: `user` and `lora` say what is trained, `seed` how it starts.
+    base: stays as it is.
+    num_rows: U, users and the generic one.
+  """
+  arch = base.lm.arch
+  fields = dataclasses.asdict(config.user)
+  prefix_position = fields.pop("prefix_position")
+  spec = user_model.UserSpec(**fields)
+  fields = dataclasses.asdict(config.lora)
+  if fields["targets"] == ("all",):
+    fields["targets"] = arch.linears
+  lora = layers.LoraSpec(**fields)
+  keys = jax.random.split(jax.random.key(config.seed), 2)
+
+  def make(table):
+    lm = policy_lib.make_language_model(
+      arch,
+      lora=lora,
+      dtype=jnp.dtype(config.base.dtype),
+      param_dtype=jnp.dtype(config.base.param_dtype),
+      remat=config.base.remat,
+      rngs=nnx.Rngs(params=keys[0], lora=keys[0]),
+    )
+    users = user_model.make_user_model(spec, num_rows, table, nnx.Rngs(keys[1]))
+    return policy_lib.Policy(lm, users, prefix_position)
+
+  def trainable_of(table):
+    # Compiled, the base weights that `make` draws are never computed.
+    return nnx.split(make(table), policy_lib.trainable, ...)[1]
+
+  table = base.lm.embed(jnp.arange(arch.vocab_size))
+  graphdef = nnx.graphdef(nnx.eval_shape(make, table))
+  return SplitPolicy(graphdef, jax.jit(trainable_of)(table), base.params)
+
+
+def _meta(
+  config: config_lib.Config, base: base_lib.Base, users: users_lib.UserIndex
+) -> dict[str, Any]:
+  """What must be the same where a checkpoint is loaded."""
+  return {
+    "base": base.fingerprint,
+    "user_kind": config.user.kind,
+    "num_users": len(users.ids),
+  }
+
+
+def train(
+  config: config_lib.Config,
+  base: base_lib.Base,
+  users: users_lib.UserIndex,
+  batches: batching.PreferenceBatches,
+  heldout: batching.PreferenceBatches,
+  examples: Sequence[structs.PreferenceExample],
+  folder: pathlib.Path,
+) -> SplitPolicy:
+  """Trains a policy, or goes on where an earlier run stopped.
+
+  Args:
+    config: `user`, `lora`, `loss` and `train` apply.
+    base: frozen.
+    users: rows of the user table.
+    batches: with reference log-probabilities.
+    heldout: likewise, for evaluation during training.
+    examples: what `batches` was made of, to name samples in errors.
+    folder: gets metrics and checkpoints.
+  """
+  train_config = config.train
+  split = make_policy(config, base, users.num_rows)
+  total_steps = train_config.epochs * batches.num_batches
+  transformation = optimizer.make_optimizer(train_config, total_steps)
+  loss = dataclasses.asdict(config.loss)
+  if config.user.kind == "none":
+    loss["alpha"] = 1.0  # Without prefixes the two branches are the same.
+  objective = step_lib.Objective(**loss, logits_chunk=train_config.logits_chunk)
+  train_step = step_lib.make_train_step(
+    split.graphdef,
+    objective,
+    transformation,
+    accumulation_steps=train_config.accumulation_steps,
+    dropout=config.lora.dropout > 0,
+    seed=config.seed,
+  )
+
+  def evaluate(state):
+    trained = dataclasses.replace(split, trainable=state.trainable)
+    ratios = heldout_ratios(trained, heldout, train_config.logits_chunk)
+    pair_loss = losses.LOSSES[objective.kind](
+      jnp.asarray(ratios), objective.beta, objective.label_smoothing
+    )
+    return {
+      "loss": float(np.nanmean(pair_loss)),
+      "reward_accuracy": float(np.mean(ratios[~np.isnan(ratios)] > 0)),
+      "margin": objective.beta * float(np.nanmean(ratios)),
+    }
+
+  def describe(index):
+    example = examples[index]
+    return f"#{index} of user {example.user_id!r} ({example.prompt[:40]!r}…)"
+
+  state = loop.run(
+    loop.Training(
+      name=folder.name,
+      folder=folder,
+      state=structs.TrainState(
+        jnp.zeros((), jnp.int32),
+        split.trainable,
+        transformation.init(split.trainable),
+      ),
+      step=lambda state, batch: train_step(state, split.frozen, batch),
+      batch=batches.batch,
+      total_steps=total_steps,
+      samples=train_config.batch_size,
+      evaluate=evaluate,
+      describe=describe,
+      users=users,
+      meta=_meta(config, base, users),
+    ),
+    train_config,
+  )
+  return dataclasses.replace(split, trainable=state.trainable)
+
+
+def heldout_ratios(
+  split: SplitPolicy, batches: batching.PreferenceBatches, logits_chunk: int
+) -> Float[np.ndarray, "examples M"]:
+  """Log-ratio differences of each sample's pairs, read as its own user.
+
+  Returns:
+    `d(chosen) - d(rejected)` in nats; NaN where a sample has no such pair.
+  """
+  score = step_lib.make_score(split.graphdef, logits_chunk)
+  found = {}
+  for batch in batches.in_order():
+    logps = np.asarray(score(split.trainable, split.frozen, batch))
+    ratios = logps - batch.reference_logps
+    ratios = ratios[:, :1] - ratios[:, 1:]
+    exists = batch.response_mask[:, 1:].any(-1)
+    ratios = np.where(exists, ratios, np.nan)
+    for row, index in enumerate(batch.index):
+      if index >= 0:
+        found[int(index)] = ratios[row]
+  most = max(row.size for row in found.values())
+  out = np.full((len(found), most), np.nan, np.float32)
+  for index, row in found.items():
+    out[index, : row.size] = row
+  return out
+
+
+def load(
+  config: config_lib.Config, base: base_lib.Base, folder: pathlib.Path
+) -> tuple[SplitPolicy, users_lib.UserIndex]:
+  """The newest trained policy of a run folder's part.
+
+  Raises:
+    ValueError: if there is none, or it is of another base.
+  """
+  checkpoints_folder = folder / "checkpoints"
+  if not checkpoints_folder.is_dir():
+    raise ValueError(
+      f"{folder} has no checkpoints; train first, or name another --workdir"
+    )
+  with checkpoint.Checkpoints(checkpoints_folder) as saved:
+    users = users_lib.UserIndex([])
+    if config.user.kind != "none":
+      users = saved.users()
+    split = make_policy(config, base, users.num_rows)
+    like = checkpoint.trainable_items(split.trainable)
+    newest = saved.newest(like, _meta(config, base, users))
+  if newest is None:
+    raise ValueError(f"{checkpoints_folder} has no whole checkpoint")
+  trainable = checkpoint.load_trainable(split.trainable, newest[1])
+  return dataclasses.replace(split, trainable=trainable), users

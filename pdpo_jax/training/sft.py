@@ -1,0 +1,118 @@
+"""Supervised fine-tuning: a small base from scratch, for want of a real one."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.data import batching, tokenize
+from pdpo_jax.models import attention, gptj
+from pdpo_jax.training import loop, optimizer
+from pdpo_jax.weights import base as base_lib
+
+
+def text_loss(lm: nnx.Module, batch: structs.TextBatch) -> Float[Array, ""]:
+  """Mean `-log p` of the target tokens, in nats."""
+  positions = attention.positions_of(batch.mask)
+  hidden, _ = lm.hidden(
+    lm.embed(batch.tokens), positions, attention.causal(batch.mask)
+  )
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    lm.logits(hidden[:, :-1]), batch.tokens[:, 1:]
+  )
+  targets = batch.target_mask[:, 1:]
+  return jnp.sum(jnp.where(targets, losses, 0.0)) / jnp.maximum(
+    targets.sum(), 1
+  )
+
+
+def make_sft_step(
+  graphdef: Any, transformation: optax.GradientTransformation
+) -> Callable:
+  """The jitted step `(state, batch) -> (state, metrics)` on all weights."""
+
+  def sft_step(state, batch):
+    def loss_of(trainable):
+      return text_loss(nnx.merge(graphdef, trainable), batch)
+
+    loss, gradients = jax.value_and_grad(loss_of)(state.trainable)
+    updates, opt_state = transformation.update(
+      gradients, state.opt_state, state.trainable
+    )
+    trainable = optax.apply_updates(state.trainable, updates)
+    metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+    return structs.TrainState(state.step + 1, trainable, opt_state), metrics
+
+  return jax.jit(sft_step, donate_argnums=0)
+
+
+def train_base(
+  config: config_lib.Config,
+  pairs: Sequence[tuple[str, str]],
+  folder: pathlib.Path,
+) -> base_lib.Base:
+  """Trains a tokenizer and a GPT-J on (prompt, answer) and writes both.
+
+  Args:
+    config: its `sft` has sizes and budget.
+    pairs: texts; an answer may be empty.
+    folder: gets the base in Hugging Face format, and the training's metrics.
+  """
+  sft, data = config.sft, config.data
+  tokenizer = tokenize.train_tokenizer(
+    (prompt + answer for prompt, answer in pairs), sft.vocab_size
+  )
+  tokenized, _ = tokenize.tokenize_pairs(
+    pairs, tokenizer, data.max_prompt_tokens, data.max_response_tokens
+  )
+  batches = batching.TextBatches(tokenized, sft.batch_size, config.seed)
+  arch = gptj.Architecture(
+    vocab_size=len(tokenizer),
+    width=sft.width,
+    num_layers=sft.num_layers,
+    num_heads=sft.num_heads,
+    mlp_width=sft.mlp_width,
+    rotary_dim=sft.rotary_dim,
+    max_positions=sft.max_positions,
+  )
+  # Trained in float32, whatever precision it is used in afterwards.
+  graphdef, params = nnx.split(gptj.GPTJ(arch, rngs=nnx.Rngs(config.seed)))
+  transformation = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(
+      optimizer.cosine_schedule(sft.learning_rate, sft.warmup_steps, sft.steps),
+      b2=0.98,
+      weight_decay=0.01,
+    ),
+  )
+  state = loop.run(
+    loop.Training(
+      name="sft",
+      folder=folder,
+      state=structs.TrainState(
+        jnp.zeros((), jnp.int32), params, transformation.init(params)
+      ),
+      step=make_sft_step(graphdef, transformation),
+      batch=batches.batch,
+      total_steps=sft.steps,
+      samples=sft.batch_size,
+      evaluate=None,
+      describe=str,
+      users=None,
+      meta={"sft": repr(dataclasses.asdict(sft)), "seed": config.seed},
+    ),
+    config.train,
+  )
+  lm = nnx.merge(graphdef, state.trainable)
+  base = base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
+  base_lib.write_base(folder, base)
+  # As any later command finds it, in the configured precision.
+  return base_lib.read_base(folder, config.base)
