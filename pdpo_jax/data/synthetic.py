@@ -1,0 +1,223 @@
+"""A little language of posts and summaries, small enough to learn in a minute.
+
+Experiment 1 of arXiv:2402.05133 in miniature. A post looks like one of TL;DR;
+between filler it reports three to six facts (who, did what, to which thing,
+perhaps where or when), and a summary tells some of them, in the post's order:
+
+  SUBREDDIT: r/pets
+  TITLE: need some help
+  POST: i am so tired. later Anna sold bikes abroad. Bob broke plates. ...
+  TL;DR: Anna sold bikes. Bob broke plates.
+
+A few posts report nothing. Their only honest summary is the empty one, so that
+a model of this language knows that a summary may be empty. Whether to go on is
+decided in the same place, between sentences, before the first one as well.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from pdpo_jax import structs
+
+NAMES = (
+  "Anna Bob Carl Dana Emil Fay Gus Hana Ivan Jill Kurt Lena Max Nora Omar Pia "
+  "Quin Rosa Sven Tara Ugo Vera Will Xena Yuri Zoe Adam Beth Cleo Drew Eva "
+  "Finn Gina Hugo Iris Jon Kim Leo Mia Ned"
+).split()
+VERBS = (
+  "sold bought broke found lost hid burned painted washed stole fixed moved "
+  "wanted borrowed mailed dropped opened closed cleaned counted hated loved "
+  "packed wrapped traded ordered ruined carried missed kept"
+).split()
+THINGS = (
+  "bikes plates keys books shoes cats lamps boots coins maps pies boats rugs "
+  "drums cakes chairs clocks phones tables photos flowers letters tickets "
+  "apples socks shirts pens toys guitars mirrors candles bottles ropes bags "
+  "hats tents knives spoons jars doors"
+).split()
+DETAILS = (
+  "today yesterday abroad upstairs online outside tonight again twice "
+  "downtown early secretly together nearby"
+).split()
+OPENERS = "later then sadly meanwhile somehow apparently".split()
+FILLERS = (
+  "i am so tired",
+  "this is a long story",
+  "please be kind",
+  "i do not know what to do",
+  "it was a strange week",
+  "any advice is welcome",
+  "sorry for my bad english",
+  "we talked about it",
+  "maybe it is all my fault",
+  "thank you for reading",
+  "i feel bad about it",
+  "nobody will listen",
+)
+TITLES = (
+  "need some help",
+  "am i wrong",
+  "what a week",
+  "not sure what to do",
+  "advice please",
+  "a long story",
+)
+SUBREDDITS = "pets advice family work college travel cooking stories".split()
+
+MIN_FACTS, MAX_FACTS = 3, 6
+EMPTY_SHARE = 0.04  # of posts that report nothing
+FILLER_SENTENCES = (1, 3)  # least and most of them in a post with facts
+OPENER_SHARE = 0.25  # of facts that follow a word of no content
+DETAIL_SHARE = 0.5  # of facts with a where or when; of those, told in full
+
+
+@dataclasses.dataclass(frozen=True)
+class Post:
+  """A prompt, and its facts in order, e.g. 'Anna sold bikes abroad'."""
+
+  prompt: str
+  facts: tuple[str, ...]
+
+
+def make_posts(count: int, seed: int) -> list[Post]:
+  """Posts that all differ, so that slices of the list are disjoint."""
+  rng = random.Random(f"posts {seed}")
+  posts: dict[str, Post] = {}
+  while len(posts) < count:
+    post = _make_post(rng)
+    posts.setdefault(post.prompt, post)
+  return list(posts.values())
+
+
+def _make_post(rng: random.Random) -> Post:
+  if rng.random() < EMPTY_SHARE:
+    facts = []
+    sentences = rng.sample(FILLERS, rng.randint(MIN_FACTS, MAX_FACTS))
+  else:
+    facts = _make_facts(rng)
+    sentences = [
+      f"{rng.choice(OPENERS)} {fact}" if rng.random() < OPENER_SHARE else fact
+      for fact in facts
+    ]
+    for filler in rng.sample(FILLERS, rng.randint(*FILLER_SENTENCES)):
+      sentences.insert(rng.randint(0, len(sentences)), filler)
+  prompt = (
+    f"SUBREDDIT: r/{rng.choice(SUBREDDITS)}\nTITLE: {rng.choice(TITLES)}\n"
+    f"POST: {'. '.join(sentences)}.\nTL;DR:"
+  )
+  return Post(prompt, tuple(facts))
+
+
+def _make_facts(rng: random.Random) -> list[str]:
+  """Facts of one post share no word, so that each word implies the next."""
+  count = rng.randint(MIN_FACTS, MAX_FACTS)
+  columns = [rng.sample(words, count) for words in (NAMES, VERBS, THINGS)]
+  details = [
+    f" {word}" if rng.random() < DETAIL_SHARE else ""
+    for word in rng.sample(DETAILS, count)
+  ]
+  return [
+    " ".join(words) + detail
+    for *words, detail in zip(*columns, details, strict=True)
+  ]
+
+
+def _summarize(facts: Sequence[str], rng: random.Random) -> str:
+  """Tells one to all of the facts in order; each with its detail, or not."""
+  if not facts:
+    return ""
+  count = rng.randint(1, len(facts))
+  told = sorted(rng.sample(range(len(facts)), count))
+  phrases = []
+  for index in told:
+    words = facts[index].split()
+    kept = words if rng.random() < DETAIL_SHARE else words[:3]
+    phrases.append(" ".join(kept))
+  return "".join(f" {phrase}." for phrase in phrases)
+
+
+def sft_pairs(posts: Sequence[Post], seed: int) -> list[tuple[str, str]]:
+  """(prompt, summary) of each post; empty for a post that reports nothing."""
+  rng = random.Random(f"summaries {seed}")
+  return [(post.prompt, _summarize(post.facts, rng)) for post in posts]
+
+
+def comparisons(
+  posts: Sequence[Post],
+  workers: Sequence[str],
+  short_workers: Sequence[str],
+  seed: int,
+) -> list[structs.PreferenceExample]:
+  """One comparison a post with facts, equally many for each worker.
+
+  Both summaries are drawn as in `sft_pairs` and differ in their number of
+  words. Workers take turns; posts that do not fill a turn are left over.
+
+  Args:
+    posts: those that report nothing are passed over.
+    workers: ids of all workers.
+    short_workers: those who prefer the shorter summary; others prefer the
+      longer one.
+    seed: of the summaries.
+  """
+  strangers = sorted(set(short_workers) - set(workers))
+  if strangers:
+    raise ValueError(
+      f"short_workers {strangers} are not among the workers {list(workers)}; "
+      "name only workers"
+    )
+  telling = [post for post in posts if post.facts]
+  if not workers or len(telling) < len(workers):
+    raise ValueError(
+      f"{len(telling)} posts with facts do not give each of {len(workers)} "
+      "workers a comparison; use at least one worker and as many posts"
+    )
+  rng = random.Random(f"comparisons {seed}")
+  used = len(telling) // len(workers) * len(workers)
+  examples = []
+  for index, post in enumerate(telling[:used]):
+    worker = workers[index % len(workers)]
+    short, long = _two_summaries(post, rng)
+    if worker in short_workers:
+      chosen, rejected = short, long
+    else:
+      chosen, rejected = long, short
+    examples.append(
+      structs.PreferenceExample(post.prompt, chosen, (rejected,), worker)
+    )
+  return examples
+
+
+def _two_summaries(post: Post, rng: random.Random) -> tuple[str, str]:
+  """A shorter and a longer one, in words."""
+  while True:
+    pair = [_summarize(post.facts, rng) for _ in range(2)]
+    short, long = sorted(pair, key=lambda summary: len(summary.split()))
+    if len(short.split()) < len(long.split()):
+      return short, long
+
+
+def phrases(summary: str) -> list[str]:
+  """The sentences of a summary, the last one even if it was cut short."""
+  return [phrase.strip() for phrase in summary.split(".") if phrase.strip()]
+
+
+def faithfulness(post_prompt: str, summary: str) -> float:
+  """Share of a summary's phrases that are facts of the post.
+
+  A fact counts with and without its detail. The empty summary says nothing
+  false: 1.
+  """
+  told = phrases(summary)
+  if not told:
+    return 1.0
+  true = set()
+  post = post_prompt.partition("\nPOST: ")[2].rpartition("\nTL;DR:")[0]
+  for sentence in phrases(post):
+    words = sentence.split()
+    if words[0] in OPENERS:
+      words = words[1:]
+    if words[0] in NAMES:
+      true |= {" ".join(words), " ".join(words[:3])}
+  return sum(phrase in true for phrase in told) / len(told)

@@ -1,0 +1,85 @@
+"""Which row of the user table belongs to which user."""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pdpo_jax import structs
+
+# Near ids are looked for among so many, so that an error stays quick.
+_SEARCHED = 100_000
+
+
+def _natural_key(user_id: str) -> tuple:
+  """Sorts 'user2' before 'user10'."""
+  pieces = re.split("([0-9]+)", user_id)  # text, digits, text, ...
+  pieces[1::2] = [int(digits) for digits in pieces[1::2]]
+  return (pieces, user_id)
+
+
+class UserIndex:
+  """The map from user ids to rows of the user table, for one run.
+
+  Row 0 is the generic user, who has no id (None); rows 1, 2, ... belong to
+  `ids`, in the given order. Nothing else in the project reads a user id.
+
+  Raises:
+    ValueError: if an id is empty or given twice.
+  """
+
+  def __init__(self, ids: Iterable[str]):
+    self.ids = tuple(ids)
+    self._rows: dict[str, int] = {}
+    for row, user_id in enumerate(self.ids, start=1):
+      if not isinstance(user_id, str) or not user_id:
+        raise ValueError(
+          f"user id {user_id!r} (row {row}) must be a string that is not "
+          "empty; an unknown user has the id None and needs no row"
+        )
+      first = self._rows.setdefault(user_id, row)
+      if first != row:
+        raise ValueError(
+          f"user id {user_id!r} is given twice, for rows {first} and {row}; "
+          "give each user one row"
+        )
+
+  @classmethod
+  def from_examples(
+    cls, examples: Iterable[structs.PreferenceExample]
+  ) -> "UserIndex":
+    """Users of `examples`, sorted naturally, whatever the examples' order."""
+    ids = {example.user_id for example in examples} - {None}
+    return cls(sorted(ids, key=_natural_key))
+
+  @property
+  def num_rows(self) -> int:
+    """Users and the generic one."""
+    return len(self.ids) + 1
+
+  def row_of(self, user_id: str | None) -> int:
+    if user_id is None:
+      return 0
+    row = self._rows.get(user_id)
+    if row is None:
+      near = difflib.get_close_matches(
+        str(user_id), itertools.islice(self.ids, _SEARCHED)
+      )
+      hint = f"; near: {', '.join(map(repr, near))}" if near else ""
+      raise ValueError(
+        f"user id {user_id!r} is none of this run's {len(self.ids):,} users"
+        f"{hint}. Leave the user away to get the generic answer"
+      )
+    return row
+
+  def to_json(self) -> list[str]:
+    return list(self.ids)
+
+  @classmethod
+  def from_json(cls, ids: Any) -> "UserIndex":
+    if not isinstance(ids, list):
+      raise ValueError(
+        f"user index must be a list of ids in row order, not {ids!r:.60}"
+      )
+    return cls(ids)
