@@ -20,27 +20,32 @@ from collections.abc import Sequence
 
 from pdpo_jax import structs
 
-NAMES = (
+
+def _words(text: str) -> tuple[str, ...]:
+  return tuple(text.split())
+
+
+NAMES = _words(
   "Anna Bob Carl Dana Emil Fay Gus Hana Ivan Jill Kurt Lena Max Nora Omar Pia "
   "Quin Rosa Sven Tara Ugo Vera Will Xena Yuri Zoe Adam Beth Cleo Drew Eva "
   "Finn Gina Hugo Iris Jon Kim Leo Mia Ned"
-).split()
-VERBS = (
+)
+VERBS = _words(
   "sold bought broke found lost hid burned painted washed stole fixed moved "
   "wanted borrowed mailed dropped opened closed cleaned counted hated loved "
   "packed wrapped traded ordered ruined carried missed kept"
-).split()
-THINGS = (
+)
+THINGS = _words(
   "bikes plates keys books shoes cats lamps boots coins maps pies boats rugs "
   "drums cakes chairs clocks phones tables photos flowers letters tickets "
   "apples socks shirts pens toys guitars mirrors candles bottles ropes bags "
   "hats tents knives spoons jars doors"
-).split()
-DETAILS = (
+)
+DETAILS = _words(
   "today yesterday abroad upstairs online outside tonight again twice "
   "downtown early secretly together nearby"
-).split()
-OPENERS = "later then sadly meanwhile somehow apparently".split()
+)
+OPENERS = _words("later then sadly meanwhile somehow apparently")
 FILLERS = (
   "i am so tired",
   "this is a long story",
@@ -63,7 +68,7 @@ TITLES = (
   "advice please",
   "a long story",
 )
-SUBREDDITS = "pets advice family work college travel cooking stories".split()
+SUBREDDITS = _words("pets advice family work college travel cooking stories")
 
 MIN_FACTS, MAX_FACTS = 3, 6
 EMPTY_SHARE = 0.04  # of posts that report nothing
