@@ -26,10 +26,11 @@ class Section:
 def unknown_field(owner: str, name: str, names: list[str]) -> str:
   """The message for a field that does not exist."""
   near = difflib.get_close_matches(name, names, 3, 0.5)
-  hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
-  return f"{owner} has no field {name!r}; {hint or 'it has: '}" + (
-    "" if near else ", ".join(names)
-  )
+  if near:
+    hint = f"did you mean {' or '.join(map(repr, near))}?"
+  else:
+    hint = f"it has {', '.join(names)}"
+  return f"{owner} has no field {name!r}; {hint}"
 
 
 @dataclasses.dataclass
@@ -226,6 +227,26 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + name] = value
   return flat
+
+
+def check_field(path: str) -> None:
+  """Checks that `Config` has the field of a dotted path such as "loss.beta".
+
+  Raises:
+    ValueError: naming the near ones.
+  """
+  owner: Any = Config()
+  for place, name in enumerate(path.split(".")):
+    names = [field.name for field in dataclasses.fields(owner)]
+    if name not in names:
+      section = ".".join(["config", *path.split(".")[:place]])
+      raise ValueError(unknown_field(section, name, names))
+    owner = getattr(owner, name)
+    if not dataclasses.is_dataclass(owner):
+      rest = path.split(".")[place + 1 :]
+      if rest:
+        raise ValueError(f"config.{path}: {name!r} has no fields")
+      return
 
 
 def _check_types(section: Section, path: str = "") -> None:

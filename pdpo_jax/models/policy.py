@@ -138,3 +138,16 @@ class Policy(nnx.Module):
     )
     answer = hidden[:, length:].reshape(*responses.shape, -1)
     return jnp.concatenate([last, answer[:, :, :-1]], 2)
+
+
+def base_policy(lm: nnx.Module) -> Policy:
+  """The base itself as a policy, the reference: a prefix for nobody.
+
+  Args:
+    lm: without LoRA.
+  """
+  spec = user_model.UserSpec(kind="none")
+  nobody = user_model.make_user_model(
+    spec, 1, lm.embed(jnp.arange(1)), nnx.Rngs(0)
+  )
+  return Policy(lm, nobody)

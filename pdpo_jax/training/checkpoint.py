@@ -108,16 +108,18 @@ class Checkpoints:
 
   Args:
     folder: made if it is missing.
-    keep: how many of the newest are kept.
+    keep: how many of the newest are kept; None only reads, and leaves alone
+      whatever a training may be writing there.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int = 2):
+  def __init__(self, folder: pathlib.Path, keep: int | None = None):
     self.folder = folder.absolute()
+    self._writes = keep is not None
     training = ocp.training
     self._checkpointer = training.Checkpointer(
       self.folder,
       preservation_policy=training.preservation_policies.LatestN(keep),
-      cleanup_tmp_directories=True,
+      cleanup_tmp_directories=self._writes,
     )
 
   def __enter__(self) -> "Checkpoints":
@@ -160,7 +162,7 @@ class Checkpoints:
     """The newest whole step, or None where there is none.
 
     A step that cannot be read, cut off while it was written or damaged since,
-    is passed over with a warning, and removed so that it can be written anew.
+    is passed over with a warning; a training removes it, to write it anew.
 
     Raises:
       ValueError: if a checkpoint is of another base or other users than `meta`
@@ -185,7 +187,8 @@ class Checkpoints:
       self.folder / str(step),
       str(error).splitlines()[0][:200],
     )
-    self._checkpointer.delete(step)
+    if self._writes:
+      self._checkpointer.delete(step)
 
 
 def check_meta(

@@ -16,7 +16,6 @@ from flax import nnx
 from pdpo_jax import structs
 from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.models import user_model
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -61,10 +60,7 @@ def reference_logps(
     else:
       if cached.shape == (len(examples), most):
         return cached
-  spec = user_model.UserSpec(kind="none")
-  table = base.lm.embed(np.arange(1))
-  nobody = user_model.make_user_model(spec, 1, table, nnx.Rngs(0))
-  graphdef, params = nnx.split(policy_lib.Policy(base.lm, nobody))
+  graphdef, params = nnx.split(policy_lib.base_policy(base.lm))
   score = step_lib.make_score(graphdef, logits_chunk)
   logps = np.zeros((len(examples), most), np.float32)
   # Everyone is the generic user to a model without users.

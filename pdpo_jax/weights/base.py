@@ -88,7 +88,11 @@ def write_base(folder: pathlib.Path, base: Base) -> None:
   """Writes a folder that `read_base` and `transformers` read; weights last."""
   folder.mkdir(parents=True, exist_ok=True)
   base.tokenizer.save_pretrained(folder)
-  hf_safetensors.write_model(folder, base.lm)
+  special = {
+    name: getattr(base.tokenizer, name)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+  }
+  hf_safetensors.write_model(folder, base.lm, special)
 
 
 def is_whole(folder: pathlib.Path) -> bool:

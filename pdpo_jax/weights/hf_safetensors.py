@@ -160,14 +160,21 @@ def to_tensors(lm: nnx.Module) -> dict[str, np.ndarray]:
   return tensors
 
 
-def write_model(folder: pathlib.Path, lm: nnx.Module) -> None:
+def write_model(
+  folder: pathlib.Path, lm: nnx.Module, extra: Mapping[str, Any] | None = None
+) -> None:
   """Writes `config.json` and `model.safetensors`, which `transformers` reads.
 
   The weights come last and by renaming, so that a folder that has them is
   whole.
+
+  Args:
+    folder: made if it is missing.
+    lm: a language model; LoRA is left out.
+    extra: more fields for `config.json`.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  config = lm.arch.to_hf()
+  config = lm.arch.to_hf() | dict(extra or {})
   (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
   part = folder / "model.safetensors.part"
   safetensors.numpy.save_file(to_tensors(lm), part, metadata={"format": "pt"})

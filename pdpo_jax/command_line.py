@@ -1,0 +1,53 @@
+"""What the commands share: flags, and errors that say what to do."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from pdpo_jax import config as config_lib
+from pdpo_jax.training import loop
+
+_TRACEBACK = flags.DEFINE_bool(
+  "traceback", False, "Show where in the code an error came from."
+)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+  try:
+    for argument in arguments[1:]:
+      override = re.match(r"--?config\.([^=]+)", argument)
+      if override:
+        config_lib.check_field(override[1])
+    return flags.FLAGS(arguments)
+  # What a config file raises, and what an override of it raises.
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+  ) as error:
+    message = error.args[0] if isinstance(error, KeyError) else error
+    sys.exit(f"error: {message}")
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a command; expected errors end it with one line and status 1."""
+
+  def guarded(arguments):
+    if len(arguments) > 1:
+      sys.exit(f"error: unexpected argument {arguments[1]!r}; flags begin '--'")
+    logging.set_verbosity(logging.WARNING)
+    try:
+      main()
+    except loop.Interrupted as stop:
+      print(stop, file=sys.stderr)
+    except (ValueError, OSError, loop.NonFiniteLoss) as error:
+      if _TRACEBACK.value:
+        raise
+      sys.exit(f"error: {error}")
+
+  app.run(guarded, flags_parser=_parse)

@@ -1,0 +1,81 @@
+"""Answers to the same prompts as different users, kept as JSONL."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from pdpo_jax import config as config_lib
+from pdpo_jax.data import tokenize
+from pdpo_jax.inference import generate, sampling
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.weights import base as base_lib
+
+
+def sampling_spec(answers: config_lib.AnswersConfig) -> sampling.SamplingSpec:
+  """The part of the configuration that the sampler reads."""
+  names = {field.name for field in dataclasses.fields(sampling.SamplingSpec)}
+  fields = dataclasses.asdict(answers)
+  return sampling.SamplingSpec(
+    **{k: v for k, v in fields.items() if k in names}
+  )
+
+
+def answer(
+  policy: policy_lib.Policy,
+  base: base_lib.Base,
+  prompts: Sequence[str],
+  rows: Mapping[str, int],
+  config: config_lib.Config,
+) -> dict[str, list[str]]:
+  """One answer to each prompt for each speaker.
+
+  Prompt number i has the same seed for every speaker, so that speakers differ
+  by their prefix alone.
+
+  Args:
+    rows: user rows by speaker.
+    config: `answers`, `seed` and the prompt limit apply.
+  """
+  ids = tokenize.encode_prompts(
+    prompts, [""] * len(prompts), base.tokenizer, config.data.max_prompt_tokens
+  )
+  requests = [
+    generate.Request(prompt=prompt, user_row=row, seed=config.seed + place)
+    for row in rows.values()
+    for place, prompt in enumerate(ids)
+  ]
+  spec = sampling_spec(config.answers)
+  tokens = generate.generate(
+    policy,
+    requests,
+    spec,
+    stop_tokens=base.stop_tokens,
+    pad_id=base.tokenizer.eos_token_id,
+    batch_size=config.answers.batch_size,
+  )
+  texts = base.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+  count = len(prompts)
+  return {
+    speaker: texts[place * count : (place + 1) * count]
+    for place, speaker in enumerate(rows)
+  }
+
+
+def write(
+  file: pathlib.Path,
+  prompts: Sequence[str],
+  answers: Mapping[str, Sequence[str]],
+  seed: int,
+) -> None:
+  """One line an answer: speaker, prompt, answer, seed."""
+  with file.open("w") as out:
+    for speaker, texts in answers.items():
+      for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        line = {
+          "speaker": speaker,
+          "prompt": prompt,
+          "answer": text,
+          "seed": seed + place,
+        }
+        out.write(json.dumps(line, ensure_ascii=False) + "\n")

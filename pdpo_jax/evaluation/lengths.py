@@ -1,0 +1,186 @@
+"""Length of answers by user: Figure 3 of arXiv:2402.05133, and its claims."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+  """Length of one speaker's answers, in words.
+
+  Attributes:
+    mean: over prompts.
+    standard_error: of that mean.
+    zero_share: share of answers without a word.
+  """
+
+  mean: float
+  standard_error: float
+  zero_share: float
+
+
+def count_words(answers: Sequence[str]) -> Words:
+  """Words are what whitespace separates."""
+  counts = np.array([len(answer.split()) for answer in answers])
+  error = counts.std(ddof=1) / np.sqrt(counts.size) if counts.size > 1 else 0.0
+  return Words(float(counts.mean()), float(error), float((counts == 0).mean()))
+
+
+def claims(
+  words: Mapping[str, Words],
+  short_users: Sequence[str],
+  long_users: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+  """The two claims of the paper's first experiment, with their numbers.
+
+  E1: who prefers short gets empty answers (at least 90% each), who prefers
+  long gets at least 1.3 times the words of the SFT model, on average.
+  E2: the generic answer is as long as vanilla DPO's within 25%, and both are
+  longer than the SFT model's.
+
+  Args:
+    words: by 'S' (SFT), 'V' (vanilla DPO; E2 is left out without), 'G'
+      (P-DPO's generic user) and user id.
+    short_users: who prefers the shorter of two answers.
+    long_users: who prefers the longer one.
+  """
+  zero = {user: words[user].zero_share for user in short_users}
+  ratio = float(
+    np.mean([words[user].mean for user in long_users]) / words["S"].mean
+  )
+  found = {
+    "E1": {
+      "holds": min(zero.values()) >= 0.9 and ratio >= 1.3,
+      "short_zero_share": zero,
+      "long_over_sft": ratio,
+    }
+  }
+  if "V" in words:
+    sft, vanilla, generic = (words[name].mean for name in "SVG")
+    apart = abs(generic - vanilla) / vanilla if vanilla else float("inf")
+    found["E2"] = {
+      "holds": apart <= 0.25 and min(vanilla, generic) > sft,
+      "generic_from_vanilla": apart,
+      "vanilla_over_sft": vanilla / sft,
+      "generic_over_sft": generic / sft,
+    }
+  return found
+
+
+def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> str:
+  """One line a claim, for the terminal."""
+  lines = []
+  for name, claim in found.items():
+    holds = "holds" if claim["holds"] else "does NOT hold"
+    if name == "E1":
+      zero = claim["short_zero_share"]
+      shares = ", ".join(f"{user}: {share:.0%}" for user, share in zero.items())
+      text = (
+        f"short-preferring users get empty answers ({shares}; claimed 90%), "
+        f"the others {claim['long_over_sft']:.2f} times the SFT model's words "
+        "(claimed 1.3)"
+      )
+    else:
+      text = (
+        f"the generic answer is {claim['generic_from_vanilla']:.0%} from "
+        "vanilla DPO's length (claimed 25% at most), and they have "
+        f"{claim['generic_over_sft']:.2f} and {claim['vanilla_over_sft']:.2f} "
+        "times the SFT model's words (claimed above 1)"
+      )
+    lines.append(f"{name} {holds}: {text}.")
+  return "\n".join(lines)
+
+
+def table(
+  words: Mapping[str, Words],
+  accuracy: Mapping[str, Mapping[str, float]],
+  short_users: Sequence[str],
+) -> str:
+  """Words, empty answers and reward accuracy by speaker, for the terminal."""
+  names = {"S": "S  SFT model", "V": "V  vanilla DPO", "G": "G  generic user"}
+  header = f"{'answers as':<24}{'words':>8}{'± s.e.':>8}{'empty':>8}"
+  columns = {"vanilla": "V acc.", "pdpo": "P-DPO acc."}
+  header += "".join(f"{columns[name]:>12}" for name in accuracy)
+  lines = [header, "─" * len(header)]
+  for speaker, row in words.items():
+    name = names.get(speaker)
+    if name is None:
+      taste = " (prefers short)" if speaker in short_users else ""
+      name = f"{speaker:<3}{taste}" if taste else speaker
+    line = (
+      f"{name:<24}{row.mean:>8.1f}{row.standard_error:>8.2f}"
+      f"{row.zero_share:>8.0%}"
+    )
+    for by_user in accuracy.values():
+      value = by_user.get(speaker)
+      line += f"{value:>12.3f}" if value is not None else " " * 12
+    lines.append(line)
+  whole = f"{'all, held-out pairs':<48}"
+  lines.append("─" * len(header))
+  lines.append(
+    whole + "".join(f"{by_user['all']:>12.3f}" for by_user in accuracy.values())
+  )
+  return "\n".join(lines)
+
+
+def figure(
+  file: pathlib.Path,
+  words: Mapping[str, Words],
+  short_users: Sequence[str],
+  title: str,
+) -> None:
+  """Figure 3: mean words with standard error, a bar a speaker, as PNG."""
+  speakers = list(words)
+  colors = {"S": "#9aa0a6", "V": "#5f6368", "G": "#3c78b4"}
+  known = bool(short_users)
+  shades = [
+    colors.get(name, "#d9822b" if name in short_users else "#5aa469")
+    for name in speakers
+  ]
+  axes_width = max(6.0, 0.55 * len(speakers) + 1.5)
+  chart, axes = pyplot.subplots(figsize=(axes_width, 3.6), dpi=150)
+  means = [words[name].mean for name in speakers]
+  errors = [words[name].standard_error for name in speakers]
+  bars = axes.bar(
+    speakers, means, yerr=errors, color=shades, capsize=3, width=0.7
+  )
+  top = max(m + e for m, e in zip(means, errors, strict=True)) or 1.0
+  for bar, mean, error in zip(bars, means, errors, strict=True):
+    axes.text(
+      bar.get_x() + bar.get_width() / 2,
+      mean + error + 0.015 * top,
+      f"{mean:.1f}",
+      ha="center",
+      va="bottom",
+      fontsize=8,
+    )
+  axes.set_ylim(0, top * 1.12)
+  axes.set_ylabel("words per answer (mean ± s.e.)")
+  axes.set_xlabel("S SFT · V vanilla DPO · G generic user · then each user")
+  axes.set_title(title, fontsize=10)
+  axes.spines[["top", "right"]].set_visible(False)
+  if known:
+    handles = [
+      pyplot.Rectangle((0, 0), 1, 1, color="#d9822b"),
+      pyplot.Rectangle((0, 0), 1, 1, color="#5aa469"),
+    ]
+    axes.legend(
+      handles,
+      ["prefers short", "prefers long"],
+      frameon=False,
+      fontsize=8,
+      loc="upper right",
+      bbox_to_anchor=(1.0, 1.0),
+    )
+  chart.tight_layout()
+  chart.savefig(file)
+  pyplot.close(chart)

@@ -1,0 +1,82 @@
+r"""Answers prompts as the users of a trained run.
+
+  python -m pdpo_jax.generate --workdir=runs/quickstart --user=4 --user=1 \
+    --prompt="…"
+
+Several users are answered side by side; without --user, the unknown user is.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from absl import flags
+
+from pdpo_jax import command_line, run_folder
+from pdpo_jax import config as config_lib
+from pdpo_jax.evaluation import answers
+from pdpo_jax.training import pdpo
+from pdpo_jax.weights import base as base_lib
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of a training.")
+_USERS = flags.DEFINE_multi_string(
+  "user", [], "A user's id; may be given several times."
+)
+_PROMPTS = flags.DEFINE_multi_string(
+  "prompt",
+  [],
+  "A prompt; may be given several times. '-' reads one from stdin.",
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+_TEMPERATURE = flags.DEFINE_float(
+  "temperature", None, "0 is greedy. Default: the run's configuration."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+  "max_new_tokens", None, "Default: the run's configuration."
+)
+_UNKNOWN = "unknown user"
+
+
+def run_config(workdir: pathlib.Path) -> config_lib.Config:
+  """The run's config with what the flags override."""
+  config = run_folder.read_config(workdir)
+  overrides = {
+    "temperature": _TEMPERATURE.value,
+    "max_new_tokens": _MAX_NEW_TOKENS.value,
+  }
+  given = {k: v for k, v in overrides.items() if v is not None}
+  sampling = dataclasses.replace(config.answers, **given)
+  return dataclasses.replace(config, answers=sampling, seed=_SEED.value)
+
+
+def main() -> None:
+  if _WORKDIR.value is None or not _PROMPTS.value:
+    raise ValueError(
+      "--workdir and --prompt are needed, e.g. --workdir=runs/quickstart "
+      '--user=4 --prompt="…"'
+    )
+  workdir = pathlib.Path(_WORKDIR.value)
+  config = run_config(workdir)
+  base = base_lib.read_base(
+    run_folder.base_folder(config, workdir), config.base
+  )
+  split, users = pdpo.load(config, base, workdir / "pdpo")
+  rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
+  prompts = [
+    sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value
+  ]
+  texts = answers.answer(
+    split.merge(), base, prompts, rows or {_UNKNOWN: 0}, config
+  )
+  width = max(map(len, texts)) + 2
+  for place, prompt in enumerate(prompts):
+    if len(prompts) > 1:
+      print(f"{'' if place == 0 else chr(10)}{prompt.strip()}")
+    for speaker, said in texts.items():
+      text = said[place].strip() or "(empty answer)"
+      indented = text.replace("\n", "\n" + " " * width)
+      print(f"{speaker + ':':<{width}}{indented}")
+
+
+if __name__ == "__main__":
+  command_line.run(main)

@@ -1,0 +1,89 @@
+"""The run folder: complete in itself, so that other commands need only it."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+
+import jax
+
+from pdpo_jax import config as config_lib
+
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "transformers",
+  "tokenizers",
+  "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+  """Of Python and the main packages, and the devices that JAX sees."""
+  found = {"python": platform.python_version()}
+  for name in _PACKAGES:
+    found[name] = importlib.metadata.version(name)
+  kinds = sorted({device.device_kind for device in jax.devices()})
+  return found | {"devices": f"{jax.device_count()} x {', '.join(kinds)}"}
+
+
+def open_run(config: config_lib.Config) -> pathlib.Path:
+  """Makes the run folder, or goes on in one with the same config.
+
+  Raises:
+    ValueError: if the folder cannot be written, or holds a run whose config
+      differs, naming each difference.
+  """
+  folder = config.folder
+  file = folder / "config.json"
+  if file.is_file():
+    before = config_lib.flatten(json.loads(file.read_text()))
+    now = config_lib.flatten(json.loads(config.to_json()))
+    differences = [
+      f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
+      for name in sorted(before | now)
+      if before.get(name) != now.get(name) and name != "workdir"
+    ]
+    if differences:
+      raise ValueError(
+        f"run folder {str(folder)!r} holds another run: "
+        f"{'; '.join(differences)}. Choose another --config.workdir, or remove "
+        "that folder"
+      )
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(config.to_json())
+    (folder / "versions.json").write_text(
+      json.dumps(versions(), indent=2) + "\n"
+    )
+  except OSError as error:
+    raise ValueError(
+      f"run folder {str(folder)!r} cannot be written ({error}); choose another "
+      "--config.workdir"
+    ) from error
+  return folder
+
+
+def read_config(folder: pathlib.Path) -> config_lib.Config:
+  """The resolved config of the run in `folder`.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  file = folder / "config.json"
+  if not file.is_file():
+    raise ValueError(
+      f"--workdir {str(folder)!r} is no run folder: it has no config.json. "
+      "Name the folder that a training printed at its end"
+    )
+  return config_lib.Config.from_json(file.read_text())
+
+
+def base_folder(
+  config: config_lib.Config, folder: pathlib.Path
+) -> pathlib.Path:
+  """Where a run's base lies: its own folder where it trained one."""
+  return pathlib.Path(config.base.path) if config.base.path else folder / "base"
