@@ -52,7 +52,7 @@ def test_unknown_user_is_told_near_ids_and_the_way_out():
 @pytest.mark.parametrize("bad", ["", None, 7])
 def test_empty_id_is_an_error(bad):
   with pytest.raises(ValueError, match="row 2"):
-    users.UserIndex(["a", bad])
+    users.UserIndex(iter(["a", bad]))
 
 
 def test_duplicate_id_is_an_error():

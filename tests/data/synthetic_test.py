@@ -1,0 +1,134 @@
+import collections
+
+import pytest
+
+from pdpo_jax.data import synthetic
+
+POSTS = synthetic.make_posts(2000, 0)
+WORKERS = ["1", "2", "3"]
+
+
+def test_posts_depend_on_the_seed_alone_and_all_differ():
+  assert synthetic.make_posts(2000, 0) == POSTS
+  prompts = {post.prompt for post in POSTS}
+  assert len(prompts) == 2000
+  others = {post.prompt for post in synthetic.make_posts(2000, 1)}
+  assert not prompts & others
+
+
+def test_the_vocabulary_is_small():
+  pairs = synthetic.sft_pairs(POSTS, 0)
+  text = " ".join(prompt + summary for prompt, summary in pairs)
+  assert 150 < len(set(text.replace(".", " ").split())) < 250
+
+
+def test_posts_look_like_tldr_and_few_report_nothing():
+  for post in POSTS:
+    lines = post.prompt.split("\n")
+    starts = ("SUBREDDIT: r/", "TITLE: ", "POST: ", "TL;DR:")
+    assert all(map(str.startswith, lines, starts)) and len(lines) == 4
+    assert len(post.facts) in (0, 3, 4, 5, 6)
+  empty = sum(not post.facts for post in POSTS) / len(POSTS)
+  assert 0.03 < empty < 0.05
+
+
+def test_summaries_tell_facts_of_the_post_in_order():
+  for post, (prompt, summary) in zip(
+    POSTS, synthetic.sft_pairs(POSTS, 0), strict=True
+  ):
+    assert prompt == post.prompt
+    assert synthetic.faithfulness(prompt, summary) == 1.0
+    facts = [" ".join(fact.split()[:3]) for fact in post.facts]
+    told = [
+      facts.index(" ".join(phrase.split()[:3]))
+      for phrase in synthetic.phrases(summary)
+    ]
+    assert told == sorted(set(told))
+
+
+def test_a_summary_is_empty_if_and_only_if_there_are_no_facts():
+  for post, (_, summary) in zip(
+    POSTS, synthetic.sft_pairs(POSTS, 0), strict=True
+  ):
+    assert (summary == "") == (not post.facts)
+    assert summary == "" or summary.startswith(" ")
+
+
+def test_summaries_tell_one_to_all_facts_equally_often():
+  counts = collections.Counter(
+    len(synthetic.phrases(summary))
+    for post, (_, summary) in zip(
+      POSTS, synthetic.sft_pairs(POSTS, 0), strict=True
+    )
+    if len(post.facts) == 5
+  )
+  share = 1 / 5
+  # About 480 posts: four standard errors are 0.073.
+  for number in range(1, 6):
+    assert counts[number] / counts.total() == pytest.approx(share, abs=0.073)
+
+
+def test_a_summary_of_another_post_contradicts_the_post():
+  pairs = [
+    pair
+    for post, pair in zip(POSTS, synthetic.sft_pairs(POSTS, 0), strict=True)
+    if post.facts
+  ]
+  shares = [
+    synthetic.faithfulness(prompt, summary)
+    for (prompt, _), (_, summary) in zip(
+      pairs, pairs[1:] + pairs[:1], strict=True
+    )
+  ]
+  assert sum(shares) / len(shares) < 0.01
+
+
+@pytest.mark.parametrize(
+  ("summary", "share"),
+  [
+    ("", 1.0),
+    (" Anna sold bikes abroad. Bob hid keys.", 1.0),
+    (" Anna sold bikes.", 1.0),
+    (" Anna sold bikes today.", 0.0),  # another detail
+    (" Bob hid keys. Anna hid keys.", 0.5),  # another name
+    (" Bob hid keys. Anna sold", 0.5),  # cut short
+    (" i am so tired.", 0.0),  # filler is no fact
+  ],
+)
+def test_faithfulness_of(summary, share):
+  prompt = (
+    "SUBREDDIT: r/pets\nTITLE: what a week\nPOST: i am so tired. later Anna "
+    "sold bikes abroad. Bob hid keys.\nTL;DR:"
+  )
+  assert synthetic.faithfulness(prompt, summary) == share
+
+
+def test_workers_prefer_by_length_and_have_equally_many_comparisons():
+  examples = synthetic.comparisons(POSTS, WORKERS, ["2"], 0)
+  assert synthetic.comparisons(POSTS, WORKERS, ["2"], 0) == examples
+  counts = collections.Counter(example.user_id for example in examples)
+  telling = sum(bool(post.facts) for post in POSTS)
+  assert counts == dict.fromkeys(WORKERS, telling // 3)
+  for example in examples:
+    (rejected,) = example.rejected
+    words = [len(text.split()) for text in (example.chosen, rejected)]
+    assert min(words) > 0
+    assert (words[0] < words[1]) == (example.user_id == "2")
+    assert words[0] != words[1]
+    for text in (example.chosen, rejected):
+      assert synthetic.faithfulness(example.prompt, text) == 1.0
+
+
+def test_comparisons_use_a_post_once():
+  examples = synthetic.comparisons(POSTS, WORKERS, [], 0)
+  assert len({example.prompt for example in examples}) == len(examples)
+
+
+def test_a_short_worker_who_is_no_worker_is_an_error():
+  with pytest.raises(ValueError, match=r"short_workers \['9'\]"):
+    synthetic.comparisons(POSTS, WORKERS, ["9"], 0)
+
+
+def test_too_few_posts_for_the_workers_are_an_error():
+  with pytest.raises(ValueError, match="0 posts with facts"):
+    synthetic.comparisons([], WORKERS, [], 0)
