@@ -1,0 +1,53 @@
+# `make quickstart` and `make test` need Python 3.11 or newer, and nothing else.
+PYTHON ?= python3
+# Each environment is made anew when its requirements change.
+VENV := .venv
+PARITY_VENV := .venv-parity
+BIN := $(VENV)/bin
+
+.PHONY: quickstart smoke test lint parity golden clean
+
+quickstart: $(VENV)/run
+	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
+
+# A minute's run that shows that everything works, and learns nothing.
+smoke: $(VENV)/run
+	rm -rf runs/quickstart-smoke
+	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py:smoke
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# The same numbers as torch, transformers and PEFT, computed live.
+parity: $(PARITY_VENV)/parity
+	$(PARITY_VENV)/bin/python -m pytest tests/parity
+
+# Writes the golden files anew; look at what changed before committing them.
+golden: $(PARITY_VENV)/parity
+	$(PARITY_VENV)/bin/python -m tests.parity.write_golden
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), \
+	  f"Python 3.11 or newer is needed, this is {sys.version}; set PYTHON="'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run: requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@ $(VENV)/run
+
+$(PARITY_VENV)/parity: requirements.txt requirements-parity.txt
+	$(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet \
+	  --requirement requirements-parity.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PARITY_VENV)
