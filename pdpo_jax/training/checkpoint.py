@@ -1,7 +1,7 @@
 """Checkpoints of a run: `lora`, `users`, `optimizer` and `meta`, apart.
 
 Each is an Orbax item of one step, so that users can be loaded without LoRA and
-LoRA without users. Beside `users` goes `user_ids`, the ids in row order; `meta`
+LoRA without users. Item `users` also holds the user ids in row order; `meta`
 names the base weights by fingerprint. Supervised fine-tuning trains the base
 itself, which is then item `base`.
 """
@@ -68,7 +68,8 @@ def state_items(
   """
   items: dict[str, Any] = dict(trainable_items(state.trainable))
   if "users" in items:
-    items["user_ids"] = {"json": json.dumps(users.to_json())}
+    ids = json.dumps(users.to_json())
+    items["users"] = {"table": items["users"], "ids": ids}
   return items | {
     "optimizer": _flat_leaves(state.opt_state),
     "meta": dict(meta),
@@ -89,15 +90,16 @@ def _abstract(tree: Any) -> Any:
 
 
 def load_trainable(
-  trainable: nnx.State, items: Mapping[str, Mapping[str, jax.Array]]
+  trainable: nnx.State, items: Mapping[str, Mapping[str, Any]]
 ) -> nnx.State:
-  """`trainable` with the values that `items` holds by item and path."""
+  """`trainable` with the values of the items `lora`, `users` or `base`."""
   flat = {}
   for path, variable in nnx.to_flat_state(trainable):
     for name, kind in _ITEMS:
       if isinstance(variable, kind):
         if name in items:
-          variable = variable.replace(items[name][_path(path)])
+          values = items[name].get("table", items[name])
+          variable = variable.replace(values[_path(path)])
         break
     flat[path] = variable
   return nnx.from_flat_state(list(flat.items()))
@@ -144,10 +146,12 @@ class Checkpoints:
     self._checkpointer.wait()
 
   def users(self) -> users_lib.UserIndex:
-    """The users of the newest whole step; none where there is no step."""
-    newest = self.newest({"user_ids": {"json": ""}}, {})
-    ids = json.loads(newest[1]["user_ids"]["json"]) if newest else []
-    return users_lib.UserIndex.from_json(ids)
+    """The users of the newest step; none where there is no step."""
+    ids = "[]"
+    if self.steps:
+      items = self.load_as_saved(self.steps[-1], ("users",))
+      ids = items["users"]["ids"]
+    return users_lib.UserIndex.from_json(json.loads(ids))
 
   def meta(self, step: int) -> dict[str, Any]:
     return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
@@ -155,6 +159,12 @@ class Checkpoints:
   def load(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
     """The items of `step` that `like` names, in its shapes and shardings."""
     return self._checkpointer.load_checkpointables(step, _abstract(dict(like)))
+
+  def load_as_saved(self, step: int, names: Sequence[str]) -> dict[str, Any]:
+    """Items of `step` in the shapes they have there, on the first device."""
+    found = self._checkpointer.checkpointables_metadata(step).metadata
+    like = {name: found[name] for name in names if name in found}
+    return self.load(step, like)
 
   def newest(
     self, like: Mapping[str, Any], meta: Mapping[str, Any]
@@ -228,7 +238,7 @@ def restore(
   if newest is None:
     return None
   step, items = newest
-  if items.get("user_ids") != like.get("user_ids"):
+  if "users" in items and items["users"]["ids"] != like["users"]["ids"]:
     raise ValueError(
       f"checkpoint {checkpoints.folder / str(step)} has the users of other "
       "data; use another --config.workdir"

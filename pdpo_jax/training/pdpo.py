@@ -207,6 +207,8 @@ def load(
       users = saved.users()
     split = make_policy(config, base, users.num_rows)
     like = checkpoint.trainable_items(split.trainable)
+    if "users" in like:
+      like["users"] = {"table": like["users"], "ids": ""}
     newest = saved.newest(like, _meta(config, base, users))
   if newest is None:
     raise ValueError(f"{checkpoints_folder} has no whole checkpoint")

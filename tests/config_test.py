@@ -1,0 +1,157 @@
+import dataclasses
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+from pdpo_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def set_field(config, path, value):
+  *sections, name = path.split(".")
+  for section in sections:
+    config = getattr(config, section)
+  setattr(config, name, value)
+
+
+@pytest.mark.parametrize(
+  ("path", "near"),
+  [
+    ("loss.bta", "config.loss has no field 'bta'; did you mean 'beta'"),
+    ("los.beta", "did you mean 'loss'"),
+    ("train.zzz", "config.train has no field 'zzz'; it has batch_size"),
+    ("loss.beta.x", "'beta' has no fields"),
+  ],
+)
+def test_an_unknown_field_is_an_error_that_names_the_near_ones(path, near):
+  with pytest.raises(ValueError, match=re.escape(near)):
+    config_lib.check_field(path)
+
+
+def test_a_known_field_passes():
+  config_lib.check_field("loss.beta")
+  config_lib.check_field("user")
+
+
+def test_a_config_file_cannot_set_an_unknown_field():
+  config = config_lib.Config()
+  with pytest.raises(AttributeError, match="did you mean 'learning_rate'"):
+    config.train.lerning_rate = 1.0
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "message"),
+  [
+    ("loss.alpha", 1.5, "loss.alpha 1.5 must be from 0 to 1"),
+    ("loss.alpha", -0.1, "loss.alpha"),
+    ("loss.beta", 0.0, "loss.beta 0.0 must be above 0"),
+    ("loss.beta", "much", "loss.beta 'much' must be of type float"),
+    ("loss.kind", "dpo", "loss.kind 'dpo' must be one of"),
+    ("loss.label_smoothing", 0.5, "loss.label_smoothing"),
+    ("user.num_tokens", 0, "user.num_tokens 0 leaves"),
+    ("train.epochs", 1.5, "train.epochs 1.5 must be of type int"),
+    ("train.epochs", 0, "train.epochs 0 must be 1 or more"),
+    ("train.accumulation_steps", 5, "32 is not divisible by"),
+    ("train.learning_rate", 0.0, "train.learning_rate"),
+    ("train.clip_norm", -1.0, "train.clip_norm"),
+    ("lora.dropout", 1.0, "lora.dropout"),
+    ("lora.rank", 0, "lora.rank"),
+    ("lora.targets", (1,), "lora.targets (1,) must be a tuple of str"),
+    ("base.dtype", "float16", "base.dtype 'float16' must be one of"),
+    ("base.remat", "some", "base.remat"),
+    ("data.source", "prsm", "data.source"),
+    ("data.short_workers", ("11",), "data.short_workers"),
+    ("name", " ", "name"),
+    ("seed", -1, "seed"),
+    ("answers.num_prompts", 0, "answers.num_prompts"),
+  ],
+)
+def test_values_out_of_range_are_named(path, value, message):
+  config = config_lib.Config()
+  set_field(config, path, value)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    config_lib.validate(config)
+
+
+def test_smoothing_without_meaning_is_an_error():
+  config = config_lib.Config()
+  config.loss.kind = "ipo"
+  config.loss.label_smoothing = 0.1
+  with pytest.raises(ValueError, match="has no meaning for"):
+    config_lib.validate(config)
+
+
+def test_nothing_to_train_is_an_error():
+  config = config_lib.Config()
+  config.user.kind = "none"
+  config.lora.targets = ()
+  with pytest.raises(ValueError, match="leave nothing to train"):
+    config_lib.validate(config)
+
+
+def test_integers_and_lists_are_taken_for_floats_and_tuples():
+  config = config_lib.Config()
+  config.loss.beta = 1
+  config.lora.targets = ["q_proj"]
+  config_lib.validate(config)
+  assert type(config.loss.beta) is float
+  assert config.lora.targets == ("q_proj",)
+
+
+def test_json_brings_the_same_config_back():
+  config = config_lib.Config(name="other", seed=3)
+  config.lora.targets = ("q_proj", "v_proj")
+  assert config_lib.Config.from_json(config.to_json()) == config
+
+
+def config_files():
+  return sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", config_files(), ids=lambda file: file.stem)
+def test_every_config_file_is_valid(file):
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  variants = re.findall(r"`:(\w+)`", module.__doc__)
+  for variant in variants:
+    config_lib.validate(module.get_config(variant))
+  config_lib.validate(module.get_config())
+  assert f"--config=configs/{file.name}" in module.__doc__
+  with pytest.raises(ValueError, match="no variant"):
+    module.get_config("nonsense")
+
+
+def fields(section, path=""):
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from fields(value, f"{path}{field.name}.")
+    else:
+      yield path + field.name
+
+
+# Sections that are handed on whole, to a dataclass with the same fields.
+PASSED_ON = {
+  "user.": "pdpo_jax/models/user_model.py",
+  "lora.": "pdpo_jax/models/layers.py",
+  "loss.": "pdpo_jax/training/step.py",
+  "answers.": "pdpo_jax/inference/sampling.py",
+}
+
+
+@pytest.mark.parametrize("path", list(fields(config_lib.Config())))
+def test_every_knob_is_read_somewhere(path):
+  name = path.split(".")[-1]
+  texts = {
+    str(file.relative_to(ROOT)): file.read_text()
+    for file in (ROOT / "pdpo_jax").rglob("*.py")
+    if file.name != "config.py"
+  }
+  read = any(re.search(rf"\.{name}\b", text) for text in texts.values())
+  for section, file in PASSED_ON.items():
+    read |= path.startswith(section) and name in texts[file]
+  assert read or name == "workdir"

@@ -1,0 +1,62 @@
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "pdpo_jax"
+
+# A part may import itself and the parts before it in its own row.
+MAY_IMPORT = {
+  "config": set(),
+  "structs": set(),
+  "data": {"config", "structs"},
+  "models": {"structs"},
+  "weights": {"config", "structs", "data", "models"},
+  "training": {"config", "structs", "data", "models", "weights"},
+  "inference": {
+    "config", "structs", "data", "models", "weights", "training"
+  },
+  "evaluation": {
+    "config",
+    "structs",
+    "data",
+    "models",
+    "weights",
+    "training",
+    "inference",
+  },
+}  # fmt: skip
+
+
+def part_of(file: pathlib.Path) -> str:
+  return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_parts(file: pathlib.Path) -> set[str]:
+  parts = set()
+  for node in ast.walk(ast.parse(file.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      if node.module == "pdpo_jax":
+        parts |= {alias.name for alias in node.names}
+      elif node.module.startswith("pdpo_jax."):
+        parts.add(node.module.split(".")[1])
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        if alias.name.startswith("pdpo_jax."):
+          parts.add(alias.name.split(".")[1])
+  return parts
+
+
+@pytest.mark.parametrize(
+  "file",
+  [f for f in sorted(PACKAGE.rglob("*.py")) if part_of(f) in MAY_IMPORT],
+  ids=lambda file: str(file.relative_to(PACKAGE)),
+)
+def test_imports_point_one_way(file):
+  part = part_of(file)
+  assert imported_parts(file) <= MAY_IMPORT[part] | {part}
+
+
+def test_torch_is_never_imported_by_the_package():
+  for file in PACKAGE.rglob("*.py"):
+    assert "import torch" not in file.read_text()
