@@ -92,7 +92,9 @@ class NoUsers(nnx.Module):
   """No prefix for anyone: P-DPO becomes vanilla DPO."""
 
   def __init__(self, spec, num_rows, table, rngs):
-    del spec, num_rows, rngs
+    del spec, rngs
+    self.num_rows = num_rows
+    self.num_tokens = 0
     self.width = table.shape[1]
 
   def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B 0 D"]:
@@ -120,6 +122,14 @@ class IndividualUsers(nnx.Module):
       offsets = spec.init_std * normal
     self.offsets = UserParam(offsets)
 
+  @property
+  def num_rows(self) -> int:
+    return self.offsets.shape[0]
+
+  @property
+  def num_tokens(self) -> int:
+    return self.offsets.shape[1]
+
   def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B T D"]:
     known = (user_rows > 0)[:, None, None]
     offsets = jnp.where(known, self.offsets[...][user_rows], 0.0)
@@ -140,6 +150,14 @@ class ClusterUsers(nnx.Module):
     common = 0.0 if self.softmax else 1.0 / spec.num_clusters
     noise = jax.random.normal(rngs.params(), (num_rows, spec.num_clusters))
     self.weights = UserParam(common + spec.init_std * noise)
+
+  @property
+  def num_rows(self) -> int:
+    return self.weights.shape[0]
+
+  @property
+  def num_tokens(self) -> int:
+    return self.centers.shape[1]
 
   def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B T D"]:
     weights = self.weights[...][user_rows]
@@ -174,7 +192,7 @@ def make_user_model(
 
   Returns:
     A module with two calls: `model(user_rows) -> [B, T, D]` and
-    `model.generic() -> [T, D]`.
+    `model.generic() -> [T, D]`, and with its `num_rows` U and `num_tokens` T.
   """
   if num_rows < 1:
     raise ValueError(f"num_rows {num_rows} must be 1 (generic) or more")
