@@ -73,28 +73,33 @@ class Policy(nnx.Module):
     """Puts each row's prefix into its prompt.
 
     Padding may then lie between prefix and prompt; positions count real
-    entries only, so it makes no difference:
+    entries only, so it makes no difference. The last column stays real:
 
       prompt      0  0  a  b        prompt_mask  0 0 1 1
       front       p  p  0  0  a  b      -> mask  1 1 0 0 1 1
-      after_bos   a  p  p  0  0  0  b   -> mask  1 1 1 0 0 0 1
+      after_bos   0  0  a  p  p  b      -> mask  0 0 1 1 1 1
 
     Returns:
-      Embeddings, and which positions are real.
+      Embeddings, and which positions are real; S is T + P.
     """
     embeddings = self.lm.embed(prompt)
     if prefix.shape[1] == 0:
       return embeddings, prompt_mask
-    rows = prompt.shape[0]
+    rows, tokens, _ = prefix.shape
+    mask = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), prompt_mask], 1)
     pieces = [prefix.astype(embeddings.dtype), embeddings]
-    masks = [jnp.ones(prefix.shape[:2], bool), prompt_mask]
+    embeddings = jnp.concatenate(pieces, 1)
     if self.prefix_position == "after_bos":
-      first = jnp.argmax(prompt_mask, -1)[:, None]
-      bos = jnp.take_along_axis(embeddings, first[..., None], 1)
-      pieces.insert(0, bos)
-      masks.insert(0, jnp.take_along_axis(prompt_mask, first, 1))
-      masks[-1] = prompt_mask.at[jnp.arange(rows)[:, None], first].set(False)
-    return jnp.concatenate(pieces, 1), jnp.concatenate(masks, 1)
+      # Column T + c holds prompt column c. Sorted by rank, padding comes first,
+      # then the first real token, the prefix, and the rest of the prompt.
+      seen = jnp.cumsum(prompt_mask, -1)
+      rank = jnp.concatenate(
+        [jnp.full((rows, tokens), 2), jnp.where(seen > 1, 3, seen)], 1
+      )
+      order = jnp.argsort(rank, -1, stable=True)
+      mask = jnp.take_along_axis(mask, order, 1)
+      embeddings = jnp.take_along_axis(embeddings, order[..., None], 1)
+    return embeddings, mask
 
   def response_hidden(
     self,

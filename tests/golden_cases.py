@@ -1,0 +1,217 @@
+"""Reads the golden files, and computes the same numbers with `pdpo_jax`.
+
+A golden file holds one tiny random model and what torch makes of it
+(`tests/parity/torch_reference.py`). Its keys:
+
+  config                the model's `config.json`, as text
+  weights/NAME          base weights by Hugging Face's names
+  logits/...            `inputs_embeds`, mask and logits of a padded batch
+  greedy/...            prefix, left-padded prompt, and `generate`'s answer
+  CASE/batch/FIELD      the fields of a `PreferenceBatch`
+  CASE/lora/NAME        LoRA weights as PEFT shapes them
+  CASE/users/NAME       weights of the user model
+  CASE/gradients/NAME   of the sigmoid loss, for LoRA and user weights
+  CASE/loss/KIND        losses
+  CASE/logps/BRANCH     reference, user and generic log-probabilities [B, N]
+
+Parity tests get the same dictionary straight from torch.
+"""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from pdpo_jax import structs
+from pdpo_jax.models import attention, layers, policy, user_model
+from pdpo_jax.training import step
+from pdpo_jax.weights import hf_safetensors
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+MODELS = ("gptj", "llama", "llama_tied")
+# (model, case) -> (kind, cluster weights, place of the prefix).
+CASES = {
+  ("gptj", "individual"): ("individual", "free", "front"),
+  ("gptj", "cluster"): ("cluster", "free", "front"),
+  ("llama", "individual"): ("individual", "free", "front"),
+  ("llama", "cluster"): ("cluster", "free", "front"),
+  ("llama_tied", "softmax"): ("cluster", "softmax", "after_bos"),
+}
+RANK, LORA_ALPHA = 3, 7.0
+BETA, ALPHA, SMOOTHING = 0.3, 0.35, 0.15
+LOSSES = {
+  "sigmoid": ("sigmoid", 0.0),
+  "smoothed": ("sigmoid", SMOOTHING),
+  "ipo": ("ipo", 0.0),
+  "hinge": ("hinge", 0.0),
+  "robust": ("robust", SMOOTHING),
+}
+
+
+@functools.cache
+def read(name: str) -> dict[str, np.ndarray]:
+  with np.load(FOLDER / f"{name}.npz") as file:
+    return dict(file)
+
+
+def section(arrays: dict[str, np.ndarray], prefix: str):
+  """The part of `arrays` whose keys start with `prefix/`, without it."""
+  prefix += "/"
+  return {
+    key.removeprefix(prefix): value
+    for key, value in arrays.items()
+    if key.startswith(prefix)
+  }
+
+
+def architecture(arrays: dict[str, np.ndarray]) -> policy.Architecture:
+  config = json.loads(str(arrays["config"]))
+  return policy.ARCHITECTURES[config["model_type"]].from_hf(config)
+
+
+def language_model(arrays, targets=(), **kwargs) -> nnx.Module:
+  """The golden base model; `targets` get LoRA with its usual initial values."""
+  arch = architecture(arrays)
+  weights = section(arrays, "weights")
+  bare = hf_safetensors.abstract_model(arch)
+  hf_safetensors.load_tensors(bare, set(weights), weights.__getitem__)
+  lora = layers.LoraSpec(tuple(targets), RANK, LORA_ALPHA)
+  lm = policy.make_language_model(arch, lora=lora, rngs=nnx.Rngs(0), **kwargs)
+  nnx.update(lm, nnx.state(bare, nnx.Param))
+  return lm
+
+
+def logits(arrays) -> np.ndarray:
+  """Ours for the embeddings of `logits/`, 0 at padding."""
+  mask = jnp.asarray(arrays["logits/mask"])
+  lm = language_model(arrays)
+
+  @jax.jit
+  def run(embeddings):
+    hidden, _ = lm.hidden(
+      embeddings, attention.positions_of(mask), attention.causal(mask)
+    )
+    return lm.logits(hidden)
+
+  out = run(jnp.asarray(arrays["logits/embeddings"]))
+  return np.where(mask[..., None], out, 0.0)
+
+
+def batch(arrays, case: str) -> structs.PreferenceBatch:
+  fields = section(arrays, f"{case}/batch")
+  rows = fields["user_row"].shape[0]
+  return jax.tree.map(
+    jnp.asarray,
+    structs.PreferenceBatch(
+      index=np.arange(rows, dtype=np.int32),
+      reference_logps=arrays[f"{case}/logps/reference"],
+      **fields,
+    ),
+  )
+
+
+def make_policy(arrays, name: str, case: str, **kwargs) -> policy.Policy:
+  """The policy of a case, with the LoRA and user weights that it has there."""
+  kind, weights, place = CASES[name, case]
+  lora = section(arrays, f"{case}/lora")
+  targets = {key.split(".")[-2] for key in lora}
+  lm = language_model(arrays, targets, **kwargs)
+  users = {
+    key: jnp.asarray(value)
+    for key, value in section(arrays, f"{case}/users").items()
+  }
+  if kind == "individual":
+    rows, tokens, width = users["offsets"].shape
+    clusters = 1
+  else:
+    clusters, tokens, width = users["centers"].shape
+    rows = users["weights"].shape[0]
+  spec = user_model.UserSpec(kind, tokens, clusters, weights)
+  table = jnp.zeros((rows * tokens, width))
+  model = policy.Policy(
+    lm, user_model.make_user_model(spec, rows, table, nnx.Rngs(0)), place
+  )
+  state = nnx.state(model, policy.trainable)
+  flat = dict(nnx.to_flat_state(state))
+  for path, variable in flat.items():
+    if path[0] == "user_model":
+      value = users[path[1]]
+    else:
+      names = hf_safetensors.tensor_names(lm.arch, path[1:])
+      parts = [lora[key].T for key in names]
+      value = jnp.asarray(parts[0] if len(parts) == 1 else np.stack(parts))
+    assert value.shape == variable.shape, path
+    flat[path] = variable.replace(value)
+  nnx.update(model, nnx.from_flat_state(list(flat.items())))
+  return model
+
+
+def named(arch, trainable: nnx.State) -> dict[str, np.ndarray]:
+  """A trainable state, or its gradient, under the golden files' names."""
+  found = {}
+  for path, variable in nnx.to_flat_state(trainable):
+    value = np.asarray(variable[...])
+    if path[0] == "user_model":
+      found[path[1]] = value
+      continue
+    names = hf_safetensors.tensor_names(arch, path[1:])
+    parts = [value] if len(names) == 1 else value
+    found |= {key: part.T for key, part in zip(names, parts, strict=True)}
+  return found
+
+
+def objective(kind: str = "sigmoid") -> step.Objective:
+  loss, smoothing = LOSSES[kind]
+  return step.Objective(loss, BETA, ALPHA, smoothing, logits_chunk=45)
+
+
+def loss_and_gradients(arrays, name, case, **kwargs):
+  """Our sigmoid loss, metrics and gradients by the golden files' names."""
+  model = make_policy(arrays, name, case, **kwargs)
+  graphdef, trainable, frozen = nnx.split(model, policy.trainable, ...)
+  samples = batch(arrays, case)
+  weights = step.losses.pair_weights(samples.response_mask, samples.weight)
+
+  @jax.jit
+  def run(trainable):
+    def loss_of(trainable):
+      merged = nnx.merge(graphdef, trainable, frozen)
+      return step.loss_and_metrics(merged, samples, objective(), weights.sum())
+
+    return jax.value_and_grad(loss_of, has_aux=True)(trainable)
+
+  (loss, metrics), gradients = run(trainable)
+  return loss, metrics, named(model.lm.arch, gradients)
+
+
+def all_losses(arrays, name, case) -> dict[str, float]:
+  """Our loss of every kind, from one run of the model."""
+  model = make_policy(arrays, name, case)
+  samples = batch(arrays, case)
+  logps = jax.jit(lambda: step.branch_logps(model, samples, objective()))()
+  weights = step.losses.pair_weights(samples.response_mask, samples.weight)
+  found = {}
+  for label in LOSSES:
+    chosen = objective(label)
+    pairs = sum(
+      weight
+      * step.losses.LOSSES[chosen.kind](
+        step.losses.log_ratio_differences(
+          logps[branch], samples.reference_logps
+        ),
+        chosen.beta,
+        chosen.label_smoothing,
+      )
+      for branch, weight in chosen.branches()
+    )
+    found[label] = float(jnp.sum(weights * pairs) / weights.sum())
+  return found
+
+
+def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+  """`|ours - theirs|` over `|theirs|`, both norms of the whole array."""
+  return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))

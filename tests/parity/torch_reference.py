@@ -1,0 +1,465 @@
+"""The numbers to be matched, computed in torch, transformers and PEFT.
+
+Nothing here imports `pdpo_jax`, and nothing is done the way it is done there:
+every response of every sample is a plain forward pass of its own, without
+padding and without a shared prompt. `compute` gives one flat dictionary of
+arrays a model; `tests/golden_cases.py` says which key holds what.
+"""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import peft
+import torch
+import torch.nn.functional as F
+import transformers
+
+# More threads than one only wait for each other at these sizes.
+torch.set_num_threads(1)
+
+# Sizes are distinct primes where the models allow it.
+GPTJ = {
+  "vocab_size": 101,
+  "n_embd": 26,
+  "n_layer": 3,
+  "n_head": 2,
+  "n_inner": 59,
+  "rotary_dim": 6,
+  "n_positions": 64,
+  "layer_norm_epsilon": 1e-3,
+  "activation_function": "gelu_new",
+  "resid_pdrop": 0.0,
+  "embd_pdrop": 0.0,
+  "attn_pdrop": 0.0,
+  "tie_word_embeddings": False,
+}
+LLAMA = {
+  "vocab_size": 103,
+  "hidden_size": 42,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 6,
+  "num_key_value_heads": 2,
+  "head_dim": 10,
+  "intermediate_size": 47,
+  "rms_norm_eps": 1e-3,
+  "hidden_act": "silu",
+  "attention_bias": False,
+  "mlp_bias": False,
+  "max_position_embeddings": 512,
+  # Of the five frequencies one is kept, one blended, three are divided.
+  "rope_theta": 5_000.0,
+  "rope_scaling": {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+  },
+  "tie_word_embeddings": False,
+}
+MODELS = {
+  "gptj": GPTJ,
+  "llama": LLAMA,
+  "llama_tied": LLAMA
+  | {
+    "num_key_value_heads": 1,
+    "rope_scaling": None,
+    "tie_word_embeddings": True,
+  },
+}
+_BLOCK_LINEARS = {
+  "gptj": ["q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"],
+  "llama": [
+    *["q_proj", "k_proj", "v_proj", "o_proj"],
+    *["gate_proj", "up_proj", "down_proj"],
+  ],
+}
+_TABLE = {"gptj": "wte", "llama": "embed_tokens"}
+
+# (user model, whether the token table has LoRA, place of the prefix).
+CASES = {
+  "gptj": {
+    "individual": ("individual", False, "front"),
+    "cluster": ("cluster", True, "front"),
+  },
+  "llama": {
+    "individual": ("individual", False, "front"),
+    "cluster": ("cluster", True, "front"),
+  },
+  "llama_tied": {"softmax": ("softmax", True, "after_bos")},
+}
+RANK, LORA_ALPHA = 3, 7.0
+BETA, ALPHA, SMOOTHING = 0.3, 0.35, 0.15
+NUM_TOKENS, NUM_ROWS, NUM_CLUSTERS = 4, 13, 6
+NEW_TOKENS = 8
+
+
+def family(name: str) -> str:
+  return name.split("_")[0]
+
+
+def make_model(name: str, rng: np.random.Generator) -> torch.nn.Module:
+  """A float32 model with eager attention whose every weight comes from `rng`."""
+  config_class, model_class = {
+    "gptj": (transformers.GPTJConfig, transformers.GPTJForCausalLM),
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+  }[family(name)]
+  config = config_class(
+    **MODELS[name],
+    bos_token_id=None,
+    eos_token_id=None,
+    attn_implementation="eager",
+  )
+  model = model_class(config).to(torch.float32).eval()
+  for key, weight in model.named_parameters():
+    shape = tuple(weight.shape)
+    if "ln_" in key or "norm" in key:
+      centre = 0.0 if key.endswith("bias") else 1.0
+      value = centre + rng.normal(0, 0.2, shape)
+    elif key.endswith("bias"):
+      value = rng.normal(0, 0.2, shape)
+    else:
+      value = rng.normal(0, 1 / math.sqrt(shape[-1]), shape)
+    with torch.no_grad():
+      weight.copy_(torch.tensor(value))
+    weight.requires_grad_(False)
+  return model
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+  """Weights by Hugging Face's names; a tied head is not there twice."""
+  return {
+    f"weights/{key}": value.detach().numpy().copy()
+    for key, value in model.named_parameters()
+  }
+
+
+def make_batch(rng: np.random.Generator, vocab: int) -> dict[str, np.ndarray]:
+  """Five samples of ragged lengths, some with one rejected response only."""
+  prompt_sizes = [11, 4, 7, 1, 9]
+  response_sizes = [[7, 3, 5], [2, 6, 0], [4, 1, 7], [6, 5, 2], [3, 4, 0]]
+  rows, prompt_size, num_responses, size = 5, 11, 3, 7
+  batch = {
+    "user_row": np.array([3, 0, 12, 3, 7], np.int32),
+    "prompt": np.zeros((rows, prompt_size), np.int32),
+    "prompt_mask": np.zeros((rows, prompt_size), bool),
+    "responses": np.zeros((rows, num_responses, size), np.int32),
+    "response_mask": np.zeros((rows, num_responses, size), bool),
+    "weight": np.array([1.0, 0.5, 2.0, 1.0, 0.25], np.float32),
+  }
+  for row, length in enumerate(prompt_sizes):
+    batch["prompt"][row, -length:] = rng.integers(0, vocab, length)
+    batch["prompt_mask"][row, -length:] = True
+    for place, count in enumerate(response_sizes[row]):
+      tokens = rng.integers(0, vocab, count)
+      batch["responses"][row, place, :count] = tokens
+      batch["response_mask"][row, place, :count] = True
+  return batch
+
+
+def logits_arrays(
+  model: torch.nn.Module, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """Logits of a padded batch of prefixes and tokens, as `inputs_embeds`."""
+  vocab, width = model.get_input_embeddings().weight.shape
+  prefix_size, rows, size = 4, 3, 17
+  tokens = rng.integers(0, vocab, (rows, size))
+  mask = np.ones((rows, prefix_size + size), bool)
+  mask[0, :5] = False  # padded on the left, so that one prefix entry is left
+  mask[2, 15:] = False  # padded on the right
+  prefix = torch.tensor(rng.normal(0, 1, (rows, prefix_size, width))).float()
+  table = model.get_input_embeddings()
+  with torch.no_grad():
+    embeddings = torch.cat([prefix, table(torch.tensor(tokens))], 1)
+    output = model(
+      inputs_embeds=embeddings,
+      attention_mask=torch.tensor(mask).long(),
+      position_ids=torch.tensor(np.maximum(mask.cumsum(-1) - 1, 0)),
+    )
+  return {
+    "logits/embeddings": embeddings.numpy(),
+    "logits/mask": mask,
+    "logits/out": np.where(mask[..., None], output.logits.numpy(), 0.0),
+  }
+
+
+def _generate(model, embeddings, mask, **kwargs) -> np.ndarray:
+  with torch.no_grad():
+    tokens = model.generate(
+      inputs_embeds=embeddings,
+      attention_mask=mask.long(),
+      max_new_tokens=NEW_TOKENS,
+      do_sample=False,
+      pad_token_id=0,
+      **kwargs,
+    )
+  return tokens.numpy().astype(np.int32)
+
+
+def greedy_arrays(
+  model: torch.nn.Module, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """Greedy answers in which no decision is close, so that rounding is none."""
+  while True:
+    arrays = _greedy_arrays(model, rng)
+    if greedy_by_hand(model, arrays)[1] > 2e-3:
+      return arrays
+
+
+def _greedy_arrays(
+  model: torch.nn.Module, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """Greedy answers of `transformers` to a prefix and left-padded prompts."""
+  vocab, width = model.get_input_embeddings().weight.shape
+  lengths, prefix_size = [9, 2, 5], 4
+  rows, size = len(lengths), max(lengths)
+  prefix = rng.normal(0, 1, (rows, prefix_size, width)).astype(np.float32)
+  prompt = np.zeros((rows, size), np.int32)
+  prompt_mask = np.zeros((rows, size), bool)
+  embeddings = torch.zeros((rows, prefix_size + size, width))
+  mask = torch.zeros((rows, prefix_size + size), dtype=torch.bool)
+  for row, length in enumerate(lengths):
+    prompt[row, -length:] = rng.integers(0, vocab, length)
+    prompt_mask[row, -length:] = True
+    # All padding comes first here, whatever a batch of ours does.
+    table = model.get_input_embeddings()
+    with torch.no_grad():
+      embeddings[row, -length:] = table(torch.tensor(prompt[row, -length:]))
+    embeddings[row, -length - prefix_size : -length] = torch.tensor(prefix[row])
+    mask[row, -length - prefix_size :] = True
+  tokens = _generate(model, embeddings, mask)
+  # A token that one answer has in its middle ends an answer the second time.
+  end = int(tokens[1, 3])
+  ended = _generate(model, embeddings, mask, eos_token_id=end)
+  padded = np.zeros_like(tokens)
+  padded[:, : ended.shape[1]] = ended
+  return {
+    "greedy/prefix": prefix,
+    "greedy/prompt": prompt,
+    "greedy/prompt_mask": prompt_mask,
+    "greedy/tokens": tokens,
+    "greedy/end_token": np.array(end, np.int32),
+    "greedy/tokens_until_end": padded,  # 0 after the end token
+  }
+
+
+def greedy_by_hand(
+  model: torch.nn.Module, arrays: dict[str, np.ndarray]
+) -> tuple[np.ndarray, float]:
+  """The same answers without cache or padding, and the closest decision.
+
+  The second value is the smallest difference between the best and the second
+  logit; while it is well above rounding, the tokens are well defined.
+  """
+  answers, closest = [], math.inf
+  table = model.get_input_embeddings()
+  for row, prompt in enumerate(arrays["greedy/prompt"]):
+    tokens = [int(t) for t in prompt[arrays["greedy/prompt_mask"][row]]]
+    start = len(tokens)
+    prefix = torch.tensor(arrays["greedy/prefix"][row])[None]
+    while len(tokens) < start + NEW_TOKENS:
+      with torch.no_grad():
+        embeddings = torch.cat([prefix, table(torch.tensor([tokens]))], 1)
+        logits = model(inputs_embeds=embeddings).logits[0, -1]
+      best, second = torch.topk(logits, 2).values.tolist()
+      closest = min(closest, best - second)
+      tokens.append(int(logits.argmax()))
+    answers.append(tokens[start:])
+  return np.array(answers, np.int32), closest
+
+
+def add_lora(
+  model: torch.nn.Module, name: str, table: bool, rng: np.random.Generator
+) -> peft.PeftModel:
+  """Puts LoRA with random weights on every linear layer of the blocks."""
+  targets = list(_BLOCK_LINEARS[family(name)])
+  if table:
+    targets.append(_TABLE[family(name)])
+  config = peft.LoraConfig(
+    r=RANK,
+    lora_alpha=LORA_ALPHA,
+    lora_dropout=0.0,
+    target_modules=targets,
+    task_type="CAUSAL_LM",
+  )
+  with warnings.catch_warnings():
+    # PEFT remarks that a table with LoRA is tied; that is what is tested.
+    warnings.simplefilter("ignore", UserWarning)
+    adapted = peft.get_peft_model(model, config).eval()
+  for key, weight in sorted(adapted.named_parameters()):
+    if "lora_" in key:
+      with torch.no_grad():
+        value = rng.normal(0, 0.2, tuple(weight.shape))
+        weight.copy_(torch.tensor(value))
+  return adapted
+
+
+def _lora_weights(adapted: peft.PeftModel) -> dict[str, torch.nn.Parameter]:
+  """PEFT's weights, by the layer's name and `lora_a` or `lora_b`.
+
+  `[r, in]` and `[out, r]` for linear layers, `[r, V]` and `[D, r]` for a table.
+  """
+  found = {}
+  for key, weight in adapted.named_parameters():
+    if "lora_" not in key:
+      continue
+    layer, which = key.removeprefix("base_model.model.").split(".lora_", 1)
+    letter = which.removeprefix("embedding_")[0].lower()
+    found[f"{layer}.lora_{letter}"] = weight
+  return found
+
+
+def make_users(
+  kind: str, width: int, rng: np.random.Generator
+) -> dict[str, torch.Tensor]:
+  """The user model's weights; `kind` is a third element of a case."""
+  shapes = {"centers": (NUM_CLUSTERS, NUM_TOKENS, width)}
+  shapes["weights"] = (NUM_ROWS, NUM_CLUSTERS)
+  if kind == "individual":
+    shapes = {"generic_prefix": (NUM_TOKENS, width)}
+    shapes["offsets"] = (NUM_ROWS, NUM_TOKENS, width)
+  return {
+    name: torch.tensor(rng.normal(0, 0.7, shape)).float().requires_grad_()
+    for name, shape in shapes.items()
+  }
+
+
+def prefix_of(users: dict[str, torch.Tensor], kind: str, row: int):
+  """`e_i`, `[T, D]` (section 2.2 of the paper)."""
+  if kind == "individual":
+    generic = users["generic_prefix"]
+    return generic if row == 0 else generic + users["offsets"][row]
+  weights = users["weights"][row]
+  if kind == "softmax":
+    weights = weights.softmax(-1)
+  return torch.tensordot(weights, users["centers"], 1)
+
+
+def response_logp(model, prompt, response, prefix, place) -> torch.Tensor:
+  """`log pi(response | prompt, prefix)` by one plain forward pass."""
+  tokens = torch.tensor([[*prompt, *response]])
+  embeddings = model.get_input_embeddings()(tokens)
+  count = len(response)
+  if prefix is not None:
+    at = 0 if place == "front" else 1
+    parts = [embeddings[:, :at], prefix[None], embeddings[:, at:]]
+    embeddings = torch.cat(parts, 1)
+  logits = model(inputs_embeds=embeddings).logits[0, -count - 1 : -1]
+  logps = logits.log_softmax(-1)
+  return logps[torch.arange(count), torch.tensor(response)].sum()
+
+
+def pair_loss(kind: str, ratio: torch.Tensor, smoothing: float):
+  """The loss of `d(chosen) - d(rejected)`, from the papers' formulas."""
+  margin = BETA * ratio
+  if kind == "ipo":  # arXiv:2310.12036, equation 17
+    return (ratio - 1 / (2 * BETA)) ** 2
+  if kind == "hinge":  # arXiv:2305.10425
+    return torch.clamp(1 - margin, min=0)
+  right, wrong = -F.logsigmoid(margin), -F.logsigmoid(-margin)
+  if kind == "robust":  # arXiv:2403.00409
+    mixed = (1 - smoothing) * right - smoothing * wrong
+    return mixed / (1 - 2 * smoothing)
+  return (1 - smoothing) * right + smoothing * wrong
+
+
+def case_arrays(
+  name: str,
+  case: str,
+  model: torch.nn.Module,
+  batch: dict[str, np.ndarray],
+  rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+  """P-DPO's loss and gradients (section 2.3): four passes for each pair."""
+  kind, table, place = CASES[name][case]
+  adapted = add_lora(model, name, table, rng)
+  lora = _lora_weights(adapted)
+  width = model.get_input_embeddings().weight.shape[1]
+  users = make_users(kind, width, rng)
+  samples = []  # a list of (weight, ratio with user, generic ratio) of pairs
+  rows, num_responses = batch["responses"].shape[:2]
+  logps = np.zeros((3, rows, num_responses), np.float32)
+  for row in range(rows):
+    prompt = batch["prompt"][row][batch["prompt_mask"][row]].tolist()
+    prefixes = (
+      prefix_of(users, kind, int(batch["user_row"][row])),
+      prefix_of(users, kind, 0),
+    )
+    ratios = []
+    for number in range(num_responses):
+      mask = batch["response_mask"][row, number]
+      response = batch["responses"][row, number][mask].tolist()
+      if not response:
+        continue
+      with torch.no_grad(), adapted.disable_adapter():
+        reference = response_logp(adapted, prompt, response, None, place)
+      policy = [
+        response_logp(adapted, prompt, response, prefix, place)
+        for prefix in prefixes
+      ]
+      values = [reference.item(), *(value.item() for value in policy)]
+      logps[:, row, number] = values
+      ratios.append([value - reference for value in policy])
+    chosen, *rejected = ratios
+    for other in rejected:
+      pair = [mine - theirs for mine, theirs in zip(chosen, other, strict=True)]
+      samples.append((float(batch["weight"][row]), *pair))
+
+  def mean_loss(loss_kind, smoothing):
+    total = sum(weight for weight, _, _ in samples)
+    terms = (
+      weight
+      * (
+        ALPHA * pair_loss(loss_kind, with_user, smoothing)
+        + (1 - ALPHA) * pair_loss(loss_kind, generic, smoothing)
+      )
+      for weight, with_user, generic in samples
+    )
+    return sum(terms) / total
+
+  trained = lora | users
+  gradients = torch.autograd.grad(
+    mean_loss("sigmoid", 0.0), [*trained.values()]
+  )
+  out = {f"batch/{key}": value for key, value in batch.items()}
+  out |= {f"lora/{key}": value.detach().numpy() for key, value in lora.items()}
+  out |= {
+    f"users/{key}": value.detach().numpy() for key, value in users.items()
+  }
+  out |= {
+    f"gradients/{key}": value.numpy()
+    for key, value in zip(trained, gradients, strict=True)
+  }
+  for label, loss_kind, smoothing in (
+    ("sigmoid", "sigmoid", 0.0),
+    ("smoothed", "sigmoid", SMOOTHING),
+    ("ipo", "ipo", 0.0),
+    ("hinge", "hinge", 0.0),
+    ("robust", "robust", SMOOTHING),
+  ):
+    loss = mean_loss(loss_kind, smoothing).detach().numpy()
+    out[f"loss/{label}"] = loss
+  for label, value in zip(("reference", "user", "generic"), logps, strict=True):
+    out[f"logps/{label}"] = value
+  adapted.unload()
+  return out
+
+
+def compute(name: str, seed: int = 0) -> dict[str, np.ndarray]:
+  """Everything about one model of `MODELS`, from one seed."""
+  rng = np.random.default_rng([seed, *name.encode()])
+  model = make_model(name, rng)
+  fields = model.config.to_dict()
+  del fields["transformers_version"]
+  arrays = {"config": np.array(json.dumps(fields))}
+  arrays |= weights_of(model)
+  arrays |= logits_arrays(model, rng)
+  arrays |= greedy_arrays(model, rng)
+  vocab = model.get_input_embeddings().weight.shape[0]
+  batch = make_batch(rng, vocab)
+  for case in CASES[name]:
+    found = case_arrays(name, case, model, batch, rng)
+    arrays |= {f"{case}/{key}": value for key, value in found.items()}
+  return arrays
