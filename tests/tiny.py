@@ -48,9 +48,7 @@ def tiny_config(folder: pathlib.Path) -> config_lib.Config:
 def tiny_base(dataset: sources.Dataset, seed: int = 0) -> base_lib.Base:
   texts = [prompt + answer for prompt, answer in dataset.sft_pairs]
   tokenizer = tokenize.train_tokenizer(texts, 300)
-  arch = gptj.Architecture(
-    len(tokenizer), 20, 2, 2, 28, 6, max_positions=256
-  )
+  arch = gptj.Architecture(len(tokenizer), 20, 2, 2, 28, 6, max_positions=256)
   lm = gptj.GPTJ(arch, rngs=nnx.Rngs(seed))
   return base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
 

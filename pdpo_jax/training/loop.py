@@ -170,7 +170,9 @@ def _run(training, cadence, saved):
         settle(*pending)
       pending = (step, batch, values)
       done = step + 1
-      last = done == training.total_steps or bool(caught)
+      # Read once: a signal that comes later is for the next step.
+      stop = bool(caught) and done < training.total_steps
+      last = stop or done == training.total_steps
       progress.step(done)
       if last or done % cadence.log_every == 0:
         settle(*pending)
@@ -186,7 +188,7 @@ def _run(training, cadence, saved):
           settle(*pending)
           pending = None
         save(done)
-      if caught and done < training.total_steps:
+      if stop:
         saved.wait()
         raise Interrupted(
           f"stopped by {signal.Signals(caught[0]).name} at step {done} of "

@@ -1,0 +1,272 @@
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.models import user_model
+from pdpo_jax.training import checkpoint, loop
+
+ROOT = pathlib.Path(__file__).parents[2]
+CADENCE = config_lib.TrainConfig(
+  log_every=2, eval_every=3, checkpoint_every=2, keep_checkpoints=2
+)
+
+
+def make_training(folder, *, total_steps=7, at_step=None, **changes):
+  """Adds each batch to the state; calls `at_step` before each step."""
+
+  @jax.jit
+  def add(state, batch):
+    trainable = jax.tree.map(lambda x: x + batch.weight.sum(), state.trainable)
+    values = {"loss": batch.weight.sum(), "sample_loss": batch.weight}
+    return structs.TrainState(
+      state.step + 1, trainable, state.opt_state
+    ), values
+
+  def step(state, batch):
+    if at_step is not None:
+      at_step(int(state.step))
+    return add(state, batch)
+
+  def batch(step):
+    weight = np.array([step, 1.0], np.float32)
+    return structs.PreferenceBatch(np.array([step, -1]), *[None] * 6, weight)
+
+  offsets = user_model.UserParam(jnp.zeros((2, 3)))
+  trainable = nnx.from_flat_state([(("user_model", "offsets"), offsets)])
+  training = loop.Training(
+    name="test",
+    folder=folder,
+    state=structs.TrainState(jnp.int32(0), trainable, {"mu": jnp.zeros(5)}),
+    step=step,
+    batch=batch,
+    total_steps=total_steps,
+    samples=2,
+    evaluate=lambda state: {"loss": float(state.step)},
+    describe=lambda index: f"sample {index}",
+    users=users_lib.UserIndex(["ann"]),
+    meta={"base": "abc"},
+  )
+  return dataclasses.replace(training, **changes)
+
+
+def total(state):
+  return float(state.trainable["user_model"]["offsets"].get_value()[0, 0])
+
+
+def lines(folder):
+  text = (folder / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_metrics_are_means_between_lines_and_evaluations_have_their_own(
+  tmp_path,
+):
+  state = loop.run(make_training(tmp_path), CADENCE)
+  assert int(state.step) == 7
+  assert total(state) == sum(range(7)) + 7
+  losses = {
+    row["step"]: row["loss"] for row in lines(tmp_path) if "loss" in row
+  }
+  assert losses == {2: 1.5, 4: 3.5, 6: 5.5, 7: 7.0}
+  heldout = [row["step"] for row in lines(tmp_path) if "heldout_loss" in row]
+  assert heldout == [3, 6, 7]
+  assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_finished_training_is_only_loaded(tmp_path):
+  loop.run(make_training(tmp_path), CADENCE)
+
+  def fail(step):
+    raise AssertionError(f"ran step {step} again")
+
+  state = loop.run(make_training(tmp_path, at_step=fail), CADENCE)
+  assert total(state) == 28
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_state_and_the_next_start_goes_on(tmp_path, number):
+  def at_step(step):
+    if step == 4:
+      os.kill(os.getpid(), number)
+
+  with pytest.raises(loop.Interrupted, match=r"at step 5 of 7; the state is"):
+    loop.run(make_training(tmp_path, at_step=at_step), CADENCE)
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  seen = []
+  state = loop.run(make_training(tmp_path, at_step=seen.append), CADENCE)
+  assert seen == [5, 6]
+  assert total(state) == 28
+
+
+def test_metrics_beyond_the_checkpoint_are_dropped_when_going_on(tmp_path):
+  class Died(Exception):
+    pass
+
+  def at_step(step):
+    if step == 6:
+      raise Died
+
+  with pytest.raises(Died):
+    loop.run(make_training(tmp_path, at_step=at_step), CADENCE)
+  shutil.rmtree(tmp_path / "checkpoints" / "6", ignore_errors=True)
+  with (tmp_path / "metrics.jsonl").open("a") as out:
+    out.write('{"step": 6, "lo')  # Cut off while it was written.
+  loop.run(make_training(tmp_path), CADENCE)
+  steps = [row["step"] for row in lines(tmp_path) if "loss" in row]
+  assert steps == [2, 4, 6, 7]
+
+
+def test_a_non_finite_loss_stops_and_names_step_and_sample(tmp_path):
+  def batch(step):
+    weight = np.array([1.0, np.nan if step == 5 else 1.0], np.float32)
+    return structs.PreferenceBatch(np.array([40, 41]), *[None] * 6, weight)
+
+  with pytest.raises(loop.NonFiniteLoss) as error:
+    loop.run(make_training(tmp_path, batch=batch), CADENCE)
+  assert "loss is not finite at step 5" in str(error.value)
+  assert "Samples: sample 41." in str(error.value)
+  assert f"step 4 in {tmp_path / 'checkpoints'}" in str(error.value)
+  with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+    assert saved.steps == [2, 4]
+    items = saved.load_as_saved(4, ("users",))
+  assert np.isfinite(items["users"]["table"]["user_model.offsets"]).all()
+
+
+def test_a_non_finite_state_is_never_saved(tmp_path):
+  # Non-finite at the very step after which a checkpoint is due.
+  def batch(step):
+    weight = np.array([1.0, np.inf if step == 3 else 1.0], np.float32)
+    return structs.PreferenceBatch(np.array([40, 41]), *[None] * 6, weight)
+
+  with pytest.raises(loop.NonFiniteLoss):
+    loop.run(make_training(tmp_path, batch=batch), CADENCE)
+  with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+    assert saved.steps == [2]
+
+
+def test_too_little_space_is_an_error_before_the_first_step(
+  tmp_path, monkeypatch
+):
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+
+  def fail(step):
+    raise AssertionError("a step was run")
+
+  with pytest.raises(ValueError, match=r"0.0 MB free, and 3 checkpoints need"):
+    loop.run(make_training(tmp_path, at_step=fail), CADENCE)
+
+
+# Orbax leaves a directory listing open where it fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_stops_with_a_clear_error_and_keeps_what_was_saved(
+  tmp_path,
+):
+  folder = tmp_path / "small"
+  folder.mkdir()
+  mount = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", folder],
+    capture_output=True,
+  )
+  if mount.returncode:
+    pytest.skip("needs the right to mount a file system of a fixed size")
+  try:
+
+    def at_step(step):
+      if step == 4:  # Something else fills the disk.
+        with (folder / "other").open("wb") as out, pytest.raises(OSError):
+          out.write(b"x" * 2_000_000)
+
+    with pytest.raises(OSError, match="could not be written"):
+      loop.run(make_training(folder, at_step=at_step), CADENCE)
+    (folder / "other").unlink()
+    assert total(loop.run(make_training(folder), CADENCE)) == 28
+  finally:
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def start_tiny(folder, cache):
+  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+  return subprocess.Popen(
+    [sys.executable, "-m", "tests.tiny", folder],
+    cwd=ROOT,
+    env=environment,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.mark.slow
+def test_killed_three_times_the_final_state_is_that_of_one_run(tmp_path):
+  cache = tmp_path / "cache"
+  whole = start_tiny(tmp_path / "whole", cache)
+  _, errors = whole.communicate(timeout=300)
+  assert whole.returncode == 0, errors
+  rng = random.Random(0)
+  killed = tmp_path / "killed"
+  metrics = killed / "pdpo" / "metrics.jsonl"
+  # A step in each third, so that each start gets further than the last.
+  for low in (1, 5, 9):
+    target = low + rng.randrange(3)
+    process = start_tiny(killed, cache)
+    while process.poll() is None:
+      if metrics.exists() and f'"step": {target},' in metrics.read_text():
+        process.send_signal(signal.SIGKILL)
+        break
+      time.sleep(0.005)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, (
+      "it ended before it was killed"
+    )
+  last = start_tiny(killed, cache)
+  _, errors = last.communicate(timeout=300)
+  assert last.returncode == 0, errors
+  assert (killed / "digest").read_text() == (
+    tmp_path / "whole" / "digest"
+  ).read_text()
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_status_0(tmp_path):
+  command = [
+    sys.executable,
+    "-m",
+    "pdpo_jax.main",
+    "--config=configs/quickstart.py:smoke",
+    f"--config.workdir={tmp_path / 'run'}",
+    "--config.train.epochs=1000",
+  ]
+  process = subprocess.Popen(
+    command, cwd=ROOT, stderr=subprocess.PIPE, text=True
+  )
+  metrics = tmp_path / "run" / "vanilla" / "metrics.jsonl"
+  while process.poll() is None:
+    if metrics.exists() and '"step": 3,' in metrics.read_text():
+      process.send_signal(signal.SIGTERM)
+      break
+    time.sleep(0.05)
+  _, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors
+  assert "stopped by SIGTERM at step" in errors
+  assert "Traceback" not in errors
+  steps = [
+    int(each.name)
+    for each in (tmp_path / "run" / "vanilla" / "checkpoints").iterdir()
+  ]
+  assert max(steps) >= 3
