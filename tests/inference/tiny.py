@@ -11,7 +11,7 @@ from pdpo_jax.inference import sampling
 from pdpo_jax.models import attention, layers, policy, user_model
 
 NUM_ROWS = 5
-STOPS = (3, 7, 11)  # of 101: some answers stop, some do not
+STOPS = (3, 7, 11, 19, 23, 29)  # of 101: some answers stop, some do not
 SPACE = 64  # positions that the decoder without a cache always runs
 
 
