@@ -182,6 +182,10 @@ def decode(cache_mask: Bool[Array, "B C"]) -> Attend:
   The cache is only read. The new key and value are handed back, for the caller
   to write once for all layers: no layer copies its cache.
 
+  Products are summed elementwise: with one query a key head (GPT-J, 64 rows,
+  137 slots) a batch took half the time on CPU that it took with `einsum`;
+  with four, the same time.
+
   Args:
     cache_mask: true at slots that hold a real position.
   """
@@ -193,16 +197,21 @@ def decode(cache_mask: Bool[Array, "B C"]) -> Attend:
     query = q.reshape(rows, groups, heads // groups, size)
     query = query * jnp.asarray(size**-0.5, q.dtype)
 
-    def scores(keys):
-      return jnp.einsum(
-        "bkge,bske->bkgs", query, keys, preferred_element_type=jnp.float32
-      )
+    query = query[:, None].astype(jnp.float32)
+
+    def scores(keys):  # [B, C, K, G, E] is never in memory
+      products = query * keys[:, :, :, None].astype(jnp.float32)
+      return products.sum(-1).transpose(0, 2, 3, 1)
+
+    def mix(weights, values):
+      weights = weights.transpose(0, 3, 1, 2)[..., None]
+      return (weights * values[:, :, :, None].astype(jnp.float32)).sum(1)
 
     old = jnp.where(cache_mask[:, None, None, :], scores(past_k), -jnp.inf)
     both = jnp.concatenate([old, scores(k)], -1)  # [B, K, G, C + 1]
-    weights = jax.nn.softmax(both, -1).astype(v.dtype)
-    out = jnp.einsum("bkgs,bske->bkge", weights[..., :-1], past_v)
-    out = out + jnp.einsum("bkgs,bske->bkge", weights[..., -1:], v)
+    weights = jax.nn.softmax(both, -1)
+    out = mix(weights[..., :-1], past_v) + mix(weights[..., -1:], v)
+    out = out.astype(v.dtype)
     return out.reshape(rows, 1, heads, size), (k, v)
 
   return attend

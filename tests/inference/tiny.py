@@ -11,9 +11,11 @@ from pdpo_jax.inference import sampling
 from pdpo_jax.models import attention, layers, policy, user_model
 
 NUM_ROWS = 5
+STOPS = (3, 7, 11, 19, 23, 29)  # of 101: some answers stop, some do not
 SPACE = 64  # positions that the decoder without a cache always runs
 
 
+@functools.cache
 def make_policy(preset, kind="individual", prefix_position="front", seed=0):
   """A random policy with weights so large that texts vary."""
   lm = policy.make_language_model(
@@ -24,9 +26,9 @@ def make_policy(preset, kind="individual", prefix_position="front", seed=0):
   graphdef, state = nnx.split(lm)
   leaves, tree = jax.tree.flatten(state)
   keys = jax.random.split(jax.random.key(seed), len(leaves))
-  # Also what starts as zero (biases, LoRA's B) or one (norms).
+  # Noise also on what starts as zero (biases, LoRA's B) or one (norms).
   leaves = [
-    10 * x + 0.2 * jax.random.normal(key, x.shape)
+    x + 0.2 * jax.random.normal(key, x.shape)
     for key, x in zip(keys, leaves, strict=True)
   ]
   lm = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
@@ -39,44 +41,58 @@ def make_policy(preset, kind="individual", prefix_position="front", seed=0):
   return policy.Policy(lm, users, prefix_position)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _next_logits(graphdef, state, embeddings, length):
-  """Logits after the first `length` positions, by a full forward pass."""
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames="spec")
+def _next_tokens(graphdef, state, sequences, lengths, answers, seeds, *, spec):
+  """Each row's next token, by a full forward pass over padded sequences."""
   model = nnx.merge(graphdef, state)
-  mask = (jnp.arange(SPACE) < length)[None]
+  places = jnp.arange(SPACE)[None]
   hidden, _ = model.lm.hidden(
-    embeddings, jnp.arange(SPACE)[None], attention.causal(mask)
+    sequences,
+    jnp.broadcast_to(places, sequences.shape[:2]),
+    attention.causal(places < lengths[:, None]),
   )
-  return model.lm.logits(hidden[:, length - 1])
+  logits = model.lm.logits(hidden[jnp.arange(len(lengths)), lengths - 1])
+  count = (answers >= 0).sum(-1)[0]
+  stops = jnp.asarray(STOPS)
+  logits = sampling.filter_logits(logits, answers, count, stops, spec)
+  if spec.temperature:
+
+    def noise(seed):
+      key = jax.random.fold_in(jax.random.key(seed), count)
+      return jax.random.gumbel(key, logits.shape[1:])
+
+    logits = logits + jax.vmap(noise)(seeds)
+  return jnp.argmax(logits, -1)
 
 
-def answer_without_cache(model, request, spec, stop_tokens):
-  """What `generate` should say to one request, the long way round.
+def answers_without_cache(model, requests, spec):
+  """What `generate` should say, the long way round.
 
-  One row, no padding on the left, no cache: the prefix is put into the prompt
-  by hand, and every token costs a pass over all there is.
+  No padding on the left and no cache: the prefix is put into each prompt by
+  hand, and every token costs a pass over all there is.
   """
   graphdef, state = nnx.split(model)
-  prompt = model.lm.embed(jnp.asarray(request.prompt))
-  prefix = model.user_model(jnp.asarray([request.user_row]))[0]
+  sequences = np.zeros((len(requests), SPACE, model.lm.arch.width), np.float32)
+  lengths = np.zeros(len(requests), np.int32)
+  table = np.asarray(model.lm.embed(jnp.arange(model.lm.arch.vocab_size)))
+  rows = jnp.asarray([request.user_row for request in requests])
   place = 0 if model.prefix_position == "front" else 1
-  sequence = np.concatenate([prompt[:place], prefix, prompt[place:]])
-  stops = jnp.asarray(np.asarray(stop_tokens, np.int32))
-  answer = []
-  while len(answer) < spec.max_new_tokens:
-    count = len(answer)
-    padded = np.zeros((1, SPACE, sequence.shape[1]), np.float32)
-    padded[0, : len(sequence)] = sequence
-    logits = _next_logits(graphdef, state, jnp.asarray(padded), len(sequence))
-    so_far = jnp.asarray([[*answer, 0]], jnp.int32)
-    logits = sampling.filter_logits(logits, so_far, count, stops, spec)
-    if spec.temperature:
-      key = jax.random.fold_in(jax.random.key(request.seed), count)
-      logits = logits + jax.random.gumbel(key, logits.shape[1:])
-    token = int(jnp.argmax(logits[0]))
-    if token in stop_tokens:
-      break
-    answer.append(token)
-    new = np.asarray(model.lm.embed(jnp.asarray([token])))
-    sequence = np.concatenate([sequence, new])
-  return answer
+  for row, prefix in enumerate(np.asarray(model.user_model(rows))):
+    prompt = table[requests[row].prompt]
+    whole = np.concatenate([prompt[:place], prefix, prompt[place:]])
+    lengths[row] = len(whole)
+    sequences[row, : len(whole)] = whole
+  answers = np.full((len(requests), spec.max_new_tokens), -1, np.int32)
+  seeds = np.asarray([request.seed for request in requests], np.uint32)
+  for count in range(spec.max_new_tokens):
+    # Copied: the CPU's arrays may share memory with numpy's.
+    arrays = (x.copy() for x in (sequences, lengths, answers, seeds))
+    tokens = _next_tokens(graphdef, state, *arrays, spec=spec)
+    answers[:, count] = tokens
+    sequences[np.arange(len(requests)), lengths] = table[tokens]
+    lengths += 1
+  ends = [
+    next((i for i, t in enumerate(row) if t in STOPS), len(row))
+    for row in answers.tolist()
+  ]
+  return [row[:end].tolist() for row, end in zip(answers, ends, strict=True)]
