@@ -28,7 +28,7 @@ from flax import nnx
 
 from pdpo_jax import structs
 from pdpo_jax.models import attention, layers, policy, user_model
-from pdpo_jax.training import step
+from pdpo_jax.training import losses, step
 from pdpo_jax.weights import hf_safetensors
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -174,7 +174,7 @@ def loss_and_gradients(arrays, name, case, **kwargs):
   model = make_policy(arrays, name, case, **kwargs)
   graphdef, trainable, frozen = nnx.split(model, policy.trainable, ...)
   samples = batch(arrays, case)
-  weights = step.losses.pair_weights(samples.response_mask, samples.weight)
+  weights = losses.pair_weights(samples.response_mask, samples.weight)
 
   @jax.jit
   def run(trainable):
@@ -188,26 +188,21 @@ def loss_and_gradients(arrays, name, case, **kwargs):
   return loss, metrics, named(model.lm.arch, gradients)
 
 
-def all_losses(arrays, name, case) -> dict[str, float]:
-  """Our loss of every kind, from one run of the model."""
-  model = make_policy(arrays, name, case)
+def all_losses(arrays, case) -> dict[str, float]:
+  """Our loss of every kind, from the torch side's log-probabilities."""
   samples = batch(arrays, case)
-  logps = jax.jit(lambda: step.branch_logps(model, samples, objective()))()
-  weights = step.losses.pair_weights(samples.response_mask, samples.weight)
+  weights = losses.pair_weights(samples.response_mask, samples.weight)
   found = {}
   for label in LOSSES:
     chosen = objective(label)
-    pairs = sum(
-      weight
-      * step.losses.LOSSES[chosen.kind](
-        step.losses.log_ratio_differences(
-          logps[branch], samples.reference_logps
-        ),
-        chosen.beta,
-        chosen.label_smoothing,
+    pairs = jnp.zeros_like(weights)
+    for branch, weight in chosen.branches():
+      ratios = losses.log_ratio_differences(
+        jnp.asarray(arrays[f"{case}/logps/{branch}"]), samples.reference_logps
       )
-      for branch, weight in chosen.branches()
-    )
+      pairs += weight * losses.LOSSES[chosen.kind](
+        ratios, chosen.beta, chosen.label_smoothing
+      )
     found[label] = float(jnp.sum(weights * pairs) / weights.sum())
   return found
 
