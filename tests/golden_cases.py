@@ -169,9 +169,14 @@ def objective(kind: str = "sigmoid") -> step.Objective:
   return step.Objective(loss, BETA, ALPHA, smoothing, logits_chunk=45)
 
 
-def loss_and_gradients(arrays, name, case, **kwargs):
+@functools.cache
+def golden_loss_and_gradients(name: str, case: str):
+  return loss_and_gradients(read(name), name, case)
+
+
+def loss_and_gradients(arrays, name, case):
   """Our sigmoid loss, metrics and gradients by the golden files' names."""
-  model = make_policy(arrays, name, case, **kwargs)
+  model = make_policy(arrays, name, case)
   graphdef, trainable, frozen = nnx.split(model, policy.trainable, ...)
   samples = batch(arrays, case)
   weights = losses.pair_weights(samples.response_mask, samples.weight)
