@@ -73,15 +73,12 @@ def architecture(arrays: dict[str, np.ndarray]) -> policy.Architecture:
   return policy.ARCHITECTURES[config["model_type"]].from_hf(config)
 
 
-def language_model(arrays, targets=(), **kwargs) -> nnx.Module:
-  """The golden base model; `targets` get LoRA with its usual initial values."""
-  arch = architecture(arrays)
-  weights = section(arrays, "weights")
-  bare = hf_safetensors.abstract_model(arch)
-  hf_safetensors.load_tensors(bare, set(weights), weights.__getitem__)
+def language_model(arrays, targets=()) -> nnx.Module:
+  """The golden base model; LoRA on `targets` is shapes only."""
   lora = layers.LoraSpec(tuple(targets), RANK, LORA_ALPHA)
-  lm = policy.make_language_model(arch, lora=lora, rngs=nnx.Rngs(0), **kwargs)
-  nnx.update(lm, nnx.state(bare, nnx.Param))
+  lm = hf_safetensors.abstract_model(architecture(arrays), lora=lora)
+  weights = section(arrays, "weights")
+  hf_safetensors.load_tensors(lm, set(weights), weights.__getitem__)
   return lm
 
 
@@ -114,12 +111,12 @@ def batch(arrays, case: str) -> structs.PreferenceBatch:
   )
 
 
-def make_policy(arrays, name: str, case: str, **kwargs) -> policy.Policy:
+def make_policy(arrays, name: str, case: str) -> policy.Policy:
   """The policy of a case, with the LoRA and user weights that it has there."""
   kind, weights, place = CASES[name, case]
   lora = section(arrays, f"{case}/lora")
   targets = {key.split(".")[-2] for key in lora}
-  lm = language_model(arrays, targets, **kwargs)
+  lm = language_model(arrays, targets)
   users = {
     key: jnp.asarray(value)
     for key, value in section(arrays, f"{case}/users").items()
@@ -131,10 +128,12 @@ def make_policy(arrays, name: str, case: str, **kwargs) -> policy.Policy:
     clusters, tokens, width = users["centers"].shape
     rows = users["weights"].shape[0]
   spec = user_model.UserSpec(kind, tokens, clusters, weights)
-  table = jnp.zeros((rows * tokens, width))
-  model = policy.Policy(
-    lm, user_model.make_user_model(spec, rows, table, nnx.Rngs(0)), place
+  made = nnx.eval_shape(
+    lambda: user_model.make_user_model(
+      spec, rows, jnp.zeros((rows * tokens, width)), nnx.Rngs(0)
+    )
   )
+  model = policy.Policy(lm, made, place)
   state = nnx.state(model, policy.trainable)
   flat = dict(nnx.to_flat_state(state))
   for path, variable in flat.items():

@@ -112,7 +112,13 @@ def test_metrics_equal_those_of_the_log_probabilities():
 
 
 def test_loss_is_ln_2_at_zero_lora_without_prefix():
-  lm = golden_cases.language_model(GOLDEN, ("q_proj", "down_proj"))
+  bare = golden_cases.language_model(GOLDEN)
+  lm = policy.make_language_model(
+    bare.arch,
+    lora=layers.LoraSpec(("q_proj", "down_proj"), 3),
+    rngs=nnx.Rngs(0),
+  )
+  nnx.update(lm, nnx.state(bare))
   spec = user_model.UserSpec("none")
   table = lm.embed_tokens.weight[...]
   users = user_model.make_user_model(spec, 13, table, nnx.Rngs(0))
