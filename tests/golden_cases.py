@@ -28,7 +28,7 @@ from flax import nnx
 
 from pdpo_jax import structs
 from pdpo_jax.models import attention, layers, policy, user_model
-from pdpo_jax.training import step
+from pdpo_jax.training import losses, step
 from pdpo_jax.weights import hf_safetensors
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -73,15 +73,12 @@ def architecture(arrays: dict[str, np.ndarray]) -> policy.Architecture:
   return policy.ARCHITECTURES[config["model_type"]].from_hf(config)
 
 
-def language_model(arrays, targets=(), **kwargs) -> nnx.Module:
-  """The golden base model; `targets` get LoRA with its usual initial values."""
-  arch = architecture(arrays)
-  weights = section(arrays, "weights")
-  bare = hf_safetensors.abstract_model(arch)
-  hf_safetensors.load_tensors(bare, set(weights), weights.__getitem__)
+def language_model(arrays, targets=()) -> nnx.Module:
+  """The golden base model; LoRA on `targets` is shapes only."""
   lora = layers.LoraSpec(tuple(targets), RANK, LORA_ALPHA)
-  lm = policy.make_language_model(arch, lora=lora, rngs=nnx.Rngs(0), **kwargs)
-  nnx.update(lm, nnx.state(bare, nnx.Param))
+  lm = hf_safetensors.abstract_model(architecture(arrays), lora=lora)
+  weights = section(arrays, "weights")
+  hf_safetensors.load_tensors(lm, set(weights), weights.__getitem__)
   return lm
 
 
@@ -114,12 +111,12 @@ def batch(arrays, case: str) -> structs.PreferenceBatch:
   )
 
 
-def make_policy(arrays, name: str, case: str, **kwargs) -> policy.Policy:
+def make_policy(arrays, name: str, case: str) -> policy.Policy:
   """The policy of a case, with the LoRA and user weights that it has there."""
   kind, weights, place = CASES[name, case]
   lora = section(arrays, f"{case}/lora")
   targets = {key.split(".")[-2] for key in lora}
-  lm = language_model(arrays, targets, **kwargs)
+  lm = language_model(arrays, targets)
   users = {
     key: jnp.asarray(value)
     for key, value in section(arrays, f"{case}/users").items()
@@ -131,10 +128,12 @@ def make_policy(arrays, name: str, case: str, **kwargs) -> policy.Policy:
     clusters, tokens, width = users["centers"].shape
     rows = users["weights"].shape[0]
   spec = user_model.UserSpec(kind, tokens, clusters, weights)
-  table = jnp.zeros((rows * tokens, width))
-  model = policy.Policy(
-    lm, user_model.make_user_model(spec, rows, table, nnx.Rngs(0)), place
+  made = nnx.eval_shape(
+    lambda: user_model.make_user_model(
+      spec, rows, jnp.zeros((rows * tokens, width)), nnx.Rngs(0)
+    )
   )
+  model = policy.Policy(lm, made, place)
   state = nnx.state(model, policy.trainable)
   flat = dict(nnx.to_flat_state(state))
   for path, variable in flat.items():
@@ -169,12 +168,17 @@ def objective(kind: str = "sigmoid") -> step.Objective:
   return step.Objective(loss, BETA, ALPHA, smoothing, logits_chunk=45)
 
 
-def loss_and_gradients(arrays, name, case, **kwargs):
+@functools.cache
+def golden_loss_and_gradients(name: str, case: str):
+  return loss_and_gradients(read(name), name, case)
+
+
+def loss_and_gradients(arrays, name, case):
   """Our sigmoid loss, metrics and gradients by the golden files' names."""
-  model = make_policy(arrays, name, case, **kwargs)
+  model = make_policy(arrays, name, case)
   graphdef, trainable, frozen = nnx.split(model, policy.trainable, ...)
   samples = batch(arrays, case)
-  weights = step.losses.pair_weights(samples.response_mask, samples.weight)
+  weights = losses.pair_weights(samples.response_mask, samples.weight)
 
   @jax.jit
   def run(trainable):
@@ -188,26 +192,21 @@ def loss_and_gradients(arrays, name, case, **kwargs):
   return loss, metrics, named(model.lm.arch, gradients)
 
 
-def all_losses(arrays, name, case) -> dict[str, float]:
-  """Our loss of every kind, from one run of the model."""
-  model = make_policy(arrays, name, case)
+def all_losses(arrays, case) -> dict[str, float]:
+  """Our loss of every kind, from the torch side's log-probabilities."""
   samples = batch(arrays, case)
-  logps = jax.jit(lambda: step.branch_logps(model, samples, objective()))()
-  weights = step.losses.pair_weights(samples.response_mask, samples.weight)
+  weights = losses.pair_weights(samples.response_mask, samples.weight)
   found = {}
   for label in LOSSES:
     chosen = objective(label)
-    pairs = sum(
-      weight
-      * step.losses.LOSSES[chosen.kind](
-        step.losses.log_ratio_differences(
-          logps[branch], samples.reference_logps
-        ),
-        chosen.beta,
-        chosen.label_smoothing,
+    pairs = jnp.zeros_like(weights)
+    for branch, weight in chosen.branches():
+      ratios = losses.log_ratio_differences(
+        jnp.asarray(arrays[f"{case}/logps/{branch}"]), samples.reference_logps
       )
-      for branch, weight in chosen.branches()
-    )
+      pairs += weight * losses.LOSSES[chosen.kind](
+        ratios, chosen.beta, chosen.label_smoothing
+      )
     found[label] = float(jnp.sum(weights * pairs) / weights.sum())
   return found
 

@@ -65,6 +65,11 @@ class Architecture:
       )
     if config.get("tie_word_embeddings", False):
       raise ValueError("GPT-J with tie_word_embeddings is not supported")
+    if not config.get("rotary_dim"):
+      raise ValueError(
+        f"GPT-J rotary_dim {config.get('rotary_dim')!r} is not supported; it "
+        "must be the number of features that turn, from 2 to the head size"
+      )
     width = config["n_embd"]
     return cls(
       vocab_size=config["vocab_size"],

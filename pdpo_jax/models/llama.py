@@ -82,6 +82,11 @@ class Architecture:
         f"Llama num_heads {self.num_heads} is not divisible by num_kv_heads "
         f"{self.num_kv_heads}; choose a divisor"
       )
+    if self.head_size % 2:
+      raise ValueError(
+        f"Llama head_size {self.head_size} must be even: rotary embedding "
+        "turns pairs of features"
+      )
 
   @classmethod
   def from_hf(cls, config: Mapping[str, Any]) -> "Architecture":
@@ -97,6 +102,11 @@ class Architecture:
         )
     # transformers 5 moved both rope fields into `rope_parameters`.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    partial = {**config, **rope}.get("partial_rotary_factor") or 1.0
+    if partial != 1.0:
+      raise ValueError(
+        f"Llama partial_rotary_factor {partial!r} is not supported; only 1 is"
+      )
     kind = rope.get("rope_type", rope.get("type", "default"))
     scaling = None
     if kind == "llama3":

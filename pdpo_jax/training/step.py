@@ -115,6 +115,8 @@ def loss_and_metrics(
   metrics = {}
   for place, (name, branch_weight) in enumerate(objective.branches()):
     ratios = losses.log_ratio_differences(logps[name], batch.reference_logps)
+    # A pair that does not exist must not contribute even a NaN, nor get one.
+    ratios = jnp.where(weights > 0, ratios, 0.0)
     pairs += branch_weight * pair_loss(
       ratios, objective.beta, objective.label_smoothing
     )
@@ -123,8 +125,7 @@ def loss_and_metrics(
     accuracy = jnp.sum(weights * (ratios > 0)) / total_weight
     margin = objective.beta * jnp.sum(weights * ratios) / total_weight
     metrics |= {f"{prefix}reward_accuracy": accuracy, f"{prefix}margin": margin}
-  # A pair that does not exist must not contribute even a NaN.
-  sample_loss = jnp.sum(jnp.where(weights > 0, weights * pairs, 0.0), -1)
+  sample_loss = jnp.sum(weights * pairs, -1)
   loss = jnp.sum(sample_loss) / total_weight
   return loss, {"loss": loss, "sample_loss": sample_loss} | metrics
 

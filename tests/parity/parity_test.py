@@ -106,7 +106,7 @@ def test_objective_equals_four_passes_with_peft(name, case, record_property):
 def test_every_loss_equals_its_formula_in_torch(name, case):
   arrays = compute(name, FRESH_SEED)
   expected = golden_cases.section(arrays, f"{case}/loss")
-  ours = golden_cases.all_losses(arrays, name, case)
+  ours = golden_cases.all_losses(arrays, case)
   assert ours.keys() == expected.keys()
   for kind, value in expected.items():
     # IPO squares nats, so its rounding is relative to a value of about 50.

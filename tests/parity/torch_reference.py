@@ -101,7 +101,7 @@ def family(name: str) -> str:
 
 
 def make_model(name: str, rng: np.random.Generator) -> torch.nn.Module:
-  """A float32 model with eager attention whose every weight comes from `rng`."""
+  """A float32 model with eager attention, with all weights from `rng`."""
   config_class, model_class = {
     "gptj": (transformers.GPTJConfig, transformers.GPTJForCausalLM),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),

@@ -1,0 +1,293 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from pdpo_jax import structs
+from pdpo_jax.models import layers, policy, user_model
+from pdpo_jax.training import losses, step
+from tests import golden_cases
+
+MODEL, CASE = "llama", "individual"
+GOLDEN = golden_cases.read(MODEL)
+USERS = {3, 7, 12}  # of the golden samples, besides the generic one
+
+
+def samples(rows=None, **changes):
+  batch = golden_cases.batch(GOLDEN, CASE)
+  if rows is not None:
+    batch = jax.tree.map(lambda x: x[np.array(rows)], batch)
+  return dataclasses.replace(batch, **changes)
+
+
+@functools.cache
+def parts():
+  """Definition, trained and frozen part of the golden policy."""
+  made = golden_cases.make_policy(GOLDEN, MODEL, CASE)
+  return nnx.split(made, policy.trainable, ...)
+
+
+@functools.cache
+def differentiate(objective):
+  graphdef = parts()[0]
+
+  @jax.jit
+  def run(trainable, frozen, batch):
+    weights = losses.pair_weights(batch.response_mask, batch.weight)
+
+    def loss_of(trainable):
+      made = nnx.merge(graphdef, trainable, frozen)
+      return step.loss_and_metrics(made, batch, objective, weights.sum())
+
+    return jax.value_and_grad(loss_of, has_aux=True)(trainable)
+
+  return run
+
+
+def with_alpha(alpha):
+  return dataclasses.replace(golden_cases.objective(), alpha=alpha)
+
+
+def gradients(batch, objective=None):
+  """Loss, metrics, and gradients by their golden names."""
+  graphdef, trainable, frozen = parts()
+  run = differentiate(objective or golden_cases.objective())
+  (loss, metrics), found = run(trainable, frozen, batch)
+  arch = nnx.merge(graphdef, trainable, frozen).lm.arch
+  return loss, metrics, golden_cases.named(arch, found)
+
+
+@pytest.mark.parametrize(("name", "case"), golden_cases.CASES)
+def test_objective_equals_four_passes_with_peft(name, case):
+  arrays = golden_cases.read(name)
+  loss, _, found = golden_cases.golden_loss_and_gradients(name, case)
+  assert abs(loss - arrays[f"{case}/loss/sigmoid"]) < 1e-5
+  expected = golden_cases.section(arrays, f"{case}/gradients")
+  assert found.keys() == expected.keys()
+  for key, value in expected.items():
+    # What float32 leaves of sums over layers and tokens in another order.
+    assert golden_cases.relative_difference(found[key], value) < 1e-4, key
+
+
+@pytest.mark.parametrize(
+  ("name", "case", "key", "seen"),
+  [
+    ("llama", "individual", "offsets", USERS),
+    ("gptj", "individual", "offsets", USERS),
+    # The generic user has cluster weights of its own.
+    ("gptj", "cluster", "weights", USERS | {0}),
+    ("llama_tied", "softmax", "weights", USERS | {0}),
+  ],
+)
+def test_only_users_of_a_batch_get_a_gradient(name, case, key, seen):
+  _, _, found = golden_cases.golden_loss_and_gradients(name, case)
+  largest = np.abs(found[key]).reshape(len(found[key]), -1).max(-1)
+  assert set(np.flatnonzero(largest)) == seen
+  if case == "individual":
+    assert np.abs(found["generic_prefix"]).min() > 0
+
+
+def test_metrics_equal_those_of_the_log_probabilities():
+  _, metrics, _ = golden_cases.golden_loss_and_gradients(MODEL, CASE)
+  batch = golden_cases.batch(GOLDEN, CASE)
+  weights = losses.pair_weights(batch.response_mask, batch.weight)
+  reference = GOLDEN[f"{CASE}/logps/reference"]
+  for name, prefix in (("user", ""), ("generic", "generic_")):
+    ratios = GOLDEN[f"{CASE}/logps/{name}"] - reference
+    ratios = ratios[:, :1] - ratios[:, 1:]
+    share = np.average(ratios > 0, weights=weights)
+    margin = np.average(golden_cases.BETA * ratios, weights=weights)
+    assert 0 < share < 1
+    found = metrics[f"{prefix}reward_accuracy"], metrics[f"{prefix}margin"]
+    np.testing.assert_allclose(found, (share, margin), rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics["sample_loss"].sum() / weights.sum(), metrics["loss"], rtol=1e-6
+  )
+
+
+def test_loss_is_ln_2_at_zero_lora_without_prefix():
+  bare = golden_cases.language_model(GOLDEN)
+  lm = policy.make_language_model(
+    bare.arch,
+    lora=layers.LoraSpec(("q_proj", "down_proj"), 3),
+    rngs=nnx.Rngs(0),
+  )
+  nnx.update(lm, nnx.state(bare))
+  spec = user_model.UserSpec("none")
+  table = lm.embed_tokens.weight[...]
+  users = user_model.make_user_model(spec, 13, table, nnx.Rngs(0))
+  made = policy.Policy(lm, users)
+  loss, metrics = jax.jit(
+    lambda batch: step.loss_and_metrics(
+      made, batch, golden_cases.objective(), jnp.array(1.0)
+    )
+  )(samples())
+  # Reference log-probabilities are torch's: sums of nats, as far as rounding.
+  batch = samples()
+  total = losses.pair_weights(batch.response_mask, batch.weight).sum()
+  assert float(loss / total) == pytest.approx(math.log(2), abs=1e-5)
+  assert float(metrics["margin"]) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_score_reads_every_sample_with_its_own_prefix():
+  graphdef, trainable, frozen = parts()
+  found = step.make_score(graphdef, 45)(trainable, frozen, samples())
+  # Sums of up to 40 nats.
+  np.testing.assert_allclose(
+    found, GOLDEN[f"{CASE}/logps/user"], rtol=1e-5, atol=1e-5
+  )
+
+
+def filled_up():
+  """The golden batch whose last row only fills it up, with garbage in it."""
+  batch = samples()
+  last = jnp.arange(5) == 4
+  return dataclasses.replace(
+    batch,
+    index=jnp.where(last, -1, batch.index),
+    user_row=jnp.where(last, 0, batch.user_row),
+    prompt=jnp.where(last[:, None], 89, batch.prompt),
+    prompt_mask=batch.prompt_mask & ~last[:, None],
+    responses=jnp.where(last[:, None, None], 89, batch.responses),
+    response_mask=batch.response_mask & ~last[:, None, None],
+    weight=jnp.where(last, 0.0, batch.weight),
+  )
+
+
+def test_a_row_that_fills_up_changes_nothing():
+  loss, metrics, found = gradients(filled_up())
+  same, theirs, expected = gradients(samples([0, 1, 2, 3]))
+  # Other shapes sum in another order.
+  assert float(loss) == pytest.approx(float(same), abs=1e-6)
+  for key in ("margin", "generic_margin", "reward_accuracy"):
+    assert float(metrics[key]) == pytest.approx(float(theirs[key]), abs=1e-5)
+  for key, value in expected.items():
+    assert golden_cases.relative_difference(found[key], value) < 1e-5, key
+
+
+def test_a_pair_that_does_not_exist_contributes_not_even_a_nan():
+  batch = filled_up()
+  expected = gradients(batch)
+  missing = ~batch.response_mask.any(-1)
+  poisoned = jnp.where(missing, jnp.nan, batch.reference_logps)
+  found = gradients(dataclasses.replace(batch, reference_logps=poisoned))
+  for ours, theirs in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_generic_branch_knows_no_user():
+  objective = with_alpha(0.0)
+  loss, _, found = gradients(samples(), objective)
+  np.testing.assert_array_equal(found["offsets"], 0.0)
+  assert np.abs(found["generic_prefix"]).min() > 0
+  others = samples(user_row=jnp.array([1, 2, 4, 5, 6], jnp.int32))
+  assert gradients(others, objective)[0] == loss
+
+
+def test_alpha_mixes_the_losses_of_the_branches():
+  mixed, user, generic = (
+    float(gradients(samples(), with_alpha(alpha))[0])
+    for alpha in (golden_cases.ALPHA, 1.0, 0.0)
+  )
+  assert abs(user - generic) > 0.01
+  expected = golden_cases.ALPHA * user + (1 - golden_cases.ALPHA) * generic
+  assert mixed == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_branch_without_weight_is_not_run():
+  rows = {}
+  for alpha in (0.0, golden_cases.ALPHA, 1.0):
+    graphdef, trainable, frozen = parts()
+
+    def hidden_rows(trainable, alpha=alpha, graphdef=graphdef, frozen=frozen):
+      made = nnx.merge(graphdef, trainable, frozen)
+      return step.branch_logps(made, samples(), with_alpha(alpha))
+
+    text = str(jax.make_jaxpr(hidden_rows)(trainable))
+    width = f"{4 + 11 + 3 * 7},42]"  # T + P + N R positions of width 42
+    rows[alpha] = {count for count in (5, 10) if f"f32[{count},{width}" in text}
+  assert rows == {0.0: {5}, golden_cases.ALPHA: {10}, 1.0: {5}}
+
+
+def fresh_state(transformation):
+  trainable = jax.tree.map(jnp.copy, parts()[1])  # the step gives up its own
+  return structs.TrainState(
+    jnp.zeros((), jnp.int32), trainable, transformation.init(trainable)
+  )
+
+
+def test_accumulation_changes_no_update():
+  graphdef, _, frozen = parts()
+  # The plain gradient: Adam would turn rounding into signs.
+  transformation = optax.sgd(0.1)
+  batch = samples([0, 1, 2, 3])
+  found = {}
+  for count in (1, 2, 4):
+    train_step = step.make_train_step(
+      graphdef,
+      golden_cases.objective(),
+      transformation,
+      accumulation_steps=count,
+    )
+    state, metrics = train_step(fresh_state(transformation), frozen, batch)
+    assert int(state.step) == 1
+    found[count] = jax.tree.leaves(state.trainable), metrics
+  moved = [
+    np.abs(new - old).max()
+    for new, old in zip(found[1][0], jax.tree.leaves(parts()[1]), strict=True)
+  ]
+  assert min(moved) > 1e-4
+  for count in (2, 4):
+    for ours, theirs in zip(found[count][0], found[1][0], strict=True):
+      np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert found[count][1].keys() == found[1][1].keys()
+    for key, value in found[1][1].items():
+      np.testing.assert_allclose(
+        found[count][1][key], value, rtol=1e-4, atol=1e-5, err_msg=key
+      )
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_bitwise_as_it_was():
+  graphdef, _, frozen = parts()
+  before = [np.array(leaf) for leaf in jax.tree.leaves(frozen)]
+  transformation = optax.adam(1e-2)
+  train_step = step.make_train_step(
+    graphdef, golden_cases.objective(), transformation
+  )
+  state, seen = fresh_state(transformation), []
+  for _ in range(6):
+    state, metrics = train_step(state, frozen, samples())
+    seen.append(float(metrics["loss"]))
+  assert seen[-1] < 0.7 * seen[0]
+  after = jax.tree.leaves(frozen)
+  for old, new in zip(before, after, strict=True):
+    np.testing.assert_array_equal(new, old)
+  assert metrics["grad_norm_lora"] > 0
+  assert metrics["grad_norm_users"] > 0
+
+
+def test_dropout_follows_seed_and_step():
+  made = golden_cases.make_policy(GOLDEN, MODEL, CASE)
+  for _, module in nnx.iter_modules(made):
+    if isinstance(module, layers.Linear):
+      module.lora_dropout = 0.5
+  graphdef, _, frozen = nnx.split(made, policy.trainable, ...)
+  transformation = optax.sgd(0.0)
+  train_step = step.make_train_step(
+    graphdef, golden_cases.objective(), transformation, dropout=True
+  )
+  state, first = train_step(fresh_state(transformation), frozen, samples())
+  _, again = train_step(fresh_state(transformation), frozen, samples())
+  _, later = train_step(state, frozen, samples())
+  still = golden_cases.golden_loss_and_gradients(MODEL, CASE)[0]
+  assert first["loss"] == again["loss"]
+  assert first["loss"] != later["loss"]
+  assert first["loss"] != still
