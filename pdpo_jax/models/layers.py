@@ -48,11 +48,16 @@ class LoraSpec:
 def drop(
   x: Float[Array, "*batch I"], rate: float, key: Key[Array, ""] | None
 ) -> Float[Array, "*batch I"]:
-  """Inverted dropout; without a key, or at rate 0, the input itself."""
+  """Inverted dropout; without a key, or at rate 0, the input itself.
+
+  Sixteen random bits a feature are enough, and cost half of what 32 would.
+  """
   if key is None or rate == 0.0:
     return x
-  kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-  return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+  dropped = round(rate * 2**16)
+  kept = jax.random.bits(key, x.shape, jnp.uint16) >= dropped
+  scale = 1.0 / (1.0 - dropped / 2**16)
+  return jnp.where(kept, x * scale, 0.0).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -97,6 +102,10 @@ class Linear(nnx.Module):
   def __call__(
     self, x: Float[Array, "*batch I"], dropout_key: Key[Array, ""] | None
   ) -> Float[Array, "*batch O"]:
+    # As a matrix: with two batch axes, XLA's CPU backend computes gradients of
+    # the low-rank weights several times slower.
+    *batch, width = x.shape
+    x = x.reshape(-1, width)
     out = x @ self.kernel[...].astype(x.dtype)
     if self.bias is not None:
       out = out + self.bias[...].astype(x.dtype)
@@ -107,7 +116,7 @@ class Linear(nnx.Module):
       low = low @ self.lora_a[...].astype(x.dtype)
       # Scaled while it is only `rank` wide.
       out = out + (low * self.lora_scale) @ self.lora_b[...].astype(x.dtype)
-    return out
+    return out.reshape(*batch, -1)
 
 
 class Embedding(nnx.Module):
