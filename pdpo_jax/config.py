@@ -54,17 +54,17 @@ class SftConfig(Section):
 
   vocab_size: int = 512
   width: int = 128
-  num_layers: int = 3
+  num_layers: int = 2
   num_heads: int = 4
   mlp_width: int = 512
   rotary_dim: int = 16
   # Longest prompt and answer together, prefix included, in tokens.
   max_positions: int = 256
-  num_posts: int = 20_000
-  batch_size: int = 64
-  steps: int = 400
-  learning_rate: float = 3e-3
-  warmup_steps: int = 40
+  num_posts: int = 16_000
+  batch_size: int = 16
+  steps: int = 600
+  learning_rate: float = 4e-3
+  warmup_steps: int = 50
 
 
 @dataclasses.dataclass

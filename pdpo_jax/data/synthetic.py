@@ -1,8 +1,8 @@
 """A little language of posts and summaries, small enough to learn in a minute.
 
 Experiment 1 of arXiv:2402.05133 in miniature. A post looks like one of TL;DR;
-between filler it reports three to six facts (who, did what, to which thing,
-perhaps where or when), and a summary tells some of them, in the post's order:
+between filler it reports two to five facts (who, did what, to which thing,
+perhaps where or when), and a summary tells the first one, two … of them:
 
   SUBREDDIT: r/pets
   TITLE: need some help
@@ -69,11 +69,11 @@ TITLES = (
 )
 SUBREDDITS = _words("pets advice family work college travel cooking stories")
 
-MIN_FACTS, MAX_FACTS = 3, 6
-EMPTY_SHARE = 0.04  # of posts that report nothing
-FILLER_SENTENCES = (0, 2)  # least and most of them in a post with facts
+MIN_FACTS, MAX_FACTS = 2, 5
+EMPTY_SHARE = 0.05  # of posts that report nothing
+FILLER_SENTENCES = (0, 1)  # least and most of them in a post with facts
 OPENER_SHARE = 0.25  # of facts that follow a word of no content
-DETAIL_SHARE = 0.5  # of facts with a where or when; of those, told in full
+DETAIL_SHARE = 0.5  # of facts with a where or when
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,17 +133,10 @@ def _make_facts(rng: random.Random) -> list[str]:
 
 
 def _summarize(facts: Sequence[str], rng: random.Random) -> str:
-  """Tells one to all of the facts in order; each with its detail, or not."""
-  if not facts:
-    return ""
-  count = rng.randint(1, len(facts))
-  told = sorted(rng.sample(range(len(facts)), count))
-  phrases = []
-  for index in told:
-    words = facts[index].split()
-    kept = words if rng.random() < DETAIL_SHARE else words[:3]
-    phrases.append(" ".join(kept))
-  return "".join(f" {phrase}." for phrase in phrases)
+  """Tells the first of the facts, one to all of them, without details."""
+  count = rng.randint(1, len(facts)) if facts else 0
+  told = [" ".join(fact.split()[:3]) for fact in facts[:count]]
+  return "".join(f" {phrase}." for phrase in told)
 
 
 def sft_pairs(posts: Sequence[Post], seed: int) -> list[tuple[str, str]]:

@@ -137,11 +137,10 @@ class Policy(nnx.Module):
       attention.shared_prompt(mask, response_mask),
       dropout_key=dropout_key,
     )
-    # The last column, but for a prompt of one token that stands in front of
-    # the prefix.
-    end = length - 1 - jnp.argmax(mask[:, ::-1], -1)
-    last = jnp.take_along_axis(hidden, end[:, None, None], 1)[:, None]
-    last = jnp.broadcast_to(last, (rows, num_responses, 1, hidden.shape[-1]))
+    last = jnp.broadcast_to(
+      hidden[:, length - 1, None, None, :],
+      (rows, num_responses, 1, hidden.shape[-1]),
+    )
     answer = hidden[:, length:].reshape(*responses.shape, -1)
     return jnp.concatenate([last, answer[:, :, :-1]], 2)
 

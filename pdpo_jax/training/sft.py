@@ -86,7 +86,9 @@ def train_base(
   tokenized, _ = tokenize.tokenize_pairs(
     pairs, tokenizer, data.max_prompt_tokens, data.max_response_tokens
   )
-  batches = batching.TextBatches(tokenized, sft.batch_size, config.seed)
+  batches = batching.TextBatches(
+    tokenized, sft.batch_size, config.seed, max_shapes=data.max_shapes
+  )
   arch = gptj.Architecture(
     vocab_size=len(tokenizer),
     width=sft.width,

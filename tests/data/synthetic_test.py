@@ -27,23 +27,20 @@ def test_posts_look_like_tldr_and_few_report_nothing():
     lines = post.prompt.split("\n")
     starts = ("SUBREDDIT: r/", "TITLE: ", "POST: ", "TL;DR:")
     assert all(map(str.startswith, lines, starts)) and len(lines) == 4
-    assert len(post.facts) in (0, 3, 4, 5, 6)
+    assert len(post.facts) in (0, 2, 3, 4, 5)
   empty = sum(not post.facts for post in POSTS) / len(POSTS)
-  assert 0.03 < empty < 0.05
+  assert 0.04 < empty < 0.06
 
 
-def test_summaries_tell_facts_of_the_post_in_order():
+def test_summaries_tell_the_first_facts_of_the_post():
   for post, (prompt, summary) in zip(
     POSTS, synthetic.sft_pairs(POSTS, 0), strict=True
   ):
     assert prompt == post.prompt
     assert synthetic.faithfulness(prompt, summary) == 1.0
     facts = [" ".join(fact.split()[:3]) for fact in post.facts]
-    told = [
-      facts.index(" ".join(phrase.split()[:3]))
-      for phrase in synthetic.phrases(summary)
-    ]
-    assert told == sorted(set(told))
+    told = synthetic.phrases(summary)
+    assert told == facts[: len(told)]
 
 
 def test_a_summary_is_empty_if_and_only_if_there_are_no_facts():
