@@ -22,17 +22,19 @@ from pdpo_jax import config as config_lib
 
 def get_config(variant: str = "individual") -> config_lib.Config:
   config = config_lib.Config(name="quickstart")
-  config.data.train_per_worker = 300
+  config.data.train_per_worker = 600
+  config.data.heldout_per_worker = 80
   config.data.max_shapes = 2
   # From scratch, in little time: larger steps than a real base would bear.
-  config.loss.beta = 0.2
+  config.loss.beta = 0.3
   config.lora.dropout = 0.0
   config.train.batch_size = 16
-  config.train.learning_rate = 1.5e-3
+  config.train.epochs = 1
+  config.train.learning_rate = 1.8e-3
   config.train.user_learning_rate = 3e-2
   config.train.warmup_steps = 10
-  config.train.eval_every = 100
-  config.train.checkpoint_every = 100
+  config.train.eval_every = 250
+  config.train.checkpoint_every = 125
   config.train.logits_chunk = 4096
   config.answers.max_new_tokens = 48
   if variant == "cluster":
@@ -51,7 +53,6 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.data.heldout_per_worker = 3
     config.data.max_shapes = 1
     config.answers.num_prompts = 3
-    config.train.epochs = 1
     config.train.log_every = 1
   elif variant != "individual":
     raise ValueError(
