@@ -15,7 +15,6 @@ from pdpo_jax.data import users as users_lib
 
 EOS = "<|endoftext|>"
 PROMPT_CUT = "prompt cut"
-RESPONSE_CUT = "response cut"
 
 # Texts that are Python lists of ids at a time; arrays are far smaller.
 _BATCH = 8192
@@ -31,9 +30,8 @@ class Report:
   counts: collections.Counter[str]  # by reason
 
   def __str__(self) -> str:
-    reasons = (PROMPT_CUT, RESPONSE_CUT)
-    counts = ", ".join(f"{self.counts[key]:,} {key}" for key in reasons)
-    return f"{self.num_examples:,} examples tokenized: {counts}"
+    cut = self.counts[PROMPT_CUT]
+    return f"{self.num_examples:,} examples tokenized: {cut:,} {PROMPT_CUT}"
 
 
 def train_tokenizer(
@@ -80,15 +78,16 @@ def tokenize_examples(
   """Token ids of comparisons, with the end-of-text token after a response.
 
   A user's text stands before the prompt, with a blank line between. A prompt
-  over its limit loses its beginning; a response over its limit loses its end,
-  end-of-text included. Both are counted in the report.
+  over its limit loses its beginning, and is counted in the report. A response
+  is never cut: the policy would learn to break off.
 
   Args:
     max_prompt_tokens: the limit of user text and prompt together.
     max_response_tokens: the limit of a response with its end-of-text.
 
   Raises:
-    ValueError: if a prompt or response is empty, or a user is not in `users`.
+    ValueError: if a prompt or response is empty, a response is over its limit,
+      or a user is not in `users`.
   """
   for place, example in enumerate(examples):
     _check_example(place, example)
@@ -103,7 +102,7 @@ def tokenize_examples(
   texts = [
     text for example in examples for text in (example.chosen, *example.rejected)
   ]
-  responses = iter(_responses(texts, tokenizer, max_response_tokens, counts))
+  responses = iter(_responses(texts, tokenizer, max_response_tokens))
   tokenized = [
     structs.TokenizedExample(
       user_row=users.row_of(example.user_id),
@@ -135,7 +134,7 @@ def tokenize_pairs(
     counts,
   )
   responses = _responses(
-    [response for _, response in pairs], tokenizer, max_response_tokens, counts
+    [response for _, response in pairs], tokenizer, max_response_tokens
   )
   tokenized = list(zip(prompts, responses, strict=True))
   return tokenized, Report(len(pairs), counts)
@@ -201,7 +200,7 @@ def _prompts(prompts, user_texts, tokenizer, limit, counts):
   return encoded
 
 
-def _responses(texts, tokenizer, limit, counts):
+def _responses(texts, tokenizer, limit):
   """Ids and end-of-text, at most `limit` in all."""
   _check_limit("max_response_tokens", limit)
   if tokenizer.eos_token_id is None:
@@ -210,12 +209,16 @@ def _responses(texts, tokenizer, limit, counts):
     )
   end = np.array([tokenizer.eos_token_id], np.int32)
   encoded = []
-  for ids in _encode(texts, tokenizer, special=False):
+  for text, ids in zip(
+    texts, _encode(texts, tokenizer, special=False), strict=True
+  ):
     if len(ids) + 1 > limit:
-      counts[RESPONSE_CUT] += 1
-      encoded.append(ids[:limit])
-    else:
-      encoded.append(np.concatenate([ids, end]))
+      raise ValueError(
+        f"a response has {len(ids) + 1} tokens with its end-of-text, over the "
+        f"limit of {limit}; raise data.max_response_tokens, or drop it. It "
+        f"begins {text[:60]!r}"
+      )
+    encoded.append(np.concatenate([ids, end]))
   return encoded
 
 

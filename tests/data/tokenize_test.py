@@ -79,7 +79,7 @@ def test_responses_end_with_eos_and_prompts_do_not(tokenizer):
   decoded = [tokenizer.decode(response) for response in one.responses]
   assert decoded == [f"{t}<|endoftext|>" for t in (" sat", " ate", " what")]
   assert all(response.dtype == np.int32 for response in one.responses)
-  assert str(report) == ("1 examples tokenized: 0 prompt cut, 0 response cut")
+  assert str(report) == ("1 examples tokenized: 0 prompt cut")
 
 
 def test_user_text_stands_before_the_prompt_with_a_blank_line(tokenizer):
@@ -89,17 +89,25 @@ def test_user_text_stands_before_the_prompt_with_a_blank_line(tokenizer):
   assert two.user_row == 0
 
 
-def test_cuts_keep_the_prompts_end_and_the_responses_beginning(tokenizer):
-  sample = example(prompt="xyz the cat", chosen=" sat on the mat")
+def test_a_cut_keeps_the_prompts_end_and_is_counted(tokenizer):
+  sample = example(prompt="xyz the cat")
   (whole,), _ = run(tokenizer, sample)
-  size = len(whole.responses[0]) - 1  # all but end-of-text
   samples = (sample, example(prompt="a"))
-  (one, two), report = run(tokenizer, *samples, prompt=2, response=size)
+  (one, _), report = run(tokenizer, *samples, prompt=2)
   np.testing.assert_array_equal(one.prompt, whole.prompt[-2:])
-  np.testing.assert_array_equal(one.responses[0], whole.responses[0][:-1])
-  assert tokenizer.decode(two.responses[1]) == " ate<|endoftext|>"
-  assert report.counts == {"prompt cut": 1, "response cut": 1}
-  assert str(report) == ("2 examples tokenized: 1 prompt cut, 1 response cut")
+  assert report.counts == {"prompt cut": 1}
+  assert str(report) == "2 examples tokenized: 1 prompt cut"
+
+
+def test_a_response_over_the_limit_is_an_error(tokenizer):
+  sample = example(chosen=" sat on the mat")
+  (whole,), _ = run(tokenizer, sample)
+  size = len(whole.responses[0])
+  run(tokenizer, sample, response=size)
+  with pytest.raises(
+    ValueError, match=rf"{size} tokens .* limit of {size - 1}"
+  ):
+    run(tokenizer, sample, response=size - 1)
 
 
 def test_a_leading_bos_survives_a_cut(tokenizer):
