@@ -29,6 +29,7 @@ def tiny_config(folder: pathlib.Path) -> config_lib.Config:
   config.data.short_workers = ("2",)
   config.data.train_per_worker = 8
   config.data.heldout_per_worker = 3
+  config.data.max_response_tokens = 128
   config.data.max_shapes = 1
   config.answers.num_prompts = 2
   config.user.num_tokens = 3

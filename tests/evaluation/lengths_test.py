@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from pdpo_jax.evaluation import accuracy, lengths
+
+Words = lengths.Words
+
+
+def test_words_are_counted_with_their_standard_error():
+  words = lengths.count_words(["a b c", "", " d ", "e f g h"])
+  assert words.mean == 2.0
+  # Sample variance of 3, 0, 1, 4 is 10 / 3.
+  assert words.standard_error == pytest.approx((10 / 3 / 4) ** 0.5)
+  assert words.zero_share == 0.25
+
+
+def speakers(**changes):
+  means = {"S": 10, "V": 16, "G": 14, "1": 14, "2": 12, "4": 0} | changes
+  return {
+    name: Words(float(mean), 0.1, 1.0 if mean == 0 else 0.0)
+    for name, mean in means.items()
+  }
+
+
+@pytest.mark.parametrize(
+  ("changes", "first", "second"),
+  [
+    ({}, True, True),
+    ({"4": 1}, False, True),  # not empty
+    ({"1": 13}, False, True),  # 12.5 words on average, 1.25 times S
+    ({"G": 11.9}, True, False),  # more than 25% from V
+    ({"V": 9, "G": 9}, True, False),  # shorter than S
+  ],
+)
+def test_claims_hold_or_not_by_their_numbers(changes, first, second):
+  found = lengths.claims(speakers(**changes), ["4"], ["1", "2"])
+  assert found["E1"]["holds"] is first
+  assert found["E2"]["holds"] is second
+  text = lengths.describe_claims(found)
+  assert ("E1 holds" in text) is first and ("E2 holds" in text) is second
+
+
+def test_without_vanilla_there_is_no_second_claim():
+  words = speakers()
+  del words["V"]
+  assert set(lengths.claims(words, ["4"], ["1"])) == {"E1"}
+
+
+def test_table_and_figure_show_every_speaker(tmp_path):
+  words = speakers()
+  by_user = {"vanilla": {"1": 0.9, "all": 0.7}, "pdpo": {"1": 1.0, "all": 0.99}}
+  text = lengths.table(words, by_user, ["4"])
+  for shown in ("S  SFT model", "4   (prefers short)", "0.990", "0.700"):
+    assert shown in text
+  lengths.figure(tmp_path / "figure.png", words, ["4"], "title")
+  assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_accuracy_counts_pairs_and_skips_missing_ones():
+  ratios = np.array([[1.0, -1.0], [2.0, np.nan], [-1.0, -2.0]], np.float32)
+  found = accuracy.reward_accuracy(ratios, ["a", "b", None])
+  assert found == {"a": 0.5, "b": 1.0, "all": 2 / 5}

@@ -1,0 +1,44 @@
+import json
+import re
+
+import pytest
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import run_folder
+
+
+def test_a_run_folder_says_what_was_run_and_on_what(tmp_path):
+  config = config_lib.Config(workdir=str(tmp_path / "run"), seed=5)
+  folder = run_folder.open_run(config)
+  assert run_folder.read_config(folder) == config
+  versions = json.loads((folder / "versions.json").read_text())
+  assert {"python", "jax", "flax", "devices"} <= set(versions)
+
+
+def test_the_same_config_goes_on_and_another_is_an_error(tmp_path):
+  config = config_lib.Config(workdir=str(tmp_path / "run"))
+  run_folder.open_run(config)
+  run_folder.open_run(config)
+  config.loss.beta = 0.25
+  with pytest.raises(
+    ValueError, match=re.escape("loss.beta is 0.5 there and 0.25 here")
+  ):
+    run_folder.open_run(config)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+  (tmp_path / "file").write_text("")
+  config = config_lib.Config(workdir=str(tmp_path / "file" / "run"))
+  with pytest.raises(ValueError, match=r"cannot be written .*choose another"):
+    run_folder.open_run(config)
+
+
+def test_a_read_only_file_system_is_an_error():
+  config = config_lib.Config(workdir="/proc/run")
+  with pytest.raises(ValueError, match="cannot be written"):
+    run_folder.open_run(config)
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match="is no run folder"):
+    run_folder.read_config(tmp_path)
