@@ -15,10 +15,11 @@ import numpy as np
 from flax import nnx
 
 from pdpo_jax import config as config_lib
-from pdpo_jax.data import batching, sources, tokenize
+from pdpo_jax import main as main_lib
+from pdpo_jax.data import sources, tokenize
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import gptj
-from pdpo_jax.training import checkpoint, pdpo, reference
+from pdpo_jax.training import checkpoint, pdpo
 from pdpo_jax.weights import base as base_lib
 
 
@@ -59,28 +60,10 @@ def tiny_parts(config: config_lib.Config, seed: int = 0):
   dataset = sources.load(config)
   base = tiny_base(dataset, seed)
   users = users_lib.UserIndex.from_examples(dataset.train)
-  made = []
-  for examples in (dataset.train, dataset.heldout):
-    tokenized, _ = tokenize.tokenize_examples(
-      examples,
-      base.tokenizer,
-      users,
-      config.data.max_prompt_tokens,
-      config.data.max_response_tokens,
-    )
-    arguments = {
-      "examples": tokenized,
-      "batch_size": config.train.batch_size,
-      "seed": config.seed,
-      "prefix_length": config.user.num_tokens,
-      "max_shapes": config.data.max_shapes,
-    }
-    plain = batching.PreferenceBatches(**arguments, reference_logps=None)
-    logps = reference.reference_logps(
-      base, tokenized, plain, config.folder / "reference", 1024
-    )
-    made.append(batching.PreferenceBatches(**arguments, reference_logps=logps))
-  return base, users, made[0], made[1], dataset
+  batches, heldout = main_lib.make_batches(
+    config, base, users, dataset, config.folder
+  )
+  return base, users, batches, heldout, dataset
 
 
 def train(config: config_lib.Config, parts=None) -> pdpo.SplitPolicy:
