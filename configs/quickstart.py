@@ -24,8 +24,8 @@ from pdpo_jax import config as config_lib
 
 def get_config(variant: str = "individual") -> config_lib.Config:
   config = config_lib.Config(name="quickstart")
-  config.data.train_per_worker = 600
-  config.data.heldout_per_worker = 80
+  config.data.synthetic.train_per_worker = 600
+  config.data.synthetic.heldout_per_worker = 80
   config.data.max_shapes = 2
   # From scratch, in little time: larger steps than a real base would bear.
   config.loss.beta = 0.3
@@ -51,8 +51,8 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.sft.num_posts = 600
     config.sft.steps = 20
     config.sft.warmup_steps = 5
-    config.data.train_per_worker = 8
-    config.data.heldout_per_worker = 3
+    config.data.synthetic.train_per_worker = 8
+    config.data.synthetic.heldout_per_worker = 3
     config.data.max_shapes = 1
     config.answers.num_prompts = 3
     config.train.log_every = 1

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from pdpo_jax import command_line, run_folder
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import batching, sources, tokenize
+from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import accuracy, answers, lengths
 from pdpo_jax.models import policy as policy_lib
@@ -50,7 +51,7 @@ class Clock:
 
 
 def get_base(
-  config: config_lib.Config, dataset: sources.Dataset, folder: pathlib.Path
+  config: config_lib.Config, dataset: dataset_lib.Dataset, folder: pathlib.Path
 ) -> base_lib.Base:
   """The base that the config names, trained first where it names none."""
   place = run_folder.base_folder(config, folder)
@@ -63,7 +64,7 @@ def make_batches(
   config: config_lib.Config,
   base: base_lib.Base,
   users: users_lib.UserIndex,
-  dataset: sources.Dataset,
+  dataset: dataset_lib.Dataset,
   folder: pathlib.Path,
 ) -> tuple[batching.PreferenceBatches, batching.PreferenceBatches]:
   """Train and held-out batches with reference log-probabilities."""
@@ -136,7 +137,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
 
 def report(
   config: config_lib.Config,
-  dataset: sources.Dataset,
+  dataset: dataset_lib.Dataset,
   texts: dict[str, list[str]],
   accuracies: dict[str, dict[str, float]],
   folder: pathlib.Path,
@@ -176,7 +177,7 @@ def report(
   return results
 
 
-def example_prompt(dataset: sources.Dataset) -> str:
+def example_prompt(dataset: dataset_lib.Dataset) -> str:
   """A held-out prompt, quoted for bash."""
   escaped = dataset.prompts[0].replace("\\", "\\\\").replace("'", "\\'")
   return "$'" + escaped.replace("\n", "\\n") + "'"

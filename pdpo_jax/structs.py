@@ -15,10 +15,30 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
+class Message:
+  """One turn of a dialogue."""
+
+  role: str  # "user", "assistant" or, first of all, "system"
+  content: str
+
+
+# A plain text, or the turns of a dialogue up to the one that is to be answered.
+Prompt = str | tuple[Message, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptExample:
+  """Something to be answered, and what its author says of themselves."""
+
+  prompt: Prompt
+  user_text: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class PreferenceExample:
   """One comparison, as text: a user preferred `chosen` to each `rejected`."""
 
-  prompt: str
+  prompt: Prompt
   chosen: str
   rejected: tuple[str, ...]  # one or more
   user_id: str | None = None  # None: an unknown user

@@ -63,7 +63,7 @@ def test_a_config_file_cannot_set_an_unknown_field():
     ("base.dtype", "float16", "base.dtype 'float16' must be one of"),
     ("base.remat", "some", "base.remat"),
     ("data.source", "prsm", "data.source"),
-    ("data.short_workers", ("11",), "data.short_workers"),
+    ("data.synthetic.short_workers", ("11",), "data.synthetic.short_workers"),
     ("name", " ", "name"),
     ("seed", -1, "seed"),
     ("answers.num_prompts", 0, "answers.num_prompts"),

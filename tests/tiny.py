@@ -16,6 +16,7 @@ from flax import nnx
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import main as main_lib
+from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import sources, tokenize
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import gptj
@@ -26,10 +27,10 @@ from pdpo_jax.weights import base as base_lib
 def tiny_config(folder: pathlib.Path) -> config_lib.Config:
   config = config_lib.Config(name="tiny", workdir=str(folder))
   config.sft.num_posts = 20
-  config.data.num_workers = 3
-  config.data.short_workers = ("2",)
-  config.data.train_per_worker = 8
-  config.data.heldout_per_worker = 3
+  config.data.synthetic.num_workers = 3
+  config.data.synthetic.short_workers = ("2",)
+  config.data.synthetic.train_per_worker = 8
+  config.data.synthetic.heldout_per_worker = 3
   config.data.max_response_tokens = 128
   config.data.max_shapes = 1
   config.answers.num_prompts = 2
@@ -47,7 +48,7 @@ def tiny_config(folder: pathlib.Path) -> config_lib.Config:
   return config
 
 
-def tiny_base(dataset: sources.Dataset, seed: int = 0) -> base_lib.Base:
+def tiny_base(dataset: dataset_lib.Dataset, seed: int = 0) -> base_lib.Base:
   texts = [prompt + answer for prompt, answer in dataset.sft_pairs]
   tokenizer = tokenize.train_tokenizer(texts, 300)
   arch = gptj.Architecture(len(tokenizer), 20, 2, 2, 28, 6, max_positions=256)

@@ -1,41 +1,21 @@
 """Where a run's comparisons come from."""
 
-import dataclasses
 import math
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
+from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import synthetic
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """What a run is trained and evaluated on.
-
-  Attributes:
-    train, heldout: comparisons of disjoint prompts.
-    prompts: held-out prompts to be answered for every user.
-    sft_pairs: (prompt, answer) for a base from scratch; empty without one.
-    short_users, long_users: whose taste in length is known, for the claims of
-      the paper's first experiment; empty where it is not.
-  """
-
-  train: list[structs.PreferenceExample]
-  heldout: list[structs.PreferenceExample]
-  prompts: list[str]
-  sft_pairs: list[tuple[str, str]]
-  short_users: tuple[str, ...] = ()
-  long_users: tuple[str, ...] = ()
-
-
-def load(config: config_lib.Config) -> Dataset:
+def load(config: config_lib.Config) -> dataset_lib.Dataset:
   """The data that `config.data` names."""
   return SOURCES[config.data.source](config)
 
 
-def _synthetic(config: config_lib.Config) -> Dataset:
+def _synthetic(config: config_lib.Config) -> dataset_lib.Dataset:
   """Posts and summaries of the little language, no post used twice."""
-  data = config.data
+  data = config.data.synthetic
   workers = [str(number + 1) for number in range(data.num_workers)]
   need = len(workers) * (data.train_per_worker + data.heldout_per_worker)
   need += config.answers.num_prompts
@@ -52,10 +32,10 @@ def _synthetic(config: config_lib.Config) -> Dataset:
   train, telling = telling[: cut[0]], telling[cut[0] :]
   heldout, telling = telling[: cut[1]], telling[cut[1] :]
   short = tuple(each for each in workers if each in data.short_workers)
-  return Dataset(
+  return dataset_lib.Dataset(
     train=synthetic.comparisons(train, workers, short, config.seed),
     heldout=synthetic.comparisons(heldout, workers, short, config.seed + 1),
-    prompts=[post.prompt for post in telling[: cut[2]]],
+    prompts=[structs.PromptExample(post.prompt) for post in telling[: cut[2]]],
     sft_pairs=synthetic.sft_pairs(learnt, config.seed),
     short_users=short,
     long_users=tuple(each for each in workers if each not in short),

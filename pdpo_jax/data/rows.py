@@ -1,0 +1,150 @@
+"""Rows of data files and hub data sets, and an account of what is left out."""
+
+import collections
+import json
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+# Places of broken rows that an error names.
+_NAMED = 3
+
+
+class Tally:
+  """Counts what a loader read, left out or changed, by reason.
+
+  A *broken* row is one that should not be there: malformed, or of the wrong
+  type. A *dropped* row is whole, and left out by a rule of the data set or of
+  the configuration. What is *noted* is kept.
+  """
+
+  def __init__(self):
+    self.rows = 0
+    self.broken: collections.Counter[str] = collections.Counter()
+    self.dropped: collections.Counter[str] = collections.Counter()
+    self.noted: collections.Counter[str] = collections.Counter()
+    self._places: list[str] = []
+
+  def read(self, rows: int = 1) -> None:
+    self.rows += rows
+
+  def break_(self, place: str, reason: str, detail: str = "") -> None:
+    """Counts a broken row.
+
+    Args:
+      place: file and line, such as "choices.jsonl:12".
+      reason: a few words, the same for all rows of this kind.
+      detail: what is wrong with this one.
+    """
+    self.broken[reason] += 1
+    if len(self._places) < _NAMED:
+      self._places.append(f"{place}: {reason}{': ' * bool(detail)}{detail}")
+
+  def drop(self, reason: str, count: int = 1) -> None:
+    self.dropped[reason] += count
+
+  def note(self, reason: str, count: int = 1) -> None:
+    self.noted[reason] += count
+
+  def check(self, max_bad_share: float) -> None:
+    """Logs what was broken.
+
+    Raises:
+      ValueError: if it is more than this share of all rows, naming the first
+        places.
+    """
+    bad = self.broken.total()
+    if not bad:
+      return
+    what = f"{bad:,} of {self.rows:,} rows are broken: {_listed(self.broken)}"
+    first = "\n  ".join(self._places)
+    if bad > max_bad_share * self.rows:
+      raise ValueError(
+        f"{what}. More than data.max_bad_share {max_bad_share:g} allows; mend "
+        f"them or raise it. The first:\n  {first}"
+      )
+    logger.warning("%s; they are left out. The first:\n  %s", what, first)
+
+  def __str__(self) -> str:
+    parts = [f"{self.rows:,} rows"]
+    for name in ("broken", "dropped", "noted"):
+      counts = getattr(self, name)
+      if counts:
+        parts.append(f"{name}: {_listed(counts)}")
+    return "; ".join(parts)
+
+
+def _listed(counts: collections.Counter[str]) -> str:
+  return ", ".join(
+    f"{count:,} {reason}" for reason, count in counts.most_common()
+  )
+
+
+def read_jsonl(
+  file: pathlib.Path, tally: Tally
+) -> Iterator[tuple[str, Row]]:
+  """Yields place ("name:line") and row of each line that is a JSON object.
+
+  Every line that is not blank is counted as read; one that is no JSON object
+  or no UTF-8 is counted as broken.
+
+  Raises:
+    ValueError: if there is no such file, or it has no rows.
+  """
+  if not file.is_file():
+    raise ValueError(f"data.path: there is no file {str(file)!r}")
+  before = tally.rows
+  with file.open("rb") as lines:
+    for number, line in enumerate(lines, start=1):
+      if not line.strip():
+        continue
+      tally.read()
+      place = f"{file.name}:{number}"
+      try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+      except UnicodeDecodeError as error:
+        tally.break_(place, "invalid UTF-8", str(error))
+      except (json.JSONDecodeError, RecursionError) as error:
+        tally.break_(place, "malformed JSON", str(error))
+      else:
+        if isinstance(row, dict):
+          yield place, row
+        else:
+          tally.break_(place, "no JSON object", f"{row!r:.60}")
+  if tally.rows == before:
+    raise ValueError(f"{file} is empty; it should have one row a line")
+
+
+def read_hub(
+  path: str, tally: Tally, *, name: str | None = None, split: str
+) -> Iterator[tuple[str, Row]]:
+  """Yields place and row of a split of a hub data set.
+
+  Args:
+    path: the data set's id, such as "HannahRoseKirk/prism-alignment".
+    name: of one of its configurations.
+
+  Raises:
+    ValueError: if it cannot be had, with what to do.
+  """
+  # Imported here: it takes a second, and local files do without it.
+  import datasets  # noqa: PLC0415
+
+  try:
+    loaded = datasets.load_dataset(path, name, split=split)
+  except Exception as error:  # Hub, network, gating and format all differ.
+    raise ValueError(
+      f"data.path {path!r} is neither a local path nor a hub data set that "
+      f"could be read ({type(error).__name__}: {error}). Without a network, "
+      "download it elsewhere and give its folder; a gated data set needs "
+      "`hf auth login` by someone who was granted access"
+    ) from error
+  where = path if name is None else f"{path}/{name}"
+  for number, row in enumerate(loaded):
+    tally.read()
+    yield f"{where}/{split}:{number}", row
