@@ -162,6 +162,11 @@ class DataConfig(Section):
   template: str = "auto"
   # Different padded shapes of a batch; each is compiled once.
   max_shapes: int = 3
+  # A control: user ids change places among the training samples, so that
+  # nothing personal is left to learn.
+  shuffle_users: bool = False
+  # The user table has rows for unseen users too (the released code).
+  unseen_in_table: bool = False
   synthetic: SyntheticConfig = dataclasses.field(
     default_factory=SyntheticConfig
   )
@@ -216,6 +221,15 @@ class LossConfig(Section):
   alpha: float = 0.5
   # Probability that a label is wrong, for "sigmoid" and "robust".
   label_smoothing: float = 0.0
+  # "sample" runs both branches on every sample (the paper). "batch" makes
+  # user's and generic rows samples of their own, independently shuffled, and
+  # mixes their means in each part of a batch (the released code).
+  mixing: str = "sample"
+  # Who reads the user's text besides the user branch: the reference (the
+  # released code), the generic branch (the paper), vanilla DPO (the paper).
+  reference_sees_text: bool = False
+  generic_sees_text: bool = True
+  vanilla_sees_text: bool = True
 
 
 @dataclasses.dataclass
@@ -248,8 +262,10 @@ class TrainConfig(Section):
 class AnswersConfig(Section):
   """What is generated once training is done, and how."""
 
-  # Held-out prompts, each answered for every user.
+  # Held-out prompts, each answered for every speaker.
   num_prompts: int = 50
+  # The users with the most training samples, each a speaker.
+  num_users: int = 10
   batch_size: int = 64
   max_new_tokens: int = 64
   # Until so many tokens the answer cannot end; 0 allows the empty answer.
@@ -270,6 +286,9 @@ class Config(Section):
   name: str = "experiment"
   # The run folder; empty: runs/<name>.
   workdir: str = ""
+  # Where reference log-probabilities are kept, for all runs on the same data
+  # and base.
+  cache: str = "runs/cache"
   seed: int = 0
   # Also train vanilla DPO from the same base with the same budget.
   vanilla: bool = True
@@ -388,6 +407,10 @@ def validate(config: Config) -> None:
     loss.label_smoothing,
     "from 0 to below 0.5",
   )
+  allowed = ("sample", "batch")
+  _require(
+    loss.mixing in allowed, "loss.mixing", loss.mixing, f"one of {allowed}"
+  )
   if loss.label_smoothing and loss.kind in ("ipo", "hinge"):
     raise ValueError(
       f"loss.label_smoothing {loss.label_smoothing} has no meaning for "
@@ -488,4 +511,5 @@ _MAY_BE_ZERO = {
   "top_aspects",
   "max_users",
   "max_per_user",
+  "num_users",
 }

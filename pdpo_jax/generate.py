@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from pdpo_jax import command_line, run_folder
+from pdpo_jax import command_line, run_folder, structs
 from pdpo_jax import config as config_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.training import pdpo
@@ -26,6 +26,9 @@ _PROMPTS = flags.DEFINE_multi_string(
   "prompt",
   [],
   "A prompt; may be given several times. '-' reads one from stdin.",
+)
+_USER_TEXT = flags.DEFINE_string(
+  "user_text", "", "What the user says of themselves, if anything."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 _TEMPERATURE = flags.DEFINE_float(
@@ -66,7 +69,11 @@ def main() -> None:
     sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value
   ]
   texts = answers.answer(
-    split.merge(), base, prompts, rows or {_UNKNOWN: 0}, config
+    split.merge(),
+    base,
+    [structs.PromptExample(prompt, _USER_TEXT.value) for prompt in prompts],
+    rows or {_UNKNOWN: 0},
+    config,
   )
   width = max(map(len, texts)) + 2
   for place, prompt in enumerate(prompts):

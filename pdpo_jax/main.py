@@ -5,20 +5,22 @@
 Started again, the same command goes on where it was cut off.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import config_flags
 
-from pdpo_jax import command_line, run_folder
+from pdpo_jax import command_line, run_folder, structs
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import batching, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import accuracy, answers, lengths
 from pdpo_jax.models import policy as policy_lib
@@ -60,38 +62,122 @@ def get_base(
   return sft.train_base(config, dataset.sft_pairs, place)
 
 
-def make_batches(
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Samples of one purpose: those to learn from, say."""
+
+  name: str
+  examples: list[structs.PreferenceExample]  # those that were kept
+  tokenized: list[structs.TokenizedExample]
+
+  @property
+  def owners(self) -> list[str | None]:
+    return [example.user_id for example in self.examples]
+
+
+def tokenize_part(
+  name: str,
+  examples: Sequence[structs.PreferenceExample],
   config: config_lib.Config,
   base: base_lib.Base,
   users: users_lib.UserIndex,
-  dataset: dataset_lib.Dataset,
-  folder: pathlib.Path,
-) -> tuple[batching.PreferenceBatches, batching.PreferenceBatches]:
-  """Train and held-out batches with reference log-probabilities."""
-  made = []
-  for name in ("train", "heldout"):
-    examples = getattr(dataset, name)
-    tokenized, report = tokenize.tokenize_examples(
-      examples,
-      base.tokenizer,
-      users,
-      config.data.max_prompt_tokens,
-      config.data.max_response_tokens,
-    )
-    print(f"{name}: {report}")
-    arguments = {
-      "examples": tokenized,
-      "batch_size": config.train.batch_size,
-      "seed": config.seed,
-      "prefix_length": config.user.num_tokens,
-      "max_shapes": config.data.max_shapes,
-    }
-    plain = batching.PreferenceBatches(**arguments, reference_logps=None)
-    logps = reference.reference_logps(
-      base, tokenized, plain, folder / "reference", config.train.logits_chunk
-    )
-    made.append(batching.PreferenceBatches(**arguments, reference_logps=logps))
-  return made[0], made[1]
+) -> Part:
+  """Token ids of one part of a data set; prints what was cut and dropped."""
+  data = config.data
+  # The unknown are read with the generic prefix.
+  known = [
+    example
+    if example.user_id in users
+    else dataclasses.replace(example, user_id=None)
+    for example in examples
+  ]
+  result = tokenize.tokenize_examples(
+    known,
+    prompts_lib.PromptEncoder(
+      base.tokenizer, data.template, data.max_prompt_tokens
+    ),
+    users,
+    data.max_response_tokens,
+    data.long_response,
+  )
+  print(f"{name}: {result}")
+  kept = [examples[place] for place in result.kept]
+  return Part(name, kept, result.examples)
+
+
+def make_batches(
+  config: config_lib.Config, base: base_lib.Base, part: Part
+) -> batching.PreferenceBatches:
+  """Batches with reference log-probabilities, as the objective wants them."""
+  loss, users = config.loss, config.user.kind != "none"
+  sees_text = users or loss.vanilla_sees_text
+  rows = [
+    example
+    if sees_text
+    else dataclasses.replace(example, prompt=example.bare_prompt)
+    for example in part.tokenized
+  ]
+  # Where rows of users and generic rows are samples of their own, each has its
+  # own prompt; otherwise a batch carries both.
+  apart = users and loss.mixing == "batch" and part.name == "train"
+  if apart:
+    rows += [
+      dataclasses.replace(
+        row,
+        user_row=0,
+        prompt=row.prompt if loss.generic_sees_text else row.bare_prompt,
+      )
+      for row in rows
+    ]
+  read = [
+    row
+    if loss.reference_sees_text
+    else dataclasses.replace(row, prompt=row.bare_prompt)
+    for row in rows
+  ]
+  arguments = {
+    "batch_size": config.train.batch_size,
+    "seed": config.seed,
+    "prefix_length": config.user.num_tokens if users else 0,
+    "max_shapes": config.data.max_shapes,
+  }
+  logps = reference.reference_logps(
+    base,
+    read,
+    batching.PreferenceBatches(read, None, **arguments),
+    pathlib.Path(config.cache),
+    config.train.logits_chunk,
+    f"reference, {part.name}",
+  )
+  return batching.PreferenceBatches(
+    rows,
+    logps,
+    **arguments,
+    with_bare_prompt=users and not apart and not loss.generic_sees_text,
+  )
+
+
+def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
+  """What is trained, by name: P-DPO, after vanilla DPO if that is wanted.
+
+  Vanilla DPO is the same training with no user model.
+  """
+  if not config.vanilla or config.user.kind == "none":
+    return {"pdpo" if config.user.kind != "none" else "vanilla": config}
+  no_users = dataclasses.replace(config.user, kind="none")
+  return {"vanilla": dataclasses.replace(config, user=no_users), "pdpo": config}
+
+
+def speakers(
+  config: config_lib.Config, users: users_lib.UserIndex, train: Part
+) -> dict[str, int]:
+  """The generic user and the users with the most samples: their rows."""
+  counts = collections.Counter(train.owners)
+  busiest = sorted(users.ids, key=lambda each: -counts[each])
+  chosen = set(busiest[: config.answers.num_users])
+  return {"G": 0} | {
+    each: users.row_of(each) for each in users.ids if each in chosen
+  }
 
 
 def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
@@ -101,31 +187,51 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   clock = Clock()
   with clock.stage("data"):
     dataset = sources.load(config)
-    users = users_lib.UserIndex.from_examples(dataset.train)
+    print(f"data: {dataset.tally}")
+    unseen = dataset.unseen if config.data.unseen_in_table else []
+    users = users_lib.UserIndex.from_examples([*dataset.train, *unseen])
   with clock.stage("sft"):
     base = get_base(config, dataset, folder)
-  with clock.stage("reference"):
-    batches, heldout = make_batches(config, base, users, dataset, folder)
-
-  # Vanilla DPO is the same training with no user model.
-  trainings = {"pdpo": config}
-  if config.vanilla and config.user.kind != "none":
-    no_users = dataclasses.replace(config.user, kind="none")
-    vanilla = dataclasses.replace(config, user=no_users)
-    trainings = {"vanilla": vanilla} | trainings
+  with clock.stage("tokenize"):
+    parts = {
+      name: tokenize_part(name, examples, config, base, users)
+      for name, examples in (
+        ("train", dataset.train),
+        ("heldout", dataset.heldout),
+        ("unseen", dataset.unseen),
+      )
+      if examples
+    }
   accuracies, texts = {}, {}
-  owners = [example.user_id for example in dataset.heldout]
-  for name, one in trainings.items():
+  for name, one in trainings(config).items():
+    with clock.stage(f"{name}_reference"):
+      batches = {
+        each: make_batches(one, base, part) for each, part in parts.items()
+      }
     with clock.stage(name):
       split = pdpo.train(
-        one, base, users, batches, heldout, dataset.train, folder / name
+        one,
+        base,
+        users,
+        batches["train"],
+        batches["heldout"],
+        parts["train"].examples,
+        folder / name,
       )
-      ratios = pdpo.heldout_ratios(split, heldout, config.train.logits_chunk)
-      accuracies[name] = accuracy.reward_accuracy(ratios, owners)
+    with clock.stage(f"{name}_accuracy"):
+      accuracies[name] = {}
+      for each in ("heldout", "unseen"):
+        if each in parts:
+          ratios = pdpo.heldout_ratios(
+            split, batches[each], config.train.logits_chunk
+          )
+          accuracies[name][each] = accuracy.reward_accuracy(
+            ratios, parts[each].owners
+          )
     with clock.stage(f"{name}_answers"):
       rows = {"V": 0}
-      if name == "pdpo":
-        rows = {"G": 0} | {each: users.row_of(each) for each in users.ids}
+      if one.user.kind != "none":
+        rows = speakers(config, users, parts["train"])
       texts |= answers.answer(split.merge(), base, dataset.prompts, rows, one)
   with clock.stage("sft_answers"):
     nobody = policy_lib.base_policy(base.lm)
@@ -139,7 +245,7 @@ def report(
   config: config_lib.Config,
   dataset: dataset_lib.Dataset,
   texts: dict[str, list[str]],
-  accuracies: dict[str, dict[str, float]],
+  accuracies: dict[str, dict[str, accuracy.Accuracy]],
   folder: pathlib.Path,
   clock: Clock,
 ) -> dict[str, Any]:
@@ -159,7 +265,10 @@ def report(
       name: row.standard_error for name, row in words.items()
     },
     "zero_length_share": {name: row.zero_share for name, row in words.items()},
-    "reward_accuracy": accuracies,
+    "reward_accuracy": {
+      name: {part: found.to_json() for part, found in by_part.items()}
+      for name, by_part in accuracies.items()
+    },
     "seconds": clock.all(),
   }
   file = folder / "results.json"
@@ -179,7 +288,9 @@ def report(
 
 def example_prompt(dataset: dataset_lib.Dataset) -> str:
   """A held-out prompt, quoted for bash."""
-  escaped = dataset.prompts[0].replace("\\", "\\\\").replace("'", "\\'")
+  prompt = dataset.prompts[0].prompt
+  text = prompt if isinstance(prompt, str) else prompt[-1].content
+  escaped = text.replace("\\", "\\\\").replace("'", "\\'")
   return "$'" + escaped.replace("\n", "\\n") + "'"
 
 

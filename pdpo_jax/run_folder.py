@@ -45,7 +45,7 @@ def open_run(config: config_lib.Config) -> pathlib.Path:
     differences = [
       f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
       for name in sorted(before | now)
-      if before.get(name) != now.get(name) and name != "workdir"
+      if before.get(name) != now.get(name) and name not in ("workdir", "cache")
     ]
     if differences:
       raise ValueError(

@@ -51,6 +51,7 @@ class TokenizedExample:
 
   user_row: int  # row of the user table; 0 is the generic user
   prompt: np.ndarray  # int32 [tokens], user text included
+  bare_prompt: np.ndarray  # int32 [tokens], without it
   responses: tuple[np.ndarray, ...]  # int32 [tokens] each; chosen first
 
 
@@ -72,6 +73,9 @@ class PreferenceBatch:
   response_mask: Any  # bool [B, N, R]
   reference_logps: Any  # float32 [B, N], nats
   weight: Any  # float32 [B]; 0 for a row that only fills the batch
+  # What the generic branch reads, where it is not `prompt`.
+  bare_prompt: Any = None  # int32 [B, P]
+  bare_prompt_mask: Any = None  # bool [B, P]
 
 
 @jax.tree_util.register_dataclass

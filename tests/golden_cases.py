@@ -178,13 +178,13 @@ def loss_and_gradients(arrays, name, case):
   model = make_policy(arrays, name, case)
   graphdef, trainable, frozen = nnx.split(model, policy.trainable, ...)
   samples = batch(arrays, case)
-  weights = losses.pair_weights(samples.response_mask, samples.weight)
+  scales = step.pair_scales(samples, objective())
 
   @jax.jit
   def run(trainable):
     def loss_of(trainable):
       merged = nnx.merge(graphdef, trainable, frozen)
-      return step.loss_and_metrics(merged, samples, objective(), weights.sum())
+      return step.loss_and_metrics(merged, samples, objective(), scales)
 
     return jax.value_and_grad(loss_of, has_aux=True)(trainable)
 

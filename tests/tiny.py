@@ -26,6 +26,7 @@ from pdpo_jax.weights import base as base_lib
 
 def tiny_config(folder: pathlib.Path) -> config_lib.Config:
   config = config_lib.Config(name="tiny", workdir=str(folder))
+  config.cache = str(folder / "cache")
   config.sft.num_posts = 20
   config.data.synthetic.num_workers = 3
   config.data.synthetic.short_workers = ("2",)
@@ -61,8 +62,14 @@ def tiny_parts(config: config_lib.Config, seed: int = 0):
   dataset = sources.load(config)
   base = tiny_base(dataset, seed)
   users = users_lib.UserIndex.from_examples(dataset.train)
-  batches, heldout = main_lib.make_batches(
-    config, base, users, dataset, config.folder
+  batches, heldout = (
+    main_lib.make_batches(
+      config, base, main_lib.tokenize_part(name, examples, config, base, users)
+    )
+    for name, examples in (
+      ("train", dataset.train),
+      ("heldout", dataset.heldout),
+    )
   )
   return base, users, batches, heldout, dataset
 

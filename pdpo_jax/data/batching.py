@@ -185,6 +185,7 @@ class PreferenceBatches:
     pad_multiple: of what `T + P` and R are multiples.
     max_shapes: how many shapes (P, N, R), and so compilations, there may be.
     share: index and count of the hosts that split a batch's rows.
+    with_bare_prompt: whether batches hold the prompts without user text too.
   """
 
   def __init__(
@@ -195,11 +196,15 @@ class PreferenceBatches:
     seed: int,
     prefix_length: int,
     *,
+    with_bare_prompt: bool = False,
     pad_multiple: int = 8,
     max_shapes: int = 4,
     share: tuple[int, int] = (0, 1),
   ):
-    prompts = [len(example.prompt) for example in examples]
+    prompts = [
+      max(len(example.prompt), with_bare_prompt * len(example.bare_prompt))
+      for example in examples
+    ]
     counts = [len(example.responses) for example in examples]
     longest = [max(map(len, example.responses)) for example in examples]
     sizes = np.stack(
@@ -219,6 +224,7 @@ class PreferenceBatches:
           f"has (examples, responses) {expected}; compute it for this data"
         )
     self._examples = examples
+    self._with_bare_prompt = with_bare_prompt
     self._reference_logps = reference_logps
     responses = sum(sum(map(len, example.responses)) for example in examples)
     self._real_cost = sum(prompts) + responses
@@ -259,12 +265,22 @@ class PreferenceBatches:
       reference_logps=np.zeros((len(rows), num_responses), np.float32),
       weight=(rows >= 0).astype(np.float32),
     )
+    if self._with_bare_prompt:
+      batch = dataclasses.replace(
+        batch,
+        bare_prompt=np.zeros_like(batch.prompt),
+        bare_prompt_mask=np.zeros_like(batch.prompt_mask),
+      )
     for place in np.flatnonzero(rows >= 0):
       example = self._examples[rows[place]]
       batch.user_row[place] = example.user_row
       start = prompt_size - len(example.prompt)
       batch.prompt[place, start:] = example.prompt
       batch.prompt_mask[place, start:] = True
+      if self._with_bare_prompt:
+        start = prompt_size - len(example.bare_prompt)
+        batch.bare_prompt[place, start:] = example.bare_prompt
+        batch.bare_prompt_mask[place, start:] = True
       for number, response in enumerate(example.responses):
         batch.responses[place, number, : len(response)] = response
         batch.response_mask[place, number, : len(response)] = True

@@ -85,9 +85,7 @@ def _listed(counts: collections.Counter[str]) -> str:
   )
 
 
-def read_jsonl(
-  file: pathlib.Path, tally: Tally
-) -> Iterator[tuple[str, Row]]:
+def read_jsonl(file: pathlib.Path, tally: Tally) -> Iterator[tuple[str, Row]]:
   """Yields place ("name:line") and row of each line that is a JSON object.
 
   Every line that is not blank is counted as read; one that is no JSON object
@@ -133,7 +131,7 @@ def read_hub(
     ValueError: if it cannot be had, with what to do.
   """
   # Imported here: it takes a second, and local files do without it.
-  import datasets  # noqa: PLC0415
+  import datasets
 
   try:
     loaded = datasets.load_dataset(path, name, split=split)

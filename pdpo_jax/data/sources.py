@@ -1,6 +1,8 @@
 """Where a run's comparisons come from."""
 
+import dataclasses
 import math
+import random
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
@@ -10,7 +12,16 @@ from pdpo_jax.data import synthetic
 
 def load(config: config_lib.Config) -> dataset_lib.Dataset:
   """The data that `config.data` names."""
-  return SOURCES[config.data.source](config)
+  dataset = SOURCES[config.data.source](config)
+  if config.data.shuffle_users:
+    ids = [example.user_id for example in dataset.train]
+    random.Random(f"users {config.seed}").shuffle(ids)
+    shuffled = [
+      dataclasses.replace(example, user_id=user_id)
+      for example, user_id in zip(dataset.train, ids, strict=True)
+    ]
+    dataset = dataclasses.replace(dataset, train=shuffled)
+  return dataset
 
 
 def _synthetic(config: config_lib.Config) -> dataset_lib.Dataset:

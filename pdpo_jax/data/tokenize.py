@@ -1,4 +1,4 @@
-"""From texts to token ids: training a tokenizer, and using any."""
+"""From comparisons to token ids, and training a tokenizer for them."""
 
 import collections
 import dataclasses
@@ -11,27 +11,35 @@ import transformers
 from jaxtyping import Int
 
 from pdpo_jax import structs
+from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import users as users_lib
 
 EOS = "<|endoftext|>"
-PROMPT_CUT = "prompt cut"
+RESPONSE_CUT = "responses cut"
+RESPONSE_TOO_LONG = "responses too long"
+DROPPED = "comparisons dropped"
 
-# Texts that are Python lists of ids at a time; arrays are far smaller.
-_BATCH = 8192
+logger = logging.getLogger(__name__)
 
 TextPair = tuple[np.ndarray, np.ndarray]  # prompt and response ids, int32
 
 
-@dataclasses.dataclass
-class Report:
-  """What tokenizing did to the data, apart from tokenizing it."""
+@dataclasses.dataclass(frozen=True)
+class Tokenized:
+  """Comparisons as token ids, and what became of them on the way.
 
-  num_examples: int
-  counts: collections.Counter[str]  # by reason
+  Attributes:
+    examples: those that fit.
+    kept: the place of each among the comparisons that were given.
+    counts: what was cut or dropped, by reason.
+  """
+
+  examples: list[structs.TokenizedExample]
+  kept: list[int]
+  counts: collections.Counter[str]
 
   def __str__(self) -> str:
-    cut = self.counts[PROMPT_CUT]
-    return f"{self.num_examples:,} examples tokenized: {cut:,} {PROMPT_CUT}"
+    return f"{len(self.examples):,} samples; {_listed(self.counts)}"
 
 
 def train_tokenizer(
@@ -70,172 +78,157 @@ def train_tokenizer(
 
 def tokenize_examples(
   examples: Sequence[structs.PreferenceExample],
-  tokenizer: transformers.PreTrainedTokenizerBase,
+  encoder: prompts_lib.PromptEncoder,
   users: users_lib.UserIndex,
-  max_prompt_tokens: int,
   max_response_tokens: int,
-) -> tuple[list[structs.TokenizedExample], Report]:
-  """Token ids of comparisons, with the end-of-text token after a response.
-
-  A user's text stands before the prompt, with a blank line between. A prompt
-  over its limit loses its beginning, and is counted in the report. A response
-  is never cut: the policy would learn to break off.
+  long_response: str = "error",
+) -> Tokenized:
+  """Token ids of comparisons, with the token that ends a response after each.
 
   Args:
-    max_prompt_tokens: the limit of user text and prompt together.
-    max_response_tokens: the limit of a response with its end-of-text.
+    max_response_tokens: the limit of a response with its end token.
+    long_response: what becomes of a response over the limit: "error" stops;
+      "drop" leaves a rejected one out, and the comparison where nothing is
+      left to compare; "cut" cuts it off, without an end token. A comparison
+      whose last turn is too long for a prompt is an error, or else dropped.
 
   Raises:
-    ValueError: if a prompt or response is empty, a response is over its limit,
-      or a user is not in `users`.
+    ValueError: if a prompt or response is empty, something is over its limit
+      and must not be, a user is not in `users`, or nothing is left.
   """
   for place, example in enumerate(examples):
     _check_example(place, example)
   counts: collections.Counter[str] = collections.Counter()
-  prompts = _prompts(
-    [example.prompt for example in examples],
-    [example.user_text for example in examples],
-    tokenizer,
-    max_prompt_tokens,
-    counts,
+  prompts = encoder.encode(
+    [structs.PromptExample(e.prompt, e.user_text) for e in examples], counts
   )
-  texts = [
-    text for example in examples for text in (example.chosen, *example.rejected)
-  ]
-  responses = iter(_responses(texts, tokenizer, max_response_tokens))
-  tokenized = [
-    structs.TokenizedExample(
-      user_row=users.row_of(example.user_id),
-      prompt=prompt,
-      responses=tuple(next(responses) for _ in (0, *example.rejected)),
+  bare_prompts = prompts
+  if any(example.user_text for example in examples):
+    bare = [structs.PromptExample(example.prompt) for example in examples]
+    bare_prompts = encoder.encode(bare, collections.Counter())
+  responses = _responses(
+    examples, encoder, max_response_tokens, long_response, counts
+  )
+  tokenized = Tokenized([], [], counts)
+  for place, (prompt, bare_prompt, fitting) in enumerate(
+    zip(prompts, bare_prompts, responses, strict=True)
+  ):
+    if prompt is None or bare_prompt is None:
+      if long_response == "error":
+        raise ValueError(
+          f"{_name(place, examples[place])} has more than data."
+          f"max_prompt_tokens {encoder.max_tokens} in its user's text and last "
+          "turn; raise that, or set data.long_response to 'drop'"
+        )
+    elif fitting:
+      row = users.row_of(examples[place].user_id)
+      tokenized.kept.append(place)
+      tokenized.examples.append(
+        structs.TokenizedExample(row, prompt, bare_prompt, fitting)
+      )
+  if not tokenized.examples:
+    raise ValueError(
+      f"none of {len(examples):,} comparisons is left ({tokenized}); raise "
+      "data.max_prompt_tokens or data.max_response_tokens"
     )
-    for example, prompt in zip(examples, prompts, strict=True)
-  ]
-  return tokenized, Report(len(examples), counts)
+  return tokenized
 
 
 def tokenize_pairs(
-  pairs: Sequence[tuple[str, str]],
-  tokenizer: transformers.PreTrainedTokenizerBase,
-  max_prompt_tokens: int,
-  max_response_tokens: int,
-) -> tuple[list[TextPair], Report]:
+  pairs: Sequence[tuple[str, str]], encoder: prompts_lib.PromptEncoder
+) -> list[TextPair]:
   """Token ids of (prompt, response) for supervised fine-tuning.
 
-  As `tokenize_examples`, but a response may be empty: then it is just the
-  end-of-text token.
+  A response may be empty: then it is just the token that ends it. A prompt
+  over the limit loses its beginning.
   """
-  counts: collections.Counter[str] = collections.Counter()
-  prompts = _prompts(
-    [prompt for prompt, _ in pairs],
-    [""] * len(pairs),
-    tokenizer,
-    max_prompt_tokens,
-    counts,
-  )
-  responses = _responses(
-    [response for _, response in pairs], tokenizer, max_response_tokens
-  )
-  tokenized = list(zip(prompts, responses, strict=True))
-  return tokenized, Report(len(pairs), counts)
+  asked = [structs.PromptExample(prompt) for prompt, _ in pairs]
+  prompts = encoder.encode(asked, collections.Counter())
+  return list(zip(prompts, encoder.encode_responses(pairs), strict=True))
 
 
 def encode_prompts(
-  prompts: Sequence[str],
-  user_texts: Sequence[str],
-  tokenizer: transformers.PreTrainedTokenizerBase,
-  max_prompt_tokens: int,
+  prompts: Sequence[structs.PromptExample], encoder: prompts_lib.PromptEncoder
 ) -> list[Int[np.ndarray, " tokens"]]:
-  """Prompts for generation, as in training. Logs how many were cut."""
+  """Prompts for generation, as in training. Logs what was cut.
+
+  Raises:
+    ValueError: if one is empty, or its last turn over the limit.
+  """
   counts: collections.Counter[str] = collections.Counter()
-  encoded = _prompts(prompts, user_texts, tokenizer, max_prompt_tokens, counts)
-  if counts[PROMPT_CUT]:
-    logging.warning(
-      "%d of %d prompts lost their beginning: over %d tokens",
-      counts[PROMPT_CUT],
+  encoded = encoder.encode(prompts, counts)
+  for prompt, ids in zip(prompts, encoded, strict=True):
+    if ids is None:
+      last = (
+        prompt.prompt
+        if isinstance(prompt.prompt, str)
+        else (prompt.prompt[-1].content)
+      )
+      raise ValueError(
+        "a prompt has more tokens in its user's text and last turn than "
+        f"data.max_prompt_tokens {encoder.max_tokens}; shorten it. Its last "
+        f"turn begins {last[:60]!r}"
+      )
+  if counts.total():
+    logger.warning(
+      "%d prompts of at most %d tokens: %s",
       len(prompts),
-      max_prompt_tokens,
+      encoder.max_tokens,
+      _listed(counts),
     )
   return encoded
+
+
+def _responses(examples, encoder, limit, long_response, counts):
+  """Yields each example's responses that fit; () where it must be dropped."""
+  if limit < 1:
+    raise ValueError(f"max_response_tokens {limit} must be 1 or more")
+  encoded = encoder.encode_responses(
+    [
+      (example.prompt, text)
+      for example in examples
+      for text in (example.chosen, *example.rejected)
+    ]
+  )
+  for place, example in enumerate(examples):
+    fitting = []
+    for number in range(1 + len(example.rejected)):
+      ids = next(encoded)
+      if len(ids) <= limit:
+        fitting.append(ids)
+      elif long_response == "error":
+        raise ValueError(
+          f"{_name(place, example)} has a response of {len(ids)} tokens with "
+          f"its end token, over the limit of {limit}; raise "
+          "data.max_response_tokens, or set data.long_response to 'drop' or "
+          "'cut'"
+        )
+      elif long_response == "cut":
+        counts[RESPONSE_CUT] += 1
+        fitting.append(ids[:limit])
+      else:
+        counts[RESPONSE_TOO_LONG] += 1
+        # Without its chosen response a comparison says nothing.
+        fitting += [None] * (number == 0)
+    whole = len(fitting) > 1 and fitting[0] is not None
+    counts[DROPPED] += not whole
+    yield tuple(fitting) if whole else ()
+
+
+def _name(place: int, example: structs.PreferenceExample) -> str:
+  return f"examples[{place}] (user {example.user_id!r})"
 
 
 def _check_example(place: int, example: structs.PreferenceExample):
-  def sample() -> str:
-    return f"examples[{place}] (user {example.user_id!r})"
-
+  name = _name(place, example)
   if not example.rejected:
-    raise ValueError(f"{sample()} has no rejected response; give one or more")
-  for name, text in (
-    ("chosen response", example.chosen),
-    *(("rejected response", text) for text in example.rejected),
-  ):
-    if not text:
-      raise ValueError(
-        f"{sample()} has an empty {name}; its prompt begins "
-        f"{example.prompt[:60]!r}. Drop the comparison"
-      )
+    raise ValueError(f"{name} has no rejected response; give one or more")
+  if not example.chosen.strip():
+    raise ValueError(f"{name} has an empty chosen response; drop it")
+  if not all(text.strip() for text in example.rejected):
+    raise ValueError(f"{name} has an empty rejected response; drop it")
 
 
-def _prompts(prompts, user_texts, tokenizer, limit, counts):
-  """Ids of at most `limit` tokens; a leading BOS survives a cut."""
-  _check_limit("max_prompt_tokens", limit)
-  texts = []
-  for place, (prompt, user_text) in enumerate(
-    zip(prompts, user_texts, strict=True)
-  ):
-    if not prompt:
-      raise ValueError(
-        f"prompt {place} of {len(prompts)} is empty; a response needs at "
-        "least one token before it"
-      )
-    texts.append(f"{user_text}\n\n{prompt}" if user_text else prompt)
-  encoded = []
-  for ids in _encode(texts, tokenizer, special=True):
-    if len(ids) > limit:
-      counts[PROMPT_CUT] += 1
-      start = ids[:1] if ids[0] == tokenizer.bos_token_id else ids[:0]
-      rest = limit - len(start)
-      ids = np.concatenate([start, ids[len(ids) - rest :]])
-    encoded.append(ids)
-  return encoded
-
-
-def _responses(texts, tokenizer, limit):
-  """Ids and end-of-text, at most `limit` in all."""
-  _check_limit("max_response_tokens", limit)
-  if tokenizer.eos_token_id is None:
-    raise ValueError(
-      "the tokenizer has no eos_token, which ends a response; set one"
-    )
-  end = np.array([tokenizer.eos_token_id], np.int32)
-  encoded = []
-  for text, ids in zip(
-    texts, _encode(texts, tokenizer, special=False), strict=True
-  ):
-    if len(ids) + 1 > limit:
-      raise ValueError(
-        f"a response has {len(ids) + 1} tokens with its end-of-text, over the "
-        f"limit of {limit}; raise data.max_response_tokens, or drop it. It "
-        f"begins {text[:60]!r}"
-      )
-    encoded.append(np.concatenate([ids, end]))
-  return encoded
-
-
-def _encode(texts, tokenizer, special):
-  """Yields int32 ids; `special` adds what the tokenizer puts around a text."""
-  for start in range(0, len(texts), _BATCH):
-    encoding = tokenizer(
-      list(texts[start : start + _BATCH]),
-      add_special_tokens=special,
-      return_attention_mask=False,
-      return_token_type_ids=False,
-      verbose=False,
-    )
-    for ids in encoding["input_ids"]:
-      yield np.array(ids, np.int32)
-
-
-def _check_limit(name, value):
-  if value < 1:
-    raise ValueError(f"{name} {value} must be 1 or more")
+def _listed(counts: collections.Counter[str]) -> str:
+  said = [f"{count:,} {reason}" for reason, count in counts.items() if count]
+  return ", ".join(said) or "nothing cut"

@@ -58,6 +58,9 @@ class UserIndex:
     """Users and the generic one."""
     return len(self.ids) + 1
 
+  def __contains__(self, user_id: str | None) -> bool:
+    return user_id in self._rows
+
   def row_of(self, user_id: str | None) -> int:
     if user_id is None:
       return 0

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import tokenize
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import policy as policy_lib
@@ -24,7 +26,7 @@ def sampling_spec(answers: config_lib.AnswersConfig) -> sampling.SamplingSpec:
 def answer(
   policy: policy_lib.Policy,
   base: base_lib.Base,
-  prompts: Sequence[str],
+  prompts: Sequence[structs.PromptExample],
   rows: Mapping[str, int],
   config: config_lib.Config,
 ) -> dict[str, list[str]]:
@@ -37,9 +39,10 @@ def answer(
     rows: user rows by speaker.
     config: `answers`, `seed` and the prompt limit apply.
   """
-  ids = tokenize.encode_prompts(
-    prompts, [""] * len(prompts), base.tokenizer, config.data.max_prompt_tokens
+  encoder = prompts_lib.PromptEncoder(
+    base.tokenizer, config.data.template, config.data.max_prompt_tokens
   )
+  ids = tokenize.encode_prompts(prompts, encoder)
   requests = [
     generate.Request(prompt=prompt, user_row=row, seed=config.seed + place)
     for row in rows.values()
@@ -50,7 +53,7 @@ def answer(
     policy,
     requests,
     spec,
-    stop_tokens=base.stop_tokens,
+    stop_tokens=sorted({*base.stop_tokens, encoder.end_id}),
     pad_id=base.tokenizer.eos_token_id,
     batch_size=config.answers.batch_size,
   )
@@ -64,17 +67,17 @@ def answer(
 
 def write(
   file: pathlib.Path,
-  prompts: Sequence[str],
+  prompts: Sequence[structs.PromptExample],
   answers: Mapping[str, Sequence[str]],
   seed: int,
 ) -> None:
-  """One line an answer: speaker, prompt, answer, seed."""
+  """One line an answer: speaker, prompt (with its user text), answer, seed."""
   with file.open("w") as out:
     for speaker, texts in answers.items():
       for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         line = {
           "speaker": speaker,
-          "prompt": prompt,
+          **dataclasses.asdict(prompt),
           "answer": text,
           "seed": seed + place,
         }

@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
+from pdpo_jax.evaluation import accuracy
+
 
 @dataclasses.dataclass(frozen=True)
 class Words:
@@ -102,14 +104,21 @@ def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def table(
   words: Mapping[str, Words],
-  accuracy: Mapping[str, Mapping[str, float]],
+  accuracies: Mapping[str, Mapping[str, accuracy.Accuracy]],
   short_users: Sequence[str],
 ) -> str:
-  """Words, empty answers and reward accuracy by speaker, for the terminal."""
+  """Words, empty answers and reward accuracy by speaker, for the terminal.
+
+  Args:
+    words: by speaker.
+    accuracies: by training ("vanilla", "pdpo") and set of samples ("heldout",
+      "unseen").
+    short_users: who is known to prefer the shorter of two answers.
+  """
   names = {"S": "S  SFT model", "V": "V  vanilla DPO", "G": "G  generic user"}
   header = f"{'answers as':<24}{'words':>8}{'± s.e.':>8}{'empty':>8}"
   columns = {"vanilla": "V acc.", "pdpo": "P-DPO acc."}
-  header += "".join(f"{columns[name]:>12}" for name in accuracy)
+  header += "".join(f"{columns[name]:>12}" for name in accuracies)
   lines = [header, "─" * len(header)]
   for speaker, row in words.items():
     name = names.get(speaker)
@@ -120,16 +129,36 @@ def table(
       f"{name:<24}{row.mean:>8.1f}{row.standard_error:>8.2f}"
       f"{row.zero_share:>8.0%}"
     )
-    for by_user in accuracy.values():
-      value = by_user.get(speaker)
+    for found in accuracies.values():
+      value = found["heldout"].by_user.get(speaker)
       line += f"{value:>12.3f}" if value is not None else " " * 12
     lines.append(line)
-  whole = f"{'all, held-out pairs':<48}"
   lines.append("─" * len(header))
-  lines.append(
-    whole + "".join(f"{by_user['all']:>12.3f}" for by_user in accuracy.values())
-  )
+  lines += _summaries(accuracies)
   return "\n".join(lines)
+
+
+def _summaries(accuracies) -> list[str]:
+  """Accuracy over pairs, and over users with its interval."""
+  lines = []
+  for part, title in (
+    ("heldout", "held-out pairs"),
+    ("unseen", "unseen users"),
+  ):
+    found = [
+      by_part[part] for by_part in accuracies.values() if part in by_part
+    ]
+    if not found:
+      continue
+    values = "".join(f"{one.pairs:>12.3f}" for one in found)
+    lines.append(f"{title + ', all':<48}{values}")
+    if all(len(one.by_user) > 1 for one in found):
+      values = "".join(f"{one.users:>12.3f}" for one in found)
+      lines.append(f"{title + ', mean over users':<48}{values}")
+      low_high = [one.interval() for one in found]
+      values = "".join(f"{f'{a:.3f}–{b:.3f}':>12}" for a, b in low_high)
+      lines.append(f"{'  95% interval':<48}{values}")
+  return lines
 
 
 def figure(

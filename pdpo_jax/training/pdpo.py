@@ -75,6 +75,17 @@ def make_policy(
   return SplitPolicy(graphdef, jax.jit(trainable_of)(table), base.params)
 
 
+def make_objective(config: config_lib.Config) -> step_lib.Objective:
+  """The objective that `loss` and `user` of the config describe."""
+  names = {field.name for field in dataclasses.fields(step_lib.Objective)}
+  fields = dataclasses.asdict(config.loss)
+  fields = {name: fields[name] for name in fields.keys() & names}
+  if config.user.kind == "none":
+    # Without prefixes the two branches are the same.
+    fields |= {"alpha": 1.0, "mixing": "sample"}
+  return step_lib.Objective(**fields, logits_chunk=config.train.logits_chunk)
+
+
 def _meta(
   config: config_lib.Config, base: base_lib.Base, users: users_lib.UserIndex
 ) -> dict[str, Any]:
@@ -110,10 +121,7 @@ def train(
   split = make_policy(config, base, users.num_rows)
   total_steps = train_config.epochs * batches.num_batches
   transformation = optimizer.make_optimizer(train_config, total_steps)
-  loss = dataclasses.asdict(config.loss)
-  if config.user.kind == "none":
-    loss["alpha"] = 1.0  # Without prefixes the two branches are the same.
-  objective = step_lib.Objective(**loss, logits_chunk=train_config.logits_chunk)
+  objective = make_objective(config)
   train_step = step_lib.make_train_step(
     split.graphdef,
     objective,
@@ -136,7 +144,8 @@ def train(
     }
 
   def describe(index):
-    example = examples[index]
+    # Generic rows, where they are samples of their own, come after the others.
+    example = examples[index % len(examples)]
     return f"#{index} of user {example.user_id!r} ({example.prompt[:40]!r}…)"
 
   state = loop.run(

@@ -6,7 +6,9 @@ copy of the weights.
 
 import hashlib
 import logging
+import os
 import pathlib
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +22,8 @@ from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
+
+_SAVE_SECONDS = 60.0
 
 
 def _key(
@@ -40,39 +44,76 @@ def reference_logps(
   batches: batching.PreferenceBatches,
   folder: pathlib.Path,
   logits_chunk: int,
+  title: str = "reference",
 ) -> np.ndarray:
   """`log ref(y | x)` of every response, float32 `[examples, N]`, in nats.
 
-  Read from `folder` if these examples were computed there with this base.
+  Kept in `folder` under a name made of the examples' tokens and the base's
+  weights, so that another run on both reads what this one computed, and one on
+  others does not. What was computed is kept once a minute: when interrupted,
+  the next call goes on from there.
 
   Args:
     batches: of `examples`; only their order and padding matter.
     folder: where the cache lies; made if it is missing.
     logits_chunk: as in `logprobs.response_logps`.
+    title: of the progress bar.
   """
   file = folder / f"{_key(examples, base)}.npy"
   most = max(len(example.responses) for example in examples)
+  logps = _read(file, (len(examples), most))
+  missing = np.isnan(logps).any(1)
+  if not missing.any():
+    return logps
+  graphdef, params = nnx.split(policy_lib.base_policy(base.lm))
+  score = step_lib.make_score(graphdef, logits_chunk)
+  saved = time.monotonic()
+  # Everyone is the generic user to a model without users.
+  for batch in tqdm.tqdm(
+    batches.in_order(),
+    total=batches.num_batches,
+    desc=title,
+    unit="batch",
+    leave=False,
+  ):
+    rows = batch.index[batch.index >= 0]
+    if not missing[rows].any():
+      continue
+    values = np.asarray(score(nnx.State({}), params, batch))
+    logps[rows] = 0.0  # also where a sample has fewer responses than others
+    logps[rows, : values.shape[1]] = values[batch.index >= 0]
+    if not np.isfinite(logps[rows]).all():
+      raise ValueError(
+        f"the base {base.fingerprint} gives log-probabilities that are not "
+        f"finite, first among samples {rows[:5].tolist()}; check its weights, "
+        "or use base.dtype='float32'"
+      )
+    if time.monotonic() - saved > _SAVE_SECONDS:
+      _write(file, logps)
+      saved = time.monotonic()
+  _write(file, logps)
+  return logps
+
+
+def _read(file: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+  """What was kept; NaN where nothing was."""
   if file.exists():
     try:
-      cached = np.load(file)
+      kept = np.load(file)
     except (ValueError, EOFError):
       logger.warning("%s is damaged and is computed again", file)
     else:
-      if cached.shape == (len(examples), most):
-        return cached
-  graphdef, params = nnx.split(policy_lib.base_policy(base.lm))
-  score = step_lib.make_score(graphdef, logits_chunk)
-  logps = np.zeros((len(examples), most), np.float32)
-  # Everyone is the generic user to a model without users.
-  for batch in tqdm.tqdm(
-    batches.in_order(), desc="reference", unit="batch", leave=False
-  ):
-    values = np.asarray(score(nnx.State({}), params, batch))
-    real = batch.index >= 0
-    logps[batch.index[real], : values.shape[1]] = values[real]
-  folder.mkdir(parents=True, exist_ok=True)
-  part = file.with_suffix(".part")
+      if kept.shape == shape and kept.dtype == np.float32:
+        return kept
+      logger.warning("%s is of another shape and is computed again", file)
+  return np.full(shape, np.nan, np.float32)
+
+
+def _write(file: pathlib.Path, logps: np.ndarray) -> None:
+  """By renaming: what is there is whole."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  # Of this process alone: runs may share the folder.
+  part = file.with_name(f"{file.stem}.{os.getpid()}.part")
   with part.open("wb") as out:
     np.save(out, logps)
   part.replace(file)
-  return logps

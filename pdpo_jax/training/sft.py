@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
-from pdpo_jax.data import batching, tokenize
+from pdpo_jax.data import batching, prompts, tokenize
 from pdpo_jax.models import attention, gptj
 from pdpo_jax.training import loop, optimizer
 from pdpo_jax.weights import base as base_lib
@@ -83,9 +83,8 @@ def train_base(
   tokenizer = tokenize.train_tokenizer(
     (prompt + answer for prompt, answer in pairs), sft.vocab_size
   )
-  tokenized, _ = tokenize.tokenize_pairs(
-    pairs, tokenizer, data.max_prompt_tokens, data.max_response_tokens
-  )
+  encoder = prompts.PromptEncoder(tokenizer, "plain", data.max_prompt_tokens)
+  tokenized = tokenize.tokenize_pairs(pairs, encoder)
   batches = batching.TextBatches(
     tokenized, sft.batch_size, config.seed, max_shapes=data.max_shapes
   )

@@ -27,10 +27,14 @@ class Objective:
   beta: float = 0.5
   alpha: float = 0.5
   label_smoothing: float = 0.0
+  mixing: str = "sample"
   logits_chunk: int = 128
 
   def branches(self) -> list[tuple[str, float]]:
-    """The branches that are run, with their weights in the loss."""
+    """The branches that are run, with their weights in a sample's loss."""
+    if self.mixing == "batch":
+      # Rows 0 of the batch are the generic branch; `pair_scales` weighs them.
+      return [("user", 1.0)]
     both = [("user", self.alpha), ("generic", 1.0 - self.alpha)]
     return [(name, weight) for name, weight in both if weight > 0]
 
@@ -78,29 +82,71 @@ def branch_logps(
     "generic": lambda: jnp.repeat(policy.user_model.generic()[None], rows, 0),
   }
   prefix = jnp.concatenate([prefixes[name]() for name in names])
-  tiled = jax.tree.map(lambda x: jnp.concatenate([x] * len(names)), batch)
+  rows_of = {name: _rows_of_branch(batch, name) for name in names}
+  tiled = jax.tree.map(lambda *x: jnp.concatenate(x), *rows_of.values())
   logps = response_logps(
     policy, tiled, prefix, objective.logits_chunk, dropout_key
   )
   return dict(zip(names, jnp.split(logps, len(names)), strict=True))
 
 
+def _rows_of_branch(batch, name):
+  """The batch with the prompts that a branch reads."""
+  if batch.bare_prompt is None:
+    return batch
+  if name == "generic":
+    batch = dataclasses.replace(
+      batch, prompt=batch.bare_prompt, prompt_mask=batch.bare_prompt_mask
+    )
+  return dataclasses.replace(batch, bare_prompt=None, bare_prompt_mask=None)
+
+
+def pair_scales(
+  batch: structs.PreferenceBatch, objective: Objective, parts: int = 1
+) -> Float[Array, "B M"]:
+  """What each pair's loss is multiplied by in the loss of the batch.
+
+  Mixing by "sample" gives the mean over pairs (each by its weight). By "batch",
+  as in the released code, rows of known users and rows of the generic user are
+  different samples, and a part's loss is
+
+      alpha mean(pairs of users) + (1 - alpha) mean(pairs of the generic user)
+
+  Args:
+    parts: equal parts that the batch is run in, one after the other; "batch"
+      mixes within each.
+  """
+  weights = losses.pair_weights(batch.response_mask, batch.weight)
+  if objective.mixing == "sample":
+    return weights / jnp.maximum(weights.sum(), 1e-6)
+  known = (batch.user_row > 0)[:, None]
+  scales = jnp.zeros_like(weights)
+  for share, own in (
+    (objective.alpha, jnp.where(known, weights, 0.0)),
+    (1.0 - objective.alpha, jnp.where(known, 0.0, weights)),
+  ):
+    by_part = own.reshape(parts, -1)
+    total = jnp.maximum(by_part.sum(1, keepdims=True), 1e-6)
+    scales += share / parts * (by_part / total).reshape(weights.shape)
+  return scales
+
+
 def loss_and_metrics(
   policy: policy_lib.Policy,
   batch: structs.PreferenceBatch,
   objective: Objective,
-  total_weight: Float[Array, ""],
+  scales: Float[Array, "B M"],
   dropout_key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """P-DPO's loss (section 2.3 of arXiv:2402.05133) on a batch or a part of one.
 
-      sum over pairs of  w [alpha l(user branch) + (1 - alpha) l(generic)] / W
+      sum over pairs of  s [alpha l(user branch) + (1 - alpha) l(generic)]
 
   with l a function of beta times the log-ratio difference.
 
   Args:
-    total_weight: W, the weights of all pairs of the whole batch, so that the
-      parts of an accumulated batch add up to its loss.
+    scales: s, from `pair_scales` of the whole batch, so that the parts of an
+      accumulated batch add up to its loss.
 
   Returns:
     The loss, and metrics that add up over parts as well: `loss`, for each
@@ -109,24 +155,23 @@ def loss_and_metrics(
     first branch without its name, and `sample_loss` `[B]`.
   """
   pair_loss = losses.LOSSES[objective.kind]
-  weights = losses.pair_weights(batch.response_mask, batch.weight)
   logps = branch_logps(policy, batch, objective, dropout_key)
-  pairs = jnp.zeros_like(weights)
+  pairs = jnp.zeros_like(scales)
   metrics = {}
   for place, (name, branch_weight) in enumerate(objective.branches()):
     ratios = losses.log_ratio_differences(logps[name], batch.reference_logps)
     # A pair that does not exist must not contribute even a NaN, nor get one.
-    ratios = jnp.where(weights > 0, ratios, 0.0)
+    ratios = jnp.where(scales > 0, ratios, 0.0)
     pairs += branch_weight * pair_loss(
       ratios, objective.beta, objective.label_smoothing
     )
     ratios = jax.lax.stop_gradient(ratios)
     prefix = "generic_" if place else ""
-    accuracy = jnp.sum(weights * (ratios > 0)) / total_weight
-    margin = objective.beta * jnp.sum(weights * ratios) / total_weight
+    accuracy = jnp.sum(scales * (ratios > 0))
+    margin = objective.beta * jnp.sum(scales * ratios)
     metrics |= {f"{prefix}reward_accuracy": accuracy, f"{prefix}margin": margin}
-  sample_loss = jnp.sum(weights * pairs, -1)
-  loss = jnp.sum(sample_loss) / total_weight
+  sample_loss = jnp.sum(scales * pairs, -1)
+  loss = jnp.sum(sample_loss)
   return loss, {"loss": loss, "sample_loss": sample_loss} | metrics
 
 
@@ -154,10 +199,10 @@ def make_train_step(
     seed: of dropout.
   """
 
-  def gradients_of(trainable, frozen, part, total_weight, key):
+  def gradients_of(trainable, frozen, part, scales, key):
     def loss_of(trainable):
       policy = nnx.merge(graphdef, trainable, frozen)
-      return loss_and_metrics(policy, part, objective, total_weight, key)
+      return loss_and_metrics(policy, part, objective, scales, key)
 
     (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(
       trainable
@@ -165,14 +210,13 @@ def make_train_step(
     return gradients, metrics
 
   def train_step(state, frozen, batch):
-    weights = losses.pair_weights(batch.response_mask, batch.weight)
-    total_weight = jnp.maximum(weights.sum(), 1e-6)
+    scales = pair_scales(batch, objective, accumulation_steps)
     key = None
     if dropout:
       key = jax.random.fold_in(jax.random.key(seed), state.step)
     if accumulation_steps == 1:
       gradients, metrics = gradients_of(
-        state.trainable, frozen, batch, total_weight, key
+        state.trainable, frozen, batch, scales, key
       )
       sample_loss = metrics.pop("sample_loss")
     else:
@@ -180,11 +224,10 @@ def make_train_step(
         lambda part, place: gradients_of(
           state.trainable,
           frozen,
-          part,
-          total_weight,
+          *part,
           None if key is None else jax.random.fold_in(key, place),
         ),
-        batch,
+        (batch, scales),
         accumulation_steps,
       )
     for name, norm in optimizer.norms(gradients).items():
@@ -199,10 +242,10 @@ def make_train_step(
   return jax.jit(train_step, donate_argnums=0)
 
 
-def _accumulate(gradients_of, batch, parts):
-  """Sums gradients and metrics over `parts` equal parts of the batch."""
+def _accumulate(gradients_of, inputs, parts):
+  """Sums gradients and metrics over `parts` equal parts of the inputs."""
   split = jax.tree.map(
-    lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch
+    lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs
   )
 
   def body(total, inputs):

@@ -21,6 +21,7 @@ def make_examples(count, seed=0, max_responses=4):
     structs.TokenizedExample(
       user_row=int(rng.integers(0, 11)),
       prompt=ids(1, 40),
+      bare_prompt=ids(1, 40),
       responses=tuple(
         ids(1, 30) for _ in range(rng.integers(2, max_responses + 1))
       ),
@@ -33,6 +34,22 @@ def make_batches(examples, logps=None, **kwargs):
   options = {"batch_size": BATCH, "seed": 1, "prefix_length": PREFIX}
   options |= {"pad_multiple": MULTIPLE} | kwargs
   return batching.PreferenceBatches(examples, logps, **options)
+
+
+def test_bare_prompts_are_padded_left_like_prompts():
+  examples = make_examples(20)
+  plain, both = (
+    make_batches(examples, with_bare_prompt=wanted) for wanted in (False, True)
+  )
+  assert next(plain.in_order()).bare_prompt is None
+  for batch in both.in_order():
+    assert batch.bare_prompt.shape == batch.prompt.shape
+    for row, index in enumerate(batch.index):
+      real = batch.bare_prompt[row][batch.bare_prompt_mask[row]]
+      expected = examples[index].bare_prompt if index >= 0 else []
+      np.testing.assert_array_equal(real, expected)
+      if index >= 0:
+        assert batch.bare_prompt_mask[row, -len(real) :].all()
 
 
 def assert_same(batch, other):

@@ -1,5 +1,3 @@
-import collections
-import logging
 import subprocess
 import sys
 
@@ -8,7 +6,7 @@ import pytest
 import transformers
 
 from pdpo_jax import structs
-from pdpo_jax.data import tokenize, users
+from pdpo_jax.data import prompts, tokenize, users
 
 TEXTS = ("a cat sat on the mat.", "the dog ate the cat food.", " so what?")
 INDEX = users.UserIndex(["ann", "bob"])
@@ -24,9 +22,10 @@ def example(**kwargs):
   return structs.PreferenceExample(**(fields | kwargs))
 
 
-def run(tokenizer, *examples, prompt=50, response=20):
+def run(tokenizer, *examples, prompt=50, response=20, long_response="error"):
+  encoder = prompts.PromptEncoder(tokenizer, "plain", prompt)
   return tokenize.tokenize_examples(
-    examples, tokenizer, INDEX, prompt, response
+    examples, encoder, INDEX, response, long_response
   )
 
 
@@ -70,65 +69,87 @@ def test_a_vocabulary_without_room_for_all_bytes_is_an_error():
 
 
 def test_responses_end_with_eos_and_prompts_do_not(tokenizer):
-  (one,), report = run(
-    tokenizer, example(rejected=(" ate", " what"), user_id="bob")
-  )
+  result = run(tokenizer, example(rejected=(" ate", " what"), user_id="bob"))
+  (one,) = result.examples
   assert one.user_row == 2
   assert one.prompt.dtype == np.int32
   assert tokenizer.decode(one.prompt) == "the cat"
   decoded = [tokenizer.decode(response) for response in one.responses]
   assert decoded == [f"{t}<|endoftext|>" for t in (" sat", " ate", " what")]
   assert all(response.dtype == np.int32 for response in one.responses)
-  assert str(report) == ("1 examples tokenized: 0 prompt cut")
+  assert str(result) == "1 samples; nothing cut"
 
 
-def test_user_text_stands_before_the_prompt_with_a_blank_line(tokenizer):
-  (one, two), _ = run(tokenizer, example(user_text="so"), example())
+def test_the_bare_prompt_is_without_the_users_text(tokenizer):
+  one, two = run(tokenizer, example(user_text="so"), example()).examples
   assert tokenizer.decode(one.prompt) == "so\n\nthe cat"
-  assert tokenizer.decode(two.prompt) == "the cat"
+  assert tokenizer.decode(one.bare_prompt) == "the cat"
+  np.testing.assert_array_equal(two.prompt, one.bare_prompt)
   assert two.user_row == 0
-
-
-def test_a_cut_keeps_the_prompts_end_and_is_counted(tokenizer):
-  sample = example(prompt="xyz the cat")
-  (whole,), _ = run(tokenizer, sample)
-  samples = (sample, example(prompt="a"))
-  (one, _), report = run(tokenizer, *samples, prompt=2)
-  np.testing.assert_array_equal(one.prompt, whole.prompt[-2:])
-  assert report.counts == {"prompt cut": 1}
-  assert str(report) == "2 examples tokenized: 1 prompt cut"
 
 
 def test_a_response_over_the_limit_is_an_error(tokenizer):
   sample = example(chosen=" sat on the mat")
-  (whole,), _ = run(tokenizer, sample)
-  size = len(whole.responses[0])
+  size = len(run(tokenizer, sample).examples[0].responses[0])
   run(tokenizer, sample, response=size)
   with pytest.raises(
-    ValueError, match=rf"{size} tokens .* limit of {size - 1}"
+    ValueError, match=rf"examples\[0\].*{size} tokens .* limit of {size - 1}"
   ):
     run(tokenizer, sample, response=size - 1)
 
 
-def test_a_leading_bos_survives_a_cut(tokenizer):
-  class WithBos:
-    bos_token_id = 7
+def test_a_long_rejected_response_is_dropped_alone(tokenizer):
+  long = " sat on the mat and so on"
+  samples = (
+    example(rejected=(" ate", long)),
+    example(rejected=(long,)),
+    example(chosen=long),
+    example(),
+  )
+  result = run(tokenizer, *samples, response=5, long_response="drop")
+  assert result.kept == [0, 3]
+  assert [len(one.responses) for one in result.examples] == [2, 2]
+  assert result.counts["responses too long"] == 3
+  assert result.counts["comparisons dropped"] == 2
+  assert "2 comparisons dropped" in str(result)
 
-    def __call__(self, texts, add_special_tokens, **kwargs):
-      start = [7] if add_special_tokens else []
-      return {"input_ids": [start + list(map(ord, text)) for text in texts]}
 
-  counts = collections.Counter()
-  (ids,) = tokenize._prompts(["abcd"], [""], WithBos(), 3, counts)
-  assert ids.tolist() == [7, ord("c"), ord("d")]
-  assert counts["prompt cut"] == 1
+def test_a_response_that_is_cut_has_no_end(tokenizer):
+  sample = example(chosen=" sat on the mat and so on")
+  (whole,) = run(tokenizer, sample).examples
+  result = run(tokenizer, sample, response=5, long_response="cut")
+  chosen, rejected = result.examples[0].responses
+  np.testing.assert_array_equal(chosen, whole.responses[0][:5])
+  assert rejected[-1] == tokenizer.eos_token_id != chosen[-1]
+  assert result.counts["responses cut"] == 1
+
+
+def test_nothing_left_is_an_error_with_the_counts(tokenizer):
+  with pytest.raises(ValueError, match=r"none of 2 .* 2 responses too long"):
+    run(
+      tokenizer,
+      example(chosen=" sat on the mat"),
+      example(chosen=" on the mat on"),
+      response=3,
+      long_response="drop",
+    )
+
+
+def test_a_last_turn_over_the_limit_is_an_error_or_dropped(tokenizer):
+  turns = (structs.Message("user", "the dog ate the cat food " * 3),)
+  samples = (example(), example(prompt=turns, user_id="ann"))
+  with pytest.raises(ValueError, match=r"examples\[1\] \(user 'ann'\).* 12"):
+    run(tokenizer, *samples, prompt=12)
+  result = run(tokenizer, *samples, prompt=12, long_response="drop")
+  assert result.kept == [0]
+  assert result.counts["last turns too long"] == 1
 
 
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
     ({"prompt": ""}, "prompt 1 of 2 is empty"),
-    ({"chosen": ""}, r"examples\[1\] \(user None\) has an empty chosen"),
+    ({"chosen": " "}, r"examples\[1\] \(user None\) has an empty chosen"),
     ({"rejected": (" a", "")}, r"examples\[1\].* empty rejected"),
     ({"rejected": ()}, r"examples\[1\].* no rejected"),
     ({"user_id": "bib"}, "'bib' is none of this run's 2 users; near: 'bob'"),
@@ -146,24 +167,7 @@ def test_limits_below_one_are_an_error(tokenizer, limits):
 
 
 def test_pairs_may_have_an_empty_response(tokenizer):
-  pairs, report = tokenize.tokenize_pairs(
-    [("the cat", ""), ("a dog", " ate")], tokenizer, 9, 9
-  )
+  encoder = prompts.PromptEncoder(tokenizer, "plain", 9)
+  pairs = tokenize.tokenize_pairs([("the cat", ""), ("a dog", " ate")], encoder)
   assert pairs[0][1].tolist() == [tokenizer.eos_token_id]
   assert tokenizer.decode(pairs[1][1]) == " ate<|endoftext|>"
-  assert report.num_examples == 2
-
-
-def test_prompts_for_generation_are_those_of_training(tokenizer, caplog):
-  samples = [example(user_text="so what?"), example(prompt="a dog ate")]
-  trained, _ = run(tokenizer, *samples, prompt=5)
-  with caplog.at_level(logging.WARNING):
-    prompts = tokenize.encode_prompts(
-      [sample.prompt for sample in samples],
-      [sample.user_text for sample in samples],
-      tokenizer,
-      5,
-    )
-  for prompt, sample in zip(prompts, trained, strict=True):
-    np.testing.assert_array_equal(prompt, sample.prompt)
-  assert "1 of 2 prompts lost their beginning: over 5 tokens" in caplog.text

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from pdpo_jax.evaluation import accuracy, lengths
@@ -48,15 +47,24 @@ def test_without_vanilla_there_is_no_second_claim():
 
 def test_table_and_figure_show_every_speaker(tmp_path):
   words = speakers()
-  by_user = {"vanilla": {"1": 0.9, "all": 0.7}, "pdpo": {"1": 1.0, "all": 0.99}}
-  text = lengths.table(words, by_user, ["4"])
-  for shown in ("S  SFT model", "4   (prefers short)", "0.990", "0.700"):
+  made = accuracy.Accuracy
+  accuracies = {
+    "vanilla": {"heldout": made(0.7, {"1": 0.9, "4": 0.1})},
+    "pdpo": {
+      "heldout": made(0.99, {"1": 1.0, "4": 0.9}),
+      "unseen": made(0.61, {}),
+    },
+  }
+  text = lengths.table(words, accuracies, ["4"])
+  for shown in (
+    "S  SFT model",
+    "4   (prefers short)",
+    "0.990",
+    "0.700",
+    "0.500",
+    "0.900–1.000",
+    "unseen users, all",
+  ):
     assert shown in text
   lengths.figure(tmp_path / "figure.png", words, ["4"], "title")
   assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_accuracy_counts_pairs_and_skips_missing_ones():
-  ratios = np.array([[1.0, -1.0], [2.0, np.nan], [-1.0, -2.0]], np.float32)
-  found = accuracy.reward_accuracy(ratios, ["a", "b", None])
-  assert found == {"a": 0.5, "b": 1.0, "all": 2 / 5}

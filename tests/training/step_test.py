@@ -39,11 +39,11 @@ def differentiate(objective):
 
   @jax.jit
   def run(trainable, frozen, batch):
-    weights = losses.pair_weights(batch.response_mask, batch.weight)
+    scales = step.pair_scales(batch, objective)
 
     def loss_of(trainable):
       made = nnx.merge(graphdef, trainable, frozen)
-      return step.loss_and_metrics(made, batch, objective, weights.sum())
+      return step.loss_and_metrics(made, batch, objective, scales)
 
     return jax.value_and_grad(loss_of, has_aux=True)(trainable)
 
@@ -107,7 +107,7 @@ def test_metrics_equal_those_of_the_log_probabilities():
     found = metrics[f"{prefix}reward_accuracy"], metrics[f"{prefix}margin"]
     np.testing.assert_allclose(found, (share, margin), rtol=1e-4)
   np.testing.assert_allclose(
-    metrics["sample_loss"].sum() / weights.sum(), metrics["loss"], rtol=1e-6
+    metrics["sample_loss"].sum(), metrics["loss"], rtol=1e-6
   )
 
 
@@ -125,13 +125,14 @@ def test_loss_is_ln_2_at_zero_lora_without_prefix():
   made = policy.Policy(lm, users)
   loss, metrics = jax.jit(
     lambda batch: step.loss_and_metrics(
-      made, batch, golden_cases.objective(), jnp.array(1.0)
+      made,
+      batch,
+      golden_cases.objective(),
+      step.pair_scales(batch, golden_cases.objective()),
     )
   )(samples())
   # Reference log-probabilities are torch's: sums of nats, as far as rounding.
-  batch = samples()
-  total = losses.pair_weights(batch.response_mask, batch.weight).sum()
-  assert float(loss / total) == pytest.approx(math.log(2), abs=1e-5)
+  assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
   assert float(metrics["margin"]) == pytest.approx(0.0, abs=1e-4)
 
 

@@ -1,0 +1,207 @@
+import collections
+import logging
+
+import numpy as np
+import pytest
+import tokenizers
+
+from pdpo_jax import structs
+from pdpo_jax.data import prompts, tokenize, users
+
+TEXTS = ("a cat sat on the mat.", "the dog ate the cat food.", " so what?")
+CHAT = (
+  "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>\n"
+  "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+WITHOUT_SYSTEM = (
+  "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+  + CHAT
+)
+
+
+def make_tokenizer(template=None, bos=False):
+  tokenizer = tokenize.train_tokenizer(TEXTS * 3, 300)
+  special = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+  tokenizer.add_special_tokens({"additional_special_tokens": special})
+  tokenizer.chat_template = template
+  if bos:
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+      single="<|begin|> $A",
+      special_tokens=[("<|begin|>", tokenizer.bos_token_id)],
+    )
+  return tokenizer
+
+
+def dialogue(*texts):
+  roles = ("user", "assistant")
+  return tuple(
+    structs.Message(roles[place % 2], text) for place, text in enumerate(texts)
+  )
+
+
+def encode(tokenizer, prompt, user_text="", template="auto", limit=100):
+  counts = collections.Counter()
+  encoder = prompts.PromptEncoder(tokenizer, template, limit)
+  (ids,) = encoder.encode([structs.PromptExample(prompt, user_text)], counts)
+  return None if ids is None else tokenizer.decode(ids), +counts
+
+
+def test_a_plain_prompt_stands_after_the_user_text():
+  text, counts = encode(make_tokenizer(), "the cat", "so what?")
+  assert text == "so what?\n\nthe cat"
+  assert not counts
+
+
+def test_a_plain_prompt_loses_its_beginning_and_no_user_text():
+  tokenizer = make_tokenizer()
+  text, counts = encode(tokenizer, "xyz" * 9 + " the cat", "so", limit=6)
+  assert text.startswith("so\n\n")
+  assert text.endswith(" the cat")
+  assert len(tokenizer(text)["input_ids"]) == 6
+  assert counts == {"prompts cut": 1}
+
+
+def test_a_dialogue_without_a_template_names_the_speakers():
+  text, _ = encode(
+    make_tokenizer(CHAT), dialogue("the cat", "sat", "so?"), "I", "plain"
+  )
+  assert (
+    text == "I\n\nUser: the cat\n\nAssistant: sat\n\nUser: so?\n\nAssistant:"
+  )
+
+
+def test_the_template_has_the_user_text_as_its_system_message():
+  text, _ = encode(make_tokenizer(CHAT), dialogue("a", "b", "c"), "I am")
+  assert text == (
+    "<|system|>I am<|end|>\n<|user|>a<|end|>\n<|assistant|>b<|end|>\n"
+    "<|user|>c<|end|>\n<|assistant|>"
+  )
+  text, _ = encode(make_tokenizer(CHAT), "a")
+  assert text == "<|user|>a<|end|>\n<|assistant|>"
+
+
+def test_a_system_message_of_the_dialogue_comes_before_the_user_text():
+  turns = (structs.Message("system", "Be kind."), *dialogue("a"))
+  text, _ = encode(make_tokenizer(CHAT), turns, "I am")
+  assert text.startswith("<|system|>Be kind.\n\nI am<|end|>\n<|user|>a<|end|>")
+
+
+def test_a_template_without_system_has_the_user_text_in_the_first_turn():
+  text, _ = encode(make_tokenizer(WITHOUT_SYSTEM), dialogue("a"), "I am")
+  assert text == "<|user|>I am\n\na<|end|>\n<|assistant|>"
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_the_oldest_turns_go_first(template):
+  tokenizer = make_tokenizer(CHAT)
+  turns = dialogue("the mat", "sat", "the dog", "ate", "the cat")
+  whole, _ = encode(tokenizer, turns, "I", template)
+  limit = len(tokenizer(whole)["input_ids"]) - 1
+  text, counts = encode(tokenizer, turns, "I", template, limit)
+  expected, _ = encode(tokenizer, turns[2:], "I", template)
+  assert text == expected
+  assert counts == {"prompts cut": 1}
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_the_last_turn_is_never_cut(template):
+  turns = dialogue("the mat", "sat", "the dog ate the cat food")
+  text, counts = encode(make_tokenizer(CHAT), turns, "", template, 8)
+  assert text is None
+  assert counts == {"last turns too long": 1}
+
+
+def test_a_long_user_text_keeps_its_beginning_and_half_the_room():
+  tokenizer = make_tokenizer(CHAT)
+  text, counts = encode(tokenizer, dialogue("a"), "the cat ate " * 9, limit=20)
+  kept = text.removeprefix("<|system|>").partition("<|end|>")[0]
+  assert "the cat ate the cat ate".startswith(kept[:20])
+  assert 8 <= len(tokenizer(kept)["input_ids"]) <= 10
+  assert counts == {"user texts cut": 1}
+
+
+@pytest.mark.parametrize("template", [None, CHAT, "<|begin|>" + CHAT])
+def test_there_is_exactly_one_bos(template):
+  tokenizer = make_tokenizer(template, bos=True)
+  text, _ = encode(tokenizer, "the cat", "I")
+  assert text.startswith("<|begin|>")
+  assert text.count("<|begin|>") == 1
+  plain, _ = encode(tokenizer, "xyz the cat", limit=3)
+  assert template or plain == "<|begin|> the cat"
+
+
+def test_no_bos_where_the_tokenizer_adds_none():
+  text, _ = encode(make_tokenizer(), "the cat")
+  assert text == "the cat"
+
+
+def test_a_response_ends_as_the_template_ends_a_turn():
+  tokenizer = make_tokenizer(CHAT)
+  for template, prompt, expected in (
+    ("chat", "a", "sat<|end|>"),
+    ("plain", "a", " sat <|endoftext|>"),
+    ("plain", dialogue("a"), " sat<|endoftext|>"),
+  ):
+    encoder = prompts.PromptEncoder(tokenizer, template, 50)
+    (ids,) = encoder.encode_responses([(prompt, " sat ")])
+    assert tokenizer.decode(ids) == expected
+
+
+def test_prompt_and_response_are_what_the_template_writes():
+  tokenizer = make_tokenizer(CHAT)
+  encoder = prompts.PromptEncoder(tokenizer, "chat", 50)
+  turns = dialogue("the cat", "sat", "so?")
+  (prompt,) = encoder.encode(
+    [structs.PromptExample(turns)], collections.Counter()
+  )
+  (response,) = encoder.encode_responses([(turns, "the mat")])
+  whole = tokenizer.apply_chat_template(
+    [
+      {"role": t.role, "content": t.content}
+      for t in dialogue("the cat", "sat", "so?", "the mat")
+    ],
+    tokenize=False,
+  )
+  assert tokenizer.decode(np.concatenate([prompt, response])) == whole.rstrip()
+
+
+@pytest.mark.parametrize(
+  ("prompt", "message"),
+  [
+    ((), "prompt 0 of 1 is empty"),
+    (dialogue("a", "b"), "ends with a turn of 'assistant'"),
+    ((structs.Message("robot", "a"),), r"the roles \['robot'\]"),
+  ],
+)
+def test_faulty_prompts_are_named(prompt, message):
+  with pytest.raises(ValueError, match=message):
+    encode(make_tokenizer(), prompt)
+
+
+def test_a_chat_without_a_template_is_an_error():
+  with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+    prompts.PromptEncoder(make_tokenizer(), "chat", 50)
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_prompts_for_generation_are_those_of_training(template, caplog):
+  tokenizer = make_tokenizer(CHAT)
+  encoder = prompts.PromptEncoder(tokenizer, template, 20)
+  asked = [
+    structs.PromptExample("the cat", "so what? " * 9),
+    structs.PromptExample("a dog"),
+  ]
+  samples = [
+    structs.PreferenceExample(p.prompt, "a", ("b",), None, p.user_text)
+    for p in asked
+  ]
+  trained = tokenize.tokenize_examples(
+    samples, encoder, users.UserIndex([]), 20
+  )
+  with caplog.at_level(logging.WARNING):
+    found = tokenize.encode_prompts(asked, encoder)
+  for ids, sample in zip(found, trained.examples, strict=True):
+    np.testing.assert_array_equal(ids, sample.prompt)
+  assert "2 prompts of at most 20 tokens: 1 user texts cut" in caplog.text

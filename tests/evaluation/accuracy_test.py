@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from pdpo_jax.evaluation import accuracy
+
+
+def test_accuracy_counts_pairs_and_skips_missing_ones():
+  ratios = np.array([[1.0, -1.0], [2.0, np.nan], [-1.0, -2.0]], np.float32)
+  found = accuracy.reward_accuracy(ratios, ["a", "b", None])
+  assert found.pairs == 2 / 5
+  assert found.by_user == {"a": 0.5, "b": 1.0}
+  assert found.users == 0.75
+  assert found.to_json()["by_user"] == {"a": 0.5, "b": 1.0}
+
+
+def test_the_interval_is_that_of_a_mean_of_users():
+  values = np.random.default_rng(1).normal(0.6, 0.1, 400)
+  low, high = accuracy.bootstrap_interval(values)
+  error = values.std() / np.sqrt(values.size)
+  assert low == pytest.approx(values.mean() - 1.96 * error, abs=error / 10)
+  assert high == pytest.approx(values.mean() + 1.96 * error, abs=error / 10)
+  assert accuracy.bootstrap_interval(values) == (low, high)
+
+
+def test_differences_are_paired_by_user():
+  users = {str(user): user / 100 for user in range(50)}
+  ours = accuracy.Accuracy(0.9, {u: v + 0.125 for u, v in users.items()})
+  theirs = accuracy.Accuracy(0.9, dict(reversed(users.items())))
+  gain, (low, high) = accuracy.difference(ours, theirs)
+  assert gain == pytest.approx(0.125)
+  # Users differ widely; the gain of each is the same.
+  assert high - low < 1e-12
+
+
+def test_accuracies_of_different_users_have_no_difference():
+  one, other = (accuracy.Accuracy(1.0, {user: 1.0}) for user in "ab")
+  with pytest.raises(ValueError, match="not of the same users"):
+    accuracy.difference(one, other)
