@@ -46,10 +46,12 @@ class Tally:
       self._places.append(f"{place}: {reason}{': ' * bool(detail)}{detail}")
 
   def drop(self, reason: str, count: int = 1) -> None:
-    self.dropped[reason] += count
+    if count:
+      self.dropped[reason] += count
 
   def note(self, reason: str, count: int = 1) -> None:
-    self.noted[reason] += count
+    if count:
+      self.noted[reason] += count
 
   def check(self, max_bad_share: float) -> None:
     """Logs what was broken.

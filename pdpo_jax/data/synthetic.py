@@ -7,11 +7,15 @@ perhaps where or when), and a summary tells the first one, two … of them:
   SUBREDDIT: r/pets
   TITLE: need some help
   POST: i am so tired. later Anna sold bikes abroad. Bob broke books. ...
-  TL;DR: Anna sold bikes. Bob broke books.
+  TL;DR, please. Anna sold bikes. Bob broke books.
 
-A few posts report nothing. Their only honest summary is the empty one, so that
-a model of this language knows that a summary may be empty. Whether to go on is
-decided in the same place, between sentences, before the first one as well.
+Now and then the author leaves the summary out, so that a model of this language
+knows that one may be empty; nobody compares such summaries.
+
+The prompt ends with a full stop, as each sentence of a summary does. So whether
+to go on is decided after the same token everywhere, and a taste for stopping
+early, which comparisons show between sentences only, reaches the place before
+the first one.
 """
 
 import dataclasses
@@ -69,9 +73,10 @@ TITLES = (
 )
 SUBREDDITS = _words("pets advice family work college travel cooking stories")
 
+ENDING = "TL;DR, please."  # of a prompt
 MIN_FACTS, MAX_FACTS = 2, 5
-EMPTY_SHARE = 0.05  # of posts that report nothing
-FILLER_SENTENCES = (0, 1)  # least and most of them in a post with facts
+EMPTY_SHARE = 0.1  # of summaries
+FILLER_SENTENCES = (0, 1)  # least and most of them in a post
 OPENER_SHARE = 0.25  # of facts that follow a word of no content
 DETAIL_SHARE = 0.5  # of facts with a where or when
 
@@ -95,20 +100,16 @@ def make_posts(count: int, seed: int) -> list[Post]:
 
 
 def _make_post(rng: random.Random) -> Post:
-  if rng.random() < EMPTY_SHARE:
-    facts = []
-    sentences = rng.sample(FILLERS, rng.randint(MIN_FACTS, MAX_FACTS))
-  else:
-    facts = _make_facts(rng)
-    sentences = [
-      f"{rng.choice(OPENERS)} {fact}" if rng.random() < OPENER_SHARE else fact
-      for fact in facts
-    ]
-    for filler in rng.sample(FILLERS, rng.randint(*FILLER_SENTENCES)):
-      sentences.insert(rng.randint(0, len(sentences)), filler)
+  facts = _make_facts(rng)
+  sentences = [
+    f"{rng.choice(OPENERS)} {fact}" if rng.random() < OPENER_SHARE else fact
+    for fact in facts
+  ]
+  for filler in rng.sample(FILLERS, rng.randint(*FILLER_SENTENCES)):
+    sentences.insert(rng.randint(0, len(sentences)), filler)
   prompt = (
     f"SUBREDDIT: r/{rng.choice(SUBREDDITS)}\nTITLE: {rng.choice(TITLES)}\n"
-    f"POST: {'. '.join(sentences)}.\nTL;DR:"
+    f"POST: {'. '.join(sentences)}.\n{ENDING}"
   )
   return Post(prompt, tuple(facts))
 
@@ -134,15 +135,19 @@ def _make_facts(rng: random.Random) -> list[str]:
 
 def _summarize(facts: Sequence[str], rng: random.Random) -> str:
   """Tells the first of the facts, one to all of them, without details."""
-  count = rng.randint(1, len(facts)) if facts else 0
+  count = rng.randint(1, len(facts))
   told = [" ".join(fact.split()[:3]) for fact in facts[:count]]
   return "".join(f" {phrase}." for phrase in told)
 
 
 def sft_pairs(posts: Sequence[Post], seed: int) -> list[tuple[str, str]]:
-  """(prompt, summary) of each post; empty for a post that reports nothing."""
+  """(prompt, summary) of each post; some summaries are empty."""
   rng = random.Random(f"summaries {seed}")
-  return [(post.prompt, _summarize(post.facts, rng)) for post in posts]
+  pairs = []
+  for post in posts:
+    summary = _summarize(post.facts, rng)
+    pairs.append((post.prompt, "" if rng.random() < EMPTY_SHARE else summary))
+  return pairs
 
 
 def comparisons(
@@ -151,13 +156,13 @@ def comparisons(
   short_workers: Sequence[str],
   seed: int,
 ) -> list[structs.PreferenceExample]:
-  """One comparison a post with facts, equally many for each worker.
+  """One comparison a post, equally many for each worker.
 
-  Both summaries are drawn as in `sft_pairs` and differ in their number of
-  words. Workers take turns; posts that do not fill a turn are left over.
+  Both summaries tell something and differ in their number of words. Workers
+  take turns; posts that do not fill a turn are left over.
 
   Args:
-    posts: those that report nothing are passed over.
+    posts: as many as workers, or more.
     workers: ids of all workers.
     short_workers: those who prefer the shorter summary; others prefer the
       longer one.
@@ -169,16 +174,15 @@ def comparisons(
       f"short_workers {strangers} are not among the workers {list(workers)}; "
       "name only workers"
     )
-  telling = [post for post in posts if post.facts]
-  if not workers or len(telling) < len(workers):
+  if not workers or len(posts) < len(workers):
     raise ValueError(
-      f"{len(telling)} posts with facts do not give each of {len(workers)} "
-      "workers a comparison; use at least one worker and as many posts"
+      f"{len(posts)} posts do not give each of {len(workers)} workers a "
+      "comparison; use at least one worker and as many posts"
     )
   rng = random.Random(f"comparisons {seed}")
-  used = len(telling) // len(workers) * len(workers)
+  used = len(posts) // len(workers) * len(workers)
   examples = []
-  for index, post in enumerate(telling[:used]):
+  for index, post in enumerate(posts[:used]):
     worker = workers[index % len(workers)]
     short, long = _two_summaries(post, rng)
     if worker in short_workers:
@@ -215,7 +219,7 @@ def faithfulness(post_prompt: str, summary: str) -> float:
   if not told:
     return 1.0
   true = set()
-  post = post_prompt.partition("\nPOST: ")[2].rpartition("\nTL;DR:")[0]
+  post = post_prompt.partition("\nPOST: ")[2].rpartition(f"\n{ENDING}")[0]
   for sentence in phrases(post):
     words = sentence.split()
     if words[0] in OPENERS:

@@ -22,14 +22,12 @@ def test_the_vocabulary_is_small():
   assert 150 < len(set(text.replace(".", " ").split())) < 250
 
 
-def test_posts_look_like_tldr_and_few_report_nothing():
+def test_posts_look_like_tldr():
   for post in POSTS:
     lines = post.prompt.split("\n")
-    starts = ("SUBREDDIT: r/", "TITLE: ", "POST: ", "TL;DR:")
+    starts = ("SUBREDDIT: r/", "TITLE: ", "POST: ", "TL;DR, please.")
     assert all(map(str.startswith, lines, starts)) and len(lines) == 4
-    assert len(post.facts) in (0, 2, 3, 4, 5)
-  empty = sum(not post.facts for post in POSTS) / len(POSTS)
-  assert 0.04 < empty < 0.06
+    assert len(post.facts) in (2, 3, 4, 5)
 
 
 def test_summaries_tell_the_first_facts_of_the_post():
@@ -43,12 +41,11 @@ def test_summaries_tell_the_first_facts_of_the_post():
     assert told == facts[: len(told)]
 
 
-def test_a_summary_is_empty_if_and_only_if_there_are_no_facts():
-  for post, (_, summary) in zip(
-    POSTS, synthetic.sft_pairs(POSTS, 0), strict=True
-  ):
-    assert (summary == "") == (not post.facts)
-    assert summary == "" or summary.startswith(" ")
+def test_one_summary_in_ten_is_empty():
+  summaries = [summary for _, summary in synthetic.sft_pairs(POSTS, 0)]
+  empty = sum(summary == "" for summary in summaries) / len(summaries)
+  assert 0.08 < empty < 0.12
+  assert all(text == "" or text.startswith(" ") for text in summaries)
 
 
 def test_summaries_tell_one_to_all_facts_equally_often():
@@ -57,20 +54,16 @@ def test_summaries_tell_one_to_all_facts_equally_often():
     for post, (_, summary) in zip(
       POSTS, synthetic.sft_pairs(POSTS, 0), strict=True
     )
-    if len(post.facts) == 5
+    if len(post.facts) == 5 and summary
   )
   share = 1 / 5
-  # About 480 posts: four standard errors are 0.073.
+  # About 440 posts: four standard errors are 0.077.
   for number in range(1, 6):
-    assert counts[number] / counts.total() == pytest.approx(share, abs=0.073)
+    assert counts[number] / counts.total() == pytest.approx(share, abs=0.077)
 
 
 def test_a_summary_of_another_post_contradicts_the_post():
-  pairs = [
-    pair
-    for post, pair in zip(POSTS, synthetic.sft_pairs(POSTS, 0), strict=True)
-    if post.facts
-  ]
+  pairs = [pair for pair in synthetic.sft_pairs(POSTS, 0) if pair[1]]
   shares = [
     synthetic.faithfulness(prompt, summary)
     for (prompt, _), (_, summary) in zip(
@@ -96,7 +89,7 @@ def test_a_summary_of_another_post_contradicts_the_post():
 def test_faithfulness_of_a_summary_is(summary, share):
   prompt = (
     "SUBREDDIT: r/pets\nTITLE: what a week\nPOST: i am so tired. later Anna "
-    "sold bikes abroad. Bob hid keys.\nTL;DR:"
+    "sold bikes abroad. Bob hid keys.\nTL;DR, please."
   )
   assert synthetic.faithfulness(prompt, summary) == share
 
@@ -105,8 +98,7 @@ def test_workers_prefer_by_length_and_have_equally_many_comparisons():
   examples = synthetic.comparisons(POSTS, WORKERS, ["2"], 0)
   assert synthetic.comparisons(POSTS, WORKERS, ["2"], 0) == examples
   counts = collections.Counter(example.user_id for example in examples)
-  telling = sum(bool(post.facts) for post in POSTS)
-  assert counts == dict.fromkeys(WORKERS, telling // 3)
+  assert counts == dict.fromkeys(WORKERS, len(POSTS) // 3)
   for example in examples:
     (rejected,) = example.rejected
     words = [len(text.split()) for text in (example.chosen, rejected)]
@@ -128,5 +120,5 @@ def test_a_short_worker_who_is_no_worker_is_an_error():
 
 
 def test_too_few_posts_for_the_workers_are_an_error():
-  with pytest.raises(ValueError, match="0 posts with facts"):
+  with pytest.raises(ValueError, match="0 posts do not give"):
     synthetic.comparisons([], WORKERS, [], 0)

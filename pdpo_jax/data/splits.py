@@ -1,0 +1,123 @@
+"""Who is trained on what: held-out comparisons, unseen users, limits.
+
+All draws depend on the seed and the data alone.
+"""
+
+import collections
+import random
+from collections.abc import Iterable
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.data import rows
+
+Examples = list[structs.PreferenceExample]
+
+
+def split(
+  examples: Examples, share: float, seed: int
+) -> tuple[Examples, Examples]:
+  """Train and held-out part, of which the latter is a share.
+
+  Comparisons of the same responses to a prompt stay on one side.
+  """
+  groups = collections.defaultdict(list)
+  for place, example in enumerate(examples):
+    groups[_content(example)].append(place)
+  members = list(groups.values())
+  random.Random(f"held out {seed}").shuffle(members)
+  wanted = round(share * len(examples))
+  heldout: set[int] = set()
+  for places in members:
+    if len(heldout) >= wanted:
+      break
+    heldout.update(places)
+  return (
+    [each for place, each in enumerate(examples) if place not in heldout],
+    [each for place, each in enumerate(examples) if place in heldout],
+  )
+
+
+def _content(example: structs.PreferenceExample):
+  return example.prompt, frozenset((example.chosen, *example.rejected))
+
+
+def without_common(
+  train: Examples, heldout: Examples, tally: rows.Tally
+) -> Examples:
+  """Held-out comparisons of what nobody compares in training."""
+  trained = set(map(_content, train))
+  kept = [example for example in heldout if _content(example) not in trained]
+  tally.drop(
+    "held-out comparisons that training has too", len(heldout) - len(kept)
+  )
+  return kept
+
+
+def _counts(
+  examples: Iterable[structs.PreferenceExample],
+) -> collections.Counter[str]:
+  counts = collections.Counter(example.user_id for example in examples)
+  del counts[None]
+  return counts
+
+
+def without_rare_users(
+  train: Examples,
+  heldout: Examples,
+  files: config_lib.FilesConfig,
+  tally: rows.Tally,
+) -> tuple[Examples, Examples]:
+  """Both parts with the busiest users of the first alone.
+
+  Comparisons without a user stay, and those of users whom only the second part
+  knows.
+  """
+  counts = _counts(train)
+  # Users of whom there are held-out comparisons alone are unseen ones.
+  kept = {None} | (_counts(heldout).keys() - counts.keys())
+  busiest = sorted(counts, key=lambda user: (-counts[user], user))
+  frequent = [user for user in busiest if counts[user] >= files.min_per_user]
+  kept |= set(frequent[: files.max_users or None])
+  parts = []
+  for part in (train, heldout):
+    parts.append([example for example in part if example.user_id in kept])
+    tally.drop("comparisons of users with too few", len(part) - len(parts[-1]))
+  return parts[0], parts[1]
+
+
+def draw_users(train: Examples, share: float, seed: int) -> set[str]:
+  """A share of the users."""
+  users = sorted(_counts(train))
+  count = round(share * len(users))
+  return set(random.Random(f"unseen {seed}").sample(users, count))
+
+
+def at_most(
+  train: Examples, limit: int, seed: int, tally: rows.Tally
+) -> Examples:
+  """At most so many comparisons of each user; 0 is no limit."""
+  if not limit:
+    return train
+  places = collections.defaultdict(list)
+  for place, example in enumerate(train):
+    places[example.user_id].append(place)
+  rng = random.Random(f"at most {seed}")
+  kept = set(places.pop(None, []))
+  for own in places.values():
+    kept |= set(own if len(own) <= limit else rng.sample(own, limit))
+  tally.drop("comparisons beyond max_per_user", len(train) - len(kept))
+  return [train[place] for place in sorted(kept)]
+
+
+def draw_prompts(
+  examples: Examples, count: int, seed: int
+) -> list[structs.PromptExample]:
+  """Different prompts, each with its author's text."""
+  prompts = {
+    example.prompt: structs.PromptExample(example.prompt, example.user_text)
+    for example in examples
+  }
+  chosen = list(prompts.values())
+  random.Random(f"prompts {seed}").shuffle(chosen)
+  return chosen[:count]
