@@ -11,16 +11,16 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import config_flags
 
-from pdpo_jax import command_line, run_folder, structs
+from pdpo_jax import command_line, run_folder
 from pdpo_jax import config as config_lib
-from pdpo_jax.data import batching, sources, tokenize
+from pdpo_jax.data import batching, sources
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import prompts as prompts_lib
+from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import accuracy, answers, lengths
 from pdpo_jax.models import policy as policy_lib
@@ -62,99 +62,21 @@ def get_base(
   return sft.train_base(config, dataset.sft_pairs, place)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """Samples of one purpose: those to learn from, say."""
-
-  name: str
-  examples: list[structs.PreferenceExample]  # those that were kept
-  tokenized: list[structs.TokenizedExample]
-
-  @property
-  def owners(self) -> list[str | None]:
-    return [example.user_id for example in self.examples]
-
-
-def tokenize_part(
-  name: str,
-  examples: Sequence[structs.PreferenceExample],
-  config: config_lib.Config,
-  base: base_lib.Base,
-  users: users_lib.UserIndex,
-) -> Part:
-  """Token ids of one part of a data set; prints what was cut and dropped."""
-  data = config.data
-  # The unknown are read with the generic prefix.
-  known = [
-    example
-    if example.user_id in users
-    else dataclasses.replace(example, user_id=None)
-    for example in examples
-  ]
-  result = tokenize.tokenize_examples(
-    known,
-    prompts_lib.PromptEncoder(
-      base.tokenizer, data.template, data.max_prompt_tokens
-    ),
-    users,
-    data.max_response_tokens,
-    data.long_response,
-  )
-  print(f"{name}: {result}")
-  kept = [examples[place] for place in result.kept]
-  return Part(name, kept, result.examples)
-
-
 def make_batches(
-  config: config_lib.Config, base: base_lib.Base, part: Part
+  config: config_lib.Config, base: base_lib.Base, part: parts_lib.Part
 ) -> batching.PreferenceBatches:
   """Batches with reference log-probabilities, as the objective wants them."""
-  loss, users = config.loss, config.user.kind != "none"
-  sees_text = users or loss.vanilla_sees_text
-  rows = [
-    example
-    if sees_text
-    else dataclasses.replace(example, prompt=example.bare_prompt)
-    for example in part.tokenized
-  ]
-  # Where rows of users and generic rows are samples of their own, each has its
-  # own prompt; otherwise a batch carries both.
-  apart = users and loss.mixing == "batch" and part.name == "train"
-  if apart:
-    rows += [
-      dataclasses.replace(
-        row,
-        user_row=0,
-        prompt=row.prompt if loss.generic_sees_text else row.bare_prompt,
-      )
-      for row in rows
-    ]
-  read = [
-    row
-    if loss.reference_sees_text
-    else dataclasses.replace(row, prompt=row.bare_prompt)
-    for row in rows
-  ]
-  arguments = {
-    "batch_size": config.train.batch_size,
-    "seed": config.seed,
-    "prefix_length": config.user.num_tokens if users else 0,
-    "max_shapes": config.data.max_shapes,
-  }
+  rows = parts_lib.sample_rows(config, part)
+  read = parts_lib.reference_rows(config, rows)
   logps = reference.reference_logps(
     base,
     read,
-    batching.PreferenceBatches(read, None, **arguments),
+    parts_lib.make_batches(config, part, read, None),
     pathlib.Path(config.cache),
     config.train.logits_chunk,
     f"reference, {part.name}",
   )
-  return batching.PreferenceBatches(
-    rows,
-    logps,
-    **arguments,
-    with_bare_prompt=users and not apart and not loss.generic_sees_text,
-  )
+  return parts_lib.make_batches(config, part, rows, logps)
 
 
 def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
@@ -169,7 +91,7 @@ def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
 
 
 def speakers(
-  config: config_lib.Config, users: users_lib.UserIndex, train: Part
+  config: config_lib.Config, users: users_lib.UserIndex, train: parts_lib.Part
 ) -> dict[str, int]:
   """The generic user and the users with the most samples: their rows."""
   counts = collections.Counter(train.owners)
@@ -194,7 +116,9 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     base = get_base(config, dataset, folder)
   with clock.stage("tokenize"):
     parts = {
-      name: tokenize_part(name, examples, config, base, users)
+      name: parts_lib.tokenize_part(
+        name, examples, config.data, base.tokenizer, users
+      )
       for name, examples in (
         ("train", dataset.train),
         ("heldout", dataset.heldout),
@@ -202,6 +126,8 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       )
       if examples
     }
+    for part in parts.values():
+      print(part)
   accuracies, texts = {}, {}
   for name, one in trainings(config).items():
     with clock.stage(f"{name}_reference"):

@@ -17,7 +17,7 @@ from flax import nnx
 from pdpo_jax import config as config_lib
 from pdpo_jax import main as main_lib
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import sources, tokenize
+from pdpo_jax.data import parts, sources, tokenize
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import gptj
 from pdpo_jax.training import checkpoint, pdpo
@@ -57,25 +57,25 @@ def tiny_base(dataset: dataset_lib.Dataset, seed: int = 0) -> base_lib.Base:
   return base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
 
 
+def tiny_part(config, base, users, name) -> parts.Part:
+  examples = getattr(sources.load(config), name)
+  return parts.tokenize_part(name, examples, config.data, base.tokenizer, users)
+
+
 def tiny_parts(config: config_lib.Config, seed: int = 0):
   """Base, users, train and held-out batches, and the data set."""
   dataset = sources.load(config)
   base = tiny_base(dataset, seed)
   users = users_lib.UserIndex.from_examples(dataset.train)
   batches, heldout = (
-    main_lib.make_batches(
-      config, base, main_lib.tokenize_part(name, examples, config, base, users)
-    )
-    for name, examples in (
-      ("train", dataset.train),
-      ("heldout", dataset.heldout),
-    )
+    main_lib.make_batches(config, base, tiny_part(config, base, users, name))
+    for name in ("train", "heldout")
   )
   return base, users, batches, heldout, dataset
 
 
-def train(config: config_lib.Config, parts=None) -> pdpo.SplitPolicy:
-  base, users, batches, heldout, dataset = parts or tiny_parts(config)
+def train(config: config_lib.Config, made=None) -> pdpo.SplitPolicy:
+  base, users, batches, heldout, dataset = made or tiny_parts(config)
   return pdpo.train(
     config,
     base,

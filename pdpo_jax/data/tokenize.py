@@ -39,7 +39,7 @@ class Tokenized:
   counts: collections.Counter[str]
 
   def __str__(self) -> str:
-    return f"{len(self.examples):,} samples; {_listed(self.counts)}"
+    return f"{len(self.examples):,} samples; {listed(self.counts)}"
 
 
 def train_tokenizer(
@@ -174,7 +174,7 @@ def encode_prompts(
       "%d prompts of at most %d tokens: %s",
       len(prompts),
       encoder.max_tokens,
-      _listed(counts),
+      listed(counts),
     )
   return encoded
 
@@ -229,6 +229,9 @@ def _check_example(place: int, example: structs.PreferenceExample):
     raise ValueError(f"{name} has an empty rejected response; drop it")
 
 
-def _listed(counts: collections.Counter[str]) -> str:
-  said = [f"{count:,} {reason}" for reason, count in counts.items() if count]
+def listed(counts: collections.Counter[str]) -> str:
+  """What was counted, for a person to read."""
+  said = [
+    f"{count:,} {reason}" for reason, count in sorted(counts.items()) if count
+  ]
   return ", ".join(said) or "nothing cut"

@@ -12,8 +12,8 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
   config = tiny.tiny_config(tmp_path_factory.mktemp("run"))
-  base, users, _, _, dataset = tiny.tiny_parts(config)
-  part = main.tokenize_part("train", dataset.train, config, base, users)
+  base, users, *_ = tiny.tiny_parts(config)
+  part = tiny.tiny_part(config, base, users, "train")
   return config, base, part
 
 

@@ -292,3 +292,68 @@ def test_dropout_follows_seed_and_step():
   assert first["loss"] == again["loss"]
   assert first["loss"] != later["loss"]
   assert first["loss"] != still
+
+
+def mixed_batch():
+  """The golden batch, half of it rows of the generic user."""
+  batch = samples()
+  rows = jnp.array([3, 0, 12, 0, 0])
+  return dataclasses.replace(batch, user_row=rows)
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_mixing_by_batch_weighs_the_means_of_users_and_generic_rows(parts):
+  batch = mixed_batch()
+  objective = step.Objective(alpha=0.25, mixing="batch")
+  scales = np.asarray(step.pair_scales(batch, objective, parts))
+  weights = np.asarray(losses.pair_weights(batch.response_mask, batch.weight))
+  expected = np.zeros_like(weights)
+  for rows in np.split(np.arange(5), parts):
+    for share, own in ((0.25, batch.user_row > 0), (0.75, batch.user_row == 0)):
+      mine = np.isin(np.arange(5), rows) & np.asarray(own)
+      part = np.where(mine[:, None], weights, 0.0)
+      if part.sum():
+        expected += share * part / part.sum() / parts
+  np.testing.assert_allclose(scales, expected, rtol=1e-6)
+
+
+def test_mixing_by_sample_is_the_mean_over_pairs():
+  batch = mixed_batch()
+  scales = step.pair_scales(batch, golden_cases.objective(), 5)
+  weights = losses.pair_weights(batch.response_mask, batch.weight)
+  np.testing.assert_allclose(scales, weights / weights.sum(), rtol=1e-6)
+
+
+def test_mixing_by_batch_runs_each_row_once_as_its_user():
+  graphdef, trainable, frozen = parts()
+  made = nnx.merge(graphdef, trainable, frozen)
+  objective = dataclasses.replace(
+    golden_cases.objective(), alpha=0.25, mixing="batch"
+  )
+  batch = mixed_batch()
+  logps = jax.jit(lambda: step.branch_logps(made, batch, objective))()
+  assert list(logps) == ["user"]
+  score = step.make_score(graphdef, 45)(trainable, frozen, batch)
+  np.testing.assert_allclose(logps["user"], score, rtol=1e-5, atol=1e-5)
+
+
+def test_the_generic_branch_reads_the_bare_prompt():
+  graphdef, trainable, frozen = parts()
+  made = nnx.merge(graphdef, trainable, frozen)
+  batch = samples()
+  # Another prompt altogether: the last row's is the first's.
+  bare = dataclasses.replace(
+    batch,
+    bare_prompt=batch.prompt[::-1],
+    bare_prompt_mask=batch.prompt_mask[::-1],
+  )
+  swapped = dataclasses.replace(
+    batch, prompt=batch.prompt[::-1], prompt_mask=batch.prompt_mask[::-1]
+  )
+  run = jax.jit(
+    lambda batch: step.branch_logps(made, batch, golden_cases.objective())
+  )
+  plain, both, other = map(run, (batch, bare, swapped))
+  np.testing.assert_allclose(both["user"], plain["user"], rtol=1e-6)
+  np.testing.assert_allclose(both["generic"], other["generic"], rtol=1e-6)
+  assert np.abs(plain["generic"] - other["generic"]).max() > 0.1

@@ -1,0 +1,55 @@
+r"""One's own comparisons, with any base.
+
+  python -m pdpo_jax.main --config=configs/preferences.py \
+    --config.data.path=choices.jsonl
+
+A line of the file is a choice that somebody made:
+
+  {"prompt": "…", "chosen": "…", "rejected": "…", "user_id": "ann"}
+
+`prompt`, `chosen` and `rejected` are texts or lists of messages; `rejected` may
+be several; `user_text` (optional) is what the user says of themselves. JSONL,
+Parquet, CSV or a hub data set; the docstring of `data/preference_files.py` has
+the details. One comparison in ten is held out. See what becomes of the file:
+
+  python -m pdpo_jax.data.report --config=configs/preferences.py \
+    --config.data.path=choices.jsonl
+
+Hardware: a GPU with 16 GB for the base named here; another by
+`--config.base.path` (a folder or hub id). Without a GPU: `configs/smollm2.py`.
+
+Variants: `:individual` (the default), one embedding a user, for people with
+twenty choices or more; `:cluster`, where most have fewer.
+"""
+
+from pdpo_jax import config as config_lib
+
+VARIANTS = ("individual", "cluster")
+
+
+def get_config(variant: str = "individual") -> config_lib.Config:
+  if variant not in VARIANTS:
+    raise ValueError(
+      f"configs/preferences.py has no variant {variant!r}; it has {VARIANTS}"
+    )
+  config = config_lib.Config(name=f"preferences-{variant}")
+  config.base.path = "meta-llama/Llama-3.2-1B-Instruct"
+  config.base.dtype = "bfloat16"
+  config.base.param_dtype = "bfloat16"
+  config.base.remat = "full"
+  config.data.source = "files"
+  config.data.path = "choices.jsonl"
+  config.data.max_prompt_tokens = 512
+  config.data.max_response_tokens = 512
+  config.data.long_response = "drop"
+  config.data.max_shapes = 4
+  config.loss.beta = 0.1
+  config.train.accumulation_steps = 4
+  config.train.user_learning_rate = 1e-3
+  config.answers.num_prompts = 10
+  config.answers.max_new_tokens = 256
+  config.answers.temperature = 0.7
+  config.answers.top_p = 0.9
+  if variant == "cluster":
+    config.user.kind = "cluster"
+  return config

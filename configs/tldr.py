@@ -1,0 +1,81 @@
+r"""Experiment 1 of the paper: TL;DR summaries with GPT-J 6B.
+
+  python -m pdpo_jax.main --config=configs/tldr.py
+
+The ten busiest workers of the comparisons between SFT summaries; 4, 5 and 6 are
+made to prefer the shorter summary, the others the longer one. P-DPO and vanilla
+DPO are trained with the same budget, and 50 held-out posts are summarised as
+the base (S), vanilla DPO (V), the generic user (G) and each worker.
+
+Variants: `:individual` (the default) and `:vanilla` with the paper's settings;
+`:authors`, the released code's, in all that paper and code differ in.
+
+The base is the paper's, published as pytorch_model.bin only. Convert it once,
+where torch is installed:
+
+  hf download CarperAI/openai_summarize_tldr_sft --local-dir models/tldr_sft_bin
+  python -m pdpo_jax.weights.convert_torch models/tldr_sft_bin models/tldr_sft
+
+Hardware: the base in bfloat16 is 12 GB; one GPU with 40 GB. Any base will do,
+and any folder with train.jsonl and validation.jsonl in the data set's schema:
+`--config.base.path=… --config.data.path=…`.
+Expected: E1 (4, 5, 6 get empty summaries, the others long ones) and E2 (G is as
+long as V), as in the paper's Figure 3. Not yet run at this size.
+"""
+
+from pdpo_jax import config as config_lib
+
+VARIANTS = ("individual", "vanilla", "authors")
+
+
+def get_config(variant: str = "individual") -> config_lib.Config:
+  if variant not in VARIANTS:
+    raise ValueError(
+      f"configs/tldr.py has no variant {variant!r}; it has {VARIANTS}"
+    )
+  config = config_lib.Config(name=f"tldr-{variant}")
+  config.base.path = "models/tldr_sft"
+  config.base.dtype = "bfloat16"
+  config.base.param_dtype = "bfloat16"
+  config.base.remat = "full"
+  config.data.source = "tldr"
+  config.data.path = "openai/summarize_from_feedback"
+  config.data.template = "plain"
+  # 600 tokens in all; the longest summaries have some 50.
+  config.data.max_prompt_tokens = 540
+  config.data.max_response_tokens = 60
+  config.data.long_response = "drop"
+  config.data.max_shapes = 4
+  config.train.accumulation_steps = 8
+  config.answers.max_new_tokens = 64
+  config.answers.repetition_penalty = 1.15
+  config.answers.no_repeat_ngram = 3
+  if variant == "vanilla":
+    config.user.kind = "none"
+  elif variant == "authors":
+    _as_released(config)
+  return config
+
+
+def _as_released(config: config_lib.Config) -> None:
+  """Where the released code differs from the paper."""
+  config.user.prefix_position = "after_bos"
+  config.user.offset_init = "vocabulary"
+  config.loss.mixing = "batch"
+  config.lora.targets = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "out_proj",
+    "fc_in",
+    "fc_out",
+    "wte",
+  )
+  config.lora.dropout = 0.0
+  config.data.tldr.length_unit = "characters"
+  config.data.tldr.ties = "first"
+  config.data.max_prompt_tokens = 550
+  config.data.max_response_tokens = 50
+  config.data.long_response = "cut"
+  # So no summary can be empty.
+  config.answers.min_new_tokens = 32

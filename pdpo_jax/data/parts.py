@@ -1,0 +1,128 @@
+"""The parts of a data set (train, held out, unseen users) as samples.
+
+What a sample reads depends on the objective: who sees the user's text, and
+whether generic rows are samples of their own.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import transformers
+from jaxtyping import Float
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.data import batching, prompts, tokenize
+from pdpo_jax.data import users as users_lib
+
+TRAIN = "train"
+
+Rows = list[structs.TokenizedExample]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Comparisons of one purpose.
+
+  Attributes:
+    name: "train", "heldout" or "unseen".
+    examples: those that fit.
+    tokenized: the same as token ids.
+    counts: what was cut and dropped, by reason.
+  """
+
+  name: str
+  examples: list[structs.PreferenceExample]
+  tokenized: Rows
+  counts: collections.Counter[str]
+
+  @property
+  def owners(self) -> list[str | None]:
+    return [example.user_id for example in self.examples]
+
+  def __str__(self) -> str:
+    counts = tokenize.listed(self.counts)
+    return f"{self.name}: {len(self.examples):,} samples; {counts}"
+
+
+def tokenize_part(
+  name: str,
+  examples: Sequence[structs.PreferenceExample],
+  data: config_lib.DataConfig,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  users: users_lib.UserIndex,
+) -> Part:
+  """Token ids of one part; users that have no row are read as the generic."""
+  known = [
+    example
+    if example.user_id in users
+    else dataclasses.replace(example, user_id=None)
+    for example in examples
+  ]
+  result = tokenize.tokenize_examples(
+    known,
+    prompts.PromptEncoder(tokenizer, data.template, data.max_prompt_tokens),
+    users,
+    data.max_response_tokens,
+    data.long_response,
+  )
+  kept = [examples[place] for place in result.kept]
+  return Part(name, kept, result.examples, result.counts)
+
+
+def sample_rows(config: config_lib.Config, part: Part) -> Rows:
+  """What the policy is trained or evaluated on.
+
+  With `loss.mixing` "batch", every training sample comes twice: as its user's
+  and as the generic user's, the latter after all of the former.
+  """
+  loss = config.loss
+  if config.user.kind == "none" and not loss.vanilla_sees_text:
+    return _bare(part.tokenized)
+  if not _apart(config, part):
+    return part.tokenized
+  generic = part.tokenized if loss.generic_sees_text else _bare(part.tokenized)
+  generic = [dataclasses.replace(row, user_row=0) for row in generic]
+  return [*part.tokenized, *generic]
+
+
+def reference_rows(config: config_lib.Config, rows: Rows) -> Rows:
+  """What the reference reads of `sample_rows`."""
+  return rows if config.loss.reference_sees_text else _bare(rows)
+
+
+def make_batches(
+  config: config_lib.Config,
+  part: Part,
+  rows: Rows,
+  reference_logps: Float[np.ndarray, "samples N"] | None,
+) -> batching.PreferenceBatches:
+  """Batches of `sample_rows` or `reference_rows`."""
+  users = config.user.kind != "none"
+  return batching.PreferenceBatches(
+    rows,
+    reference_logps,
+    config.train.batch_size,
+    config.seed,
+    config.user.num_tokens if users else 0,
+    max_shapes=config.data.max_shapes,
+    # For the generic branch, where it is run on the same samples.
+    with_bare_prompt=users
+    and reference_logps is not None
+    and not config.loss.generic_sees_text
+    and not _apart(config, part),
+  )
+
+
+def _apart(config: config_lib.Config, part: Part) -> bool:
+  return (
+    config.loss.mixing == "batch"
+    and config.user.kind != "none"
+    and part.name == TRAIN
+  )
+
+
+def _bare(rows: Rows) -> Rows:
+  return [dataclasses.replace(row, prompt=row.bare_prompt) for row in rows]

@@ -1,0 +1,120 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.data import parts, tokenize, users
+
+EXAMPLES = [
+  structs.PreferenceExample(f"the cat {n}", " sat", (" ate",), user, text)
+  for n, (user, text) in enumerate(
+    [("ann", "I am"), ("bob", "so what"), ("ann", "I am"), (None, "")]
+  )
+]
+
+
+@pytest.fixture
+def config():
+  config = config_lib.Config()
+  config.train.batch_size = 3
+  config.user.num_tokens = 2
+  return config
+
+
+def make_part(config, name="train", examples=EXAMPLES):
+  tokenizer = tokenize.train_tokenizer(["the cat sat", "I ate so what"], 270)
+  index = users.UserIndex(["ann", "bob"])
+  part = parts.tokenize_part(name, examples, config.data, tokenizer, index)
+  return part, tokenizer
+
+
+def read(tokenizer, rows, field="prompt"):
+  return [tokenizer.decode(getattr(row, field)) for row in rows]
+
+
+BARE = [f"the cat {n}" for n in range(4)]
+WITH_TEXT = ["I am\n\n" + BARE[0], "so what\n\n" + BARE[1]]
+WITH_TEXT += ["I am\n\n" + BARE[2], BARE[3]]
+
+
+def test_users_without_a_row_are_read_as_the_generic_user(config):
+  stranger = dataclasses.replace(EXAMPLES[0], user_id="eve")
+  part, _ = make_part(config, "unseen", [stranger, EXAMPLES[1]])
+  assert [row.user_row for row in part.tokenized] == [0, 2]
+  assert part.owners == ["eve", "bob"]
+
+
+def test_what_does_not_fit_is_left_out_of_both_lists(config):
+  config.data.long_response = "drop"
+  config.data.max_response_tokens = 10
+  long = dataclasses.replace(EXAMPLES[1], chosen=" sat" * 20)
+  part, _ = make_part(config, examples=[EXAMPLES[0], long, EXAMPLES[2]])
+  assert part.examples == [EXAMPLES[0], EXAMPLES[2]]
+  assert len(part.tokenized) == 2
+  assert str(part) == (
+    "train: 2 samples; 1 comparisons dropped, 1 responses too long"
+  )
+
+
+def test_by_default_the_policy_sees_the_text_and_the_reference_does_not(config):
+  part, tokenizer = make_part(config)
+  rows = parts.sample_rows(config, part)
+  assert read(tokenizer, rows) == WITH_TEXT
+  assert read(tokenizer, parts.reference_rows(config, rows)) == BARE
+  config.loss.reference_sees_text = True
+  assert read(tokenizer, parts.reference_rows(config, rows)) == WITH_TEXT
+
+
+@pytest.mark.parametrize(("sees", "expected"), [(1, WITH_TEXT), (0, BARE)])
+def test_vanilla_sees_the_text_or_not(config, sees, expected):
+  config.user.kind = "none"
+  config.loss.vanilla_sees_text = bool(sees)
+  part, tokenizer = make_part(config)
+  assert read(tokenizer, parts.sample_rows(config, part)) == expected
+
+
+@pytest.mark.parametrize(("sees", "generic"), [(1, WITH_TEXT), (0, BARE)])
+def test_mixing_by_batch_makes_generic_rows_samples_of_their_own(
+  config, sees, generic
+):
+  config.loss.mixing = "batch"
+  config.loss.generic_sees_text = bool(sees)
+  part, tokenizer = make_part(config)
+  rows = parts.sample_rows(config, part)
+  assert read(tokenizer, rows) == WITH_TEXT + generic
+  assert [row.user_row for row in rows] == [1, 2, 1, 0, 0, 0, 0, 0]
+  # Evaluation reads each sample once, as its user.
+  heldout, _ = make_part(config, "heldout")
+  assert parts.sample_rows(config, heldout) == heldout.tokenized
+  batch = parts.make_batches(config, part, rows, np.zeros((8, 2))).batch(0)
+  assert batch.bare_prompt is None
+
+
+def test_the_generic_branch_may_read_prompts_without_text(config):
+  part, tokenizer = make_part(config)
+  rows = parts.sample_rows(config, part)
+  logps = np.zeros((len(rows), 2), np.float32)
+  batch = parts.make_batches(config, part, rows, logps).batch(0)
+  assert batch.bare_prompt is None
+  config.loss.generic_sees_text = False
+  batch = parts.make_batches(config, part, rows, logps).batch(0)
+  for row, index in enumerate(batch.index):
+    if index < 0:
+      continue
+    real = batch.bare_prompt[row][batch.bare_prompt_mask[row]]
+    assert tokenizer.decode(real) == BARE[index]
+    real = batch.prompt[row][batch.prompt_mask[row]]
+    assert tokenizer.decode(real) == WITH_TEXT[index]
+
+
+def test_without_users_a_batch_has_one_prompt(config):
+  config.user.kind = "none"
+  config.loss.generic_sees_text = False
+  config.loss.mixing = "batch"
+  part, _ = make_part(config)
+  rows = parts.sample_rows(config, part)
+  assert len(rows) == len(EXAMPLES)
+  batches = parts.make_batches(config, part, rows, np.zeros((4, 2)))
+  assert batches.batch(0).bare_prompt is None

@@ -1,0 +1,162 @@
+"""The released code's objective, from what the paper's account says it does.
+
+Rows of users and generic rows are samples of their own, independently shuffled;
+the reference reads the user's text, generic rows have lost it; the prefix comes
+right after the first token; a part's loss is alpha times the mean over users'
+rows plus (1 - alpha) times the mean over generic rows.
+"""
+
+import collections
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from pdpo_jax import structs
+from pdpo_jax.data import parts
+from pdpo_jax.models import policy
+from pdpo_jax.training import pdpo, reference, step
+from pdpo_jax.weights import base as base_lib
+from tests import golden_cases
+from tests.parity import torch_reference
+
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:.*is_gradient_checkpointing:FutureWarning"
+)
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def authors_config(name: str):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config("authors")
+  config.train.batch_size = 6
+  config.user.num_tokens = golden_cases.read("gptj")[
+    "individual/users/generic_prefix"
+  ].shape[0]
+  return config
+
+
+def samples(vocab: int) -> parts.Part:
+  """Seven comparisons with one rejected response and a user's text."""
+  rng = np.random.default_rng(5)
+
+  def ids(low, high):
+    return rng.integers(0, vocab, rng.integers(low, high)).astype(np.int32)
+
+  rows = []
+  for user in (3, 12, 3, 7, 1, 5, 12):
+    first, text, asked = ids(1, 2), ids(1, 6), ids(1, 7)
+    rows.append(
+      structs.TokenizedExample(
+        user_row=user,
+        prompt=np.concatenate([first, text, asked]),
+        bare_prompt=np.concatenate([first, asked]),
+        responses=(ids(1, 8), ids(1, 8)),
+      )
+    )
+  return parts.Part(parts.TRAIN, [], rows, collections.Counter())
+
+
+class Torch:
+  """The same model, LoRA and users in torch and PEFT."""
+
+  def __init__(self, arrays, name, case):
+    rng = np.random.default_rng([0, *name.encode()])
+    self.kind, table, _ = torch_reference.CASES[name][case]
+    model = torch_reference.make_model(name, rng)
+    self.model = torch_reference.add_lora(model, name, table, rng)
+    self.lora = torch_reference._lora_weights(self.model)
+    for key, value in golden_cases.section(arrays, f"{case}/lora").items():
+      with torch.no_grad():
+        self.lora[key].copy_(torch.tensor(value))
+    self.users = {
+      key: torch.tensor(value).requires_grad_()
+      for key, value in golden_cases.section(arrays, f"{case}/users").items()
+    }
+
+  def row_loss(self, row, user, prompt, beta):
+    prefix = torch_reference.prefix_of(self.users, self.kind, user)
+    ratios = []
+    for response in row.responses:
+      arguments = self.model, prompt.tolist(), response.tolist()
+      ours = torch_reference.response_logp(*arguments, prefix, "after_bos")
+      with torch.no_grad(), self.model.disable_adapter():
+        theirs = torch_reference.response_logp(*arguments, None, "after_bos")
+      ratios.append(ours - theirs)
+    return -torch.nn.functional.logsigmoid(beta * (ratios[0] - ratios[1]))
+
+
+# PRISM's settings on Llama, with its users in clusters; TL;DR's on GPT-J.
+@pytest.mark.parametrize(
+  ("settings", "name", "case"),
+  [("prism", "llama_tied", "softmax"), ("tldr", "gptj", "individual")],
+)
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_loss_and_gradients_are_those_of_the_released_code(
+  settings, name, case, accumulation_steps, tmp_path, record_property
+):
+  arrays = golden_cases.read(name)
+  config = authors_config(settings)
+  ours = golden_cases.make_policy(arrays, name, case)
+  ours.prefix_position = config.user.prefix_position
+  part = samples(ours.lm.arch.vocab_size)
+  rows = parts.sample_rows(config, part)
+  read = parts.reference_rows(config, rows)
+  lm = golden_cases.language_model(arrays)
+  logps = reference.reference_logps(
+    base_lib.Base(lm, None, "tiny"),
+    read,
+    parts.make_batches(config, part, read, None),
+    tmp_path,
+    45,
+  )
+  batch = parts.make_batches(config, part, rows, logps).batch(0)
+  assert 0 < sum(batch.user_row > 0) < 6
+  objective = pdpo.make_objective(config)
+  scales = step.pair_scales(batch, objective, accumulation_steps)
+  graphdef, trainable, frozen = nnx.split(ours, policy.trainable, ...)
+
+  @jax.jit
+  def differentiate(trainable):
+    def loss_of(trainable):
+      made = nnx.merge(graphdef, trainable, frozen)
+      return step.loss_and_metrics(made, batch, objective, scales)[0]
+
+    return jax.value_and_grad(loss_of)(trainable)
+
+  loss, gradients = differentiate(trainable)
+  theirs = Torch(arrays, name, case)
+  expected = 0.0
+  # Rows after the users' are the same samples as generic rows.
+  for indices in np.split(batch.index, accumulation_steps):
+    losses = {True: [], False: []}
+    for index in indices:
+      row = part.tokenized[index % len(part.tokenized)]
+      known = bool(index < len(part.tokenized))
+      user, prompt = (
+        (row.user_row, row.prompt) if known else (0, row.bare_prompt)
+      )
+      losses[known].append(theirs.row_loss(row, user, prompt, config.loss.beta))
+    for known, share in (
+      (True, config.loss.alpha),
+      (False, 1 - config.loss.alpha),
+    ):
+      if losses[known]:
+        mean = sum(losses[known]) / len(losses[known])
+        expected = expected + share * mean / accumulation_steps
+  difference = abs(float(loss) - expected.item())
+  record_property("loss difference", difference)
+  print(f"{name} {case}: loss differs by {difference:.2g}")
+  assert difference < 1e-5
+  trained = theirs.lora | theirs.users
+  found = golden_cases.named(ours.lm.arch, gradients)
+  for key, value in zip(
+    trained, torch.autograd.grad(expected, [*trained.values()]), strict=True
+  ):
+    assert golden_cases.relative_difference(found[key], value.numpy()) < 1e-4
