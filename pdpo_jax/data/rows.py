@@ -4,12 +4,13 @@ import collections
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 # Places of broken rows that an error names.
 _NAMED = 3
@@ -85,9 +86,7 @@ def _listed(counts: collections.Counter[str]) -> str:
   )
 
 
-def read_jsonl(
-  file: pathlib.Path, tally: Tally
-) -> Iterator[tuple[str, Row]]:
+def read_jsonl(file: pathlib.Path, tally: Tally) -> Iterator[tuple[str, Row]]:
   """Yields place ("name:line") and row of each line that is a JSON object.
 
   Every line that is not blank is counted as read; one that is no JSON object
@@ -133,7 +132,7 @@ def read_hub(
     ValueError: if it cannot be had, with what to do.
   """
   # Imported here: it takes a second, and local files do without it.
-  import datasets  # noqa: PLC0415
+  import datasets
 
   try:
     loaded = datasets.load_dataset(path, name, split=split)
@@ -148,3 +147,47 @@ def read_hub(
   for number, row in enumerate(loaded):
     tally.read()
     yield f"{where}/{split}:{number}", row
+
+
+class BrokenRow(ValueError):
+  """A row that should not be there; see `Tally.break_`."""
+
+  def __init__(self, reason: str, detail: str = ""):
+    super().__init__(f"{reason}: {detail}")
+    self.reason, self.detail = reason, detail
+
+
+def field(row: Row, name: str, kind: type[T]) -> T:
+  """The value of a field that the row must have.
+
+  Raises:
+    BrokenRow: if it is missing or of another type. A bool is no number.
+  """
+  if name not in row:
+    raise BrokenRow("missing field", name)
+  value = row[name]
+  if not isinstance(value, kind) or (
+    isinstance(value, bool) and kind is not bool
+  ):
+    raise BrokenRow(
+      "wrong type", f"{name} {value!r:.60} must be {kind.__name__}"
+    )
+  return value
+
+
+def optional(row: Row, name: str, kind: type[T]) -> T | None:
+  """As `field`, but None where it is missing or null."""
+  return None if row.get(name) is None else field(row, name, kind)
+
+
+def parse(
+  found: Iterable[tuple[str, Row]], make: Callable[[Row], T], tally: Tally
+) -> Iterator[T]:
+  """Yields what `make` makes of rows, and counts those it finds broken."""
+  for place, row in found:
+    try:
+      made = make(row)
+    except BrokenRow as broken:
+      tally.break_(place, broken.reason, broken.detail)
+    else:
+      yield made

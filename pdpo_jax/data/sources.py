@@ -5,7 +5,7 @@ import math
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import synthetic
+from pdpo_jax.data import prism, synthetic
 
 
 def load(config: config_lib.Config) -> dataset_lib.Dataset:
@@ -42,4 +42,4 @@ def _synthetic(config: config_lib.Config) -> dataset_lib.Dataset:
   )
 
 
-SOURCES = {"synthetic": _synthetic}
+SOURCES = {"synthetic": _synthetic, "prism": prism.load}
