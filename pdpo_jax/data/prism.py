@@ -216,7 +216,7 @@ def _comparisons(
         tally.drop("turns after a gap", len(spoken) - number - 1)
       return
     if len(chosen) > 1:
-      tally.note("turns with several chosen responses, the first taken")
+      tally.note("turns with several chosen responses")
     history.append(structs.Message("user", turn.asked[0]))
     rejected = _different(turn.rejected, chosen, tally)
     if rejected:
@@ -275,13 +275,13 @@ def _split(
     ids = order(each.dialogue_id for each in by_user[user_id])
     shuffle(ids)
     if len(ids) == 1:
-      tally.note("users with one dialogue, unseen")
+      tally.note("users with one dialogue")
       continue
     # However large the share, one dialogue is left for training.
     cut = max(1, len(ids) - _share(len(ids), prism.heldout_dialogues))
     usable = {each.dialogue_id for each in by_user[user_id] if each.turns}
     if usable.isdisjoint(ids[:cut]):
-      tally.note("users with no comparison for training, unseen")
+      tally.note("users with no comparison for training")
       continue
     parts |= dict.fromkeys(ids[:cut], "train")
     parts |= dict.fromkeys(ids[cut:], "heldout")

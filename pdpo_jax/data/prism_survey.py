@@ -94,7 +94,7 @@ def top_aspects(row: rows.Row, count: int, order: str) -> list[str]:
   return [phrases[name] for name in names[:count]]
 
 
-def _number(row: rows.Row, name: str) -> float | None:
+def _number(row: rows.Row, name: str) -> int | float | None:
   value: Any = row.get(name)
   if value is None:
     return None
