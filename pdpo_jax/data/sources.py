@@ -5,7 +5,7 @@ import math
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import prism, synthetic
+from pdpo_jax.data import prism, synthetic, tldr
 
 
 def load(config: config_lib.Config) -> dataset_lib.Dataset:
@@ -42,4 +42,4 @@ def _synthetic(config: config_lib.Config) -> dataset_lib.Dataset:
   )
 
 
-SOURCES = {"synthetic": _synthetic, "prism": prism.load}
+SOURCES = {"synthetic": _synthetic, "prism": prism.load, "tldr": tldr.load}
