@@ -230,8 +230,15 @@ def test_prompts_are_heldout_and_spread_over_users(folder):
   more = prism.load(config).prompts
   assert more[: len(prompts)] == prompts
   assert len(set(more)) == len(more) == 2 * len(prompts)
-  config.seed = 1
-  assert prism.load(config).prompts != more
+
+
+def test_the_users_who_are_answered_are_drawn_by_the_seed(folder):
+  config = prism_files.make_config(folder, split="authors")
+  config.answers.num_prompts = 5
+  draws = []
+  for config.seed in (0, 0, 1):
+    draws.append({each.user_text for each in prism.load(config).prompts})
+  assert draws[0] == draws[1] != draws[2]
 
 
 @pytest.mark.parametrize("rejected", ["all", "each", "one"])

@@ -72,7 +72,9 @@ def test_one_rejected_response_of_a_turn_is_drawn_by_the_seed(tmp_path):
   prism_files.write_dialogues(
     tmp_path, prism_files.one_user(prism_files.TURNS, copies=10)
   )
-  config = prism_files.make_config(tmp_path, unseen_users=0.0, rejected="one")
+  config = prism_files.make_config(
+    tmp_path, unseen_users=0.0, rejected="one", split="authors"
+  )
   draws = []
   for config.seed in (0, 0, 1):
     dataset = prism.load(config)
@@ -201,7 +203,7 @@ def broken(change):
     ),
     (
       "turn out of range",
-      lambda row: row["conversation_history"][0].update(turn=10**9),
+      lambda row: row["conversation_history"][0].update(turn=11),
     ),
     (
       "unknown role",
