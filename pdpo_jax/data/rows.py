@@ -47,10 +47,12 @@ class Tally:
       self._places.append(f"{place}: {reason}{': ' * bool(detail)}{detail}")
 
   def drop(self, reason: str, count: int = 1) -> None:
-    self.dropped[reason] += count
+    if count:
+      self.dropped[reason] += count
 
   def note(self, reason: str, count: int = 1) -> None:
-    self.noted[reason] += count
+    if count:
+      self.noted[reason] += count
 
   def check(self, max_bad_share: float) -> None:
     """Logs what was broken.
@@ -135,7 +137,18 @@ def read_hub(
   import datasets
 
   try:
-    loaded = datasets.load_dataset(path, name, split=split)
+    try:
+      loaded = datasets.load_dataset(path, name, split=split)
+    except RuntimeError as error:
+      if "scripts are no longer supported" not in str(error):
+        raise
+      # The hub keeps what a script would yield as Parquet, on a branch.
+      branch = f"hf://datasets/{path}@refs/convert/parquet"
+      loaded = datasets.load_dataset(
+        "parquet",
+        data_files=f"{branch}/{name or 'default'}/{split}/*.parquet",
+        split="train",
+      )
   except Exception as error:  # Hub, network, gating and format all differ.
     raise ValueError(
       f"data.path {path!r} is neither a local path nor a hub data set that "
@@ -161,7 +174,8 @@ def field(row: Row, name: str, kind: type[T]) -> T:
   """The value of a field that the row must have.
 
   Raises:
-    BrokenRow: if it is missing or of another type. A bool is no number.
+    BrokenRow: if it is missing, or of another type, or a text that has no
+      UTF-8. A bool is no number.
   """
   if name not in row:
     raise BrokenRow("missing field", name)
@@ -172,6 +186,11 @@ def field(row: Row, name: str, kind: type[T]) -> T:
     raise BrokenRow(
       "wrong type", f"{name} {value!r:.60} must be {kind.__name__}"
     )
+  if isinstance(value, str):
+    try:
+      value.encode()
+    except UnicodeEncodeError as error:  # JSON may escape half a character.
+      raise BrokenRow("invalid UTF-8", f"{name}: {error}") from error
   return value
 
 
