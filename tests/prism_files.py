@@ -336,7 +336,7 @@ def write_rows(
 ) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   for name, rows in (("survey", survey), ("conversations", conversations)):
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    lines = [json.dumps(row) + "\n" for row in rows]
     (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

@@ -212,8 +212,7 @@ def _comparisons(
       gap = ""
     if gap:
       tally.drop(gap)
-      if number + 1 < len(spoken):
-        tally.drop("turns after a gap", len(spoken) - number - 1)
+      tally.drop("turns after a gap", len(spoken) - number - 1)
       return
     if len(chosen) > 1:
       tally.note("turns with several chosen responses")
@@ -229,18 +228,19 @@ def _comparisons(
 def _different(
   rejected: Sequence[str], chosen: Sequence[str], tally: rows.Tally
 ) -> tuple[str, ...]:
-  """Rejected responses that differ from the chosen and from each other."""
-  kept: list[str] = []
+  """Rejected responses that differ, and not only in the space around them."""
+  taken = {text.strip() for text in chosen}
+  kept: dict[str, str] = {}
   for text in rejected:
     if _is_missing(text):
       tally.drop("rejected responses without text")
-    elif text in chosen:
+    elif text.strip() in taken:
       tally.drop("rejected responses equal to the chosen one")
-    elif text in kept:
+    elif text.strip() in kept:
       tally.drop("rejected responses equal to another")
     else:
-      kept.append(text)
-  return tuple(kept)
+      kept[text.strip()] = text
+  return tuple(kept.values())
 
 
 def _is_missing(text: str) -> bool:

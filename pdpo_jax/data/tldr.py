@@ -73,7 +73,7 @@ def load(
   examples = {}
   for part, found in (("train", train), ("validation", heldout)):
     own = [each for each in found if each.worker in users]
-    _drop(tally, f"{part} rows of other workers", len(found) - len(own))
+    tally.drop(f"{part} rows of other workers", len(found) - len(own))
     examples[part] = _prefer(own, users, measure, part, config, tally)
   _check_users(examples["train"], users, tally)
   logger.info("TL;DR: %s", tally)
@@ -119,7 +119,7 @@ def _read(
     )
   made = list(rows.parse(found, _comparison, tally))
   of_posts = [each for each in made if each is not None]
-  _drop(tally, f"{part} rows of articles", len(made) - len(of_posts))
+  tally.drop(f"{part} rows of articles", len(made) - len(of_posts))
   return of_posts
 
 
@@ -166,7 +166,7 @@ def _of_sft(
   if not config.data.tldr.sft_only:
     return found
   kept = [each for each in found if each.from_sft]
-  _drop(tally, f"{part} rows of other policies", len(found) - len(kept))
+  tally.drop(f"{part} rows of other policies", len(found) - len(kept))
   return kept
 
 
@@ -179,7 +179,7 @@ def _of_new_posts(
     if each.post_id not in known and each.prompt not in known
   ]
   reason = "validation rows of posts that training has"
-  _drop(tally, reason, len(found) - len(kept))
+  tally.drop(reason, len(found) - len(kept))
   return kept
 
 
@@ -266,8 +266,3 @@ def _check_users(
         "training; use a smaller data.tldr.num_workers, or data.tldr.ties "
         f"'first'. What was read: {tally}"
       )
-
-
-def _drop(tally: rows.Tally, reason: str, count: int) -> None:
-  if count:
-    tally.drop(reason, count)

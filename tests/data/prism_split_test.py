@@ -199,11 +199,13 @@ def test_the_authors_split_leaves_out_dialogues_of_long_turns_only(
     assert len(left_out) == (not present)
 
 
+@pytest.mark.slow
 def test_full_scale_loads_in_a_minute_with_the_known_numbers_of_users(tmp_path):
   planted = prism_files.write(tmp_path, users=1500)
-  start = time.perf_counter()
+  # Seconds of work, since the machine may be busy with other tests.
+  start = time.process_time()
   dataset = prism.load(prism_files.make_config(tmp_path, split="authors"))
-  assert time.perf_counter() - start < 60
+  assert time.process_time() - start < 60
   noted = dataset.tally.noted
   assert dataset.tally.rows == 1500 + 8011
   assert dataset.tally.dropped["users without a dialogue"] == 104

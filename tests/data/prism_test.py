@@ -131,6 +131,13 @@ def test_a_trap_is_passed_over_and_counted(tmp_path, trap):
   assert tally.noted[SEVERAL] == 2 * noted.get(SEVERAL, 0)
 
 
+def test_responses_that_differ_in_space_only_are_equal(tmp_path):
+  responses = [("y", True), (" y\n", False), ("r ", False), ("r", False)]
+  samples, tally = load_one(tmp_path, [("q", responses)])
+  assert [(each.chosen, each.rejected) for each in samples] == [("y", ("r ",))]
+  assert tally.dropped.total() == 4
+
+
 def test_all_traps_of_a_folder_are_counted(generated):
   folder, planted = generated
   tally = prism.load(prism_files.make_config(folder)).tally
@@ -182,6 +189,10 @@ def broken(change):
     ("repeated conversation_id", lambda row: row.update(conversation_id="c0")),
     ("user is not in the survey", lambda row: row.update(user_id="user7")),
     ("wrong type", lambda row: row.update(user_id=7)),
+    (
+      "invalid UTF-8",
+      lambda row: row["conversation_history"][0].update(content="\ud800"),
+    ),
     ("wrong type", lambda row: row.update(conversation_history=None)),
     ("wrong type", lambda row: row["conversation_history"].append("hi")),
     (

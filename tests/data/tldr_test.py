@@ -177,8 +177,8 @@ def test_the_busiest_workers_become_users_by_what_is_left_for_training(
 
   train = [
     *of("dan", 3),
-    *of("bob", 4),
     *of("cat", 4),
+    *of("bob", 4),
     # Not counted: another policy, and articles.
     *of("eve", 9, policies=("ref", "sup1")),
     *of("fay", 9, post=None, article="news"),
