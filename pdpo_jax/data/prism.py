@@ -198,14 +198,14 @@ def _comparisons(
 ) -> Iterator[Turn]:
   """The turns that are comparisons, each after the history before it.
 
-  A turn without an utterance or a chosen response leaves a gap in the history,
+  A turn without one utterance or a chosen response leaves a gap in the history,
   and so ends the dialogue. One that only lacks a rejected response does not.
   """
   history: list[structs.Message] = []
   for number, turn in enumerate(spoken):
     chosen = [text for text in turn.chosen if not _is_missing(text)]
     if len(turn.asked) != 1 or _is_missing(turn.asked[0]):
-      gap = "turns without an utterance"
+      gap = "turns without one utterance"
     elif not chosen:
       gap = "turns without a chosen response"
     else:
@@ -214,6 +214,7 @@ def _comparisons(
       tally.drop(gap)
       tally.drop("turns after a gap", len(spoken) - number - 1)
       return
+    # After the first turn, several chosen responses are the same text.
     if len(chosen) > 1:
       tally.note("turns with several chosen responses")
     history.append(structs.Message("user", turn.asked[0]))

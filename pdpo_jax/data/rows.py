@@ -133,6 +133,8 @@ def read_hub(
   Raises:
     ValueError: if it cannot be had, with what to do.
   """
+  if path.startswith((".", "/", "~")) or path.count("/") > 1:
+    raise ValueError(f"data.path: there is no file or folder {path!r}")
   # Imported here: it takes a second, and local files do without it.
   import datasets
 

@@ -107,7 +107,7 @@ COUNTS = {
   "chosen empty": ([0], {NO_CHOSEN: 1, AFTER: 1}, {}),
   "no chosen": ([0, 1], {NO_CHOSEN: 1}, {}),
   "no rejected": ([1, 2], {NO_REJECTED: 1}, {}),
-  "asked empty": ([0], {"turns without an utterance": 1, AFTER: 1}, {}),
+  "asked empty": ([0], {"turns without one utterance": 1, AFTER: 1}, {}),
 }
 
 
@@ -147,7 +147,7 @@ def test_all_traps_of_a_folder_are_counted(generated):
     EQUAL: ("one rejected is chosen", "only rejected is chosen"),
     "rejected responses equal to another": ("rejected repeated",),
     "rejected responses without text": ("rejected empty",),
-    "turns without an utterance": ("asked empty",),
+    "turns without one utterance": ("asked empty",),
     "dialogues without a comparison": ("never chosen",),
     "users without a dialogue": ("survey only",),
   }
@@ -286,6 +286,11 @@ def test_a_folder_without_one_of_the_files_is_an_error(tmp_path, name):
   (tmp_path / name).unlink()
   with pytest.raises(ValueError, match=f"has no {name}; give a folder with"):
     prism.load(prism_files.make_config(tmp_path))
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match="there is no file or folder"):
+    prism.load(prism_files.make_config(tmp_path / "nowhere"))
 
 
 def test_a_file_for_a_folder_is_an_error(tmp_path):

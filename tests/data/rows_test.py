@@ -45,6 +45,12 @@ def test_what_the_hub_cannot_give_is_an_error_that_says_what_to_do(
     list(rows.read_hub("some/one", rows.Tally(), split="train"))
 
 
+@pytest.mark.parametrize("path", ["/no/where", "./x", "~/x", "a/b/c"])
+def test_the_hub_is_not_asked_for_a_local_path(path):
+  with pytest.raises(ValueError, match=f"no file or folder '{path}'"):
+    list(rows.read_hub(path, rows.Tally(), split="train"))
+
+
 @pytest.mark.parametrize(
   ("value", "kind", "reason"),
   [
