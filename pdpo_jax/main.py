@@ -8,6 +8,7 @@ Started again, the same command goes on where it was cut off.
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -18,7 +19,7 @@ from ml_collections import config_flags
 
 from pdpo_jax import command_line, run_folder
 from pdpo_jax import config as config_lib
-from pdpo_jax.data import batching, sources
+from pdpo_jax.data import batching, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
@@ -50,16 +51,6 @@ class Clock:
   def all(self) -> dict[str, float]:
     total = round(time.perf_counter() - self._start, 2)
     return self.seconds | {"total": total}
-
-
-def get_base(
-  config: config_lib.Config, dataset: dataset_lib.Dataset, folder: pathlib.Path
-) -> base_lib.Base:
-  """The base that the config names, trained first where it names none."""
-  place = run_folder.base_folder(config, folder)
-  if config.base.path or base_lib.is_whole(place):
-    return base_lib.read_base(place, config.base)
-  return sft.train_base(config, dataset.sft_pairs, place)
 
 
 def make_batches(
@@ -107,13 +98,22 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   config_lib.validate(config)
   folder = run_folder.open_run(config)
   clock = Clock()
+  base = None
+  place = run_folder.base_folder(config, folder)
+  if config.base.path or base_lib.is_whole(place):
+    with clock.stage("base"):
+      base = base_lib.read_base(place, config.base)
   with clock.stage("data"):
-    dataset = sources.load(config)
+    count_tokens = None
+    if base is not None:
+      count_tokens = functools.partial(tokenize.count_tokens, base.tokenizer)
+    dataset = sources.load(config, count_tokens)
     print(f"data: {dataset.tally}")
     unseen = dataset.unseen if config.data.unseen_in_table else []
     users = users_lib.UserIndex.from_examples([*dataset.train, *unseen])
-  with clock.stage("sft"):
-    base = get_base(config, dataset, folder)
+  if base is None:
+    with clock.stage("sft"):
+      base = sft.train_base(config, dataset.sft_pairs, place)
   with clock.stage("tokenize"):
     parts = {
       name: parts_lib.tokenize_part(

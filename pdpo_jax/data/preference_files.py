@@ -181,14 +181,6 @@ _FORMATS = {
 }
 
 
-class _Broken(Exception):
-  """Why a row is no comparison: the reason, and what is wrong with this one."""
-
-  def __init__(self, reason: str, detail: str = ""):
-    super().__init__(reason, detail)
-    self.reason, self.detail = reason, detail
-
-
 class _Reader:
   """Makes comparisons of rows, one after the other."""
 
@@ -209,9 +201,9 @@ class _Reader:
       user_id = self._user_id(place, row.get(self._user_column))
       user_text = row.get("user_text") or ""
       if not isinstance(user_text, str):
-        raise _Broken("user_text is no text", f"{user_text!r:.60}")
+        raise rows.BrokenRow("user_text is no text", f"{user_text!r:.60}")
       _check_unicode(prompt, chosen, *rejected, user_text, user_id or "")
-    except _Broken as broken:
+    except rows.BrokenRow as broken:
       self._tally.break_(place, broken.reason, broken.detail)
       return None
     others = tuple(text for text in rejected if text.strip() != chosen.strip())
@@ -244,7 +236,9 @@ class _Reader:
     if value is None or value == "":
       return None
     if not isinstance(value, str | int) or isinstance(value, bool):
-      raise _Broken("user id is no text and no integer", f"{value!r:.60}")
+      raise rows.BrokenRow(
+        "user id is no text and no integer", f"{value!r:.60}"
+      )
     first_place, first = self._first_id = self._first_id or (place, value)
     if type(first) is not type(value):
       raise ValueError(
@@ -261,19 +255,21 @@ def _parse(row: rows.Row) -> tuple[structs.Prompt, str, list[str]]:
   several = isinstance(rejected, list) and not _is_messages(rejected)
   replies = [row.get("chosen"), *(rejected if several else [rejected])]
   if len(replies) < 2:
-    raise _Broken("no rejected response")
+    raise rows.BrokenRow("no rejected response")
   prompt = row.get("prompt")
   if prompt is None:
     if not all(map(_is_messages, replies)):
-      raise _Broken("no prompt")
+      raise rows.BrokenRow("no prompt")
     prompt = _common_start(replies)
   turns = _messages(prompt) if isinstance(prompt, list) else None
   if turns is None and not isinstance(prompt, str):
-    raise _Broken("prompt is neither text nor messages", f"{prompt!r:.60}")
+    raise rows.BrokenRow(
+      "prompt is neither text nor messages", f"{prompt!r:.60}"
+    )
   if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-    raise _Broken("empty prompt")
+    raise rows.BrokenRow("empty prompt")
   if turns and turns[-1].role != "user":
-    raise _Broken("prompt does not end with a turn of the user")
+    raise rows.BrokenRow("prompt does not end with a turn of the user")
   texts = [_reply(reply, turns) for reply in replies]
   return turns or prompt, texts[0], texts[1:]
 
@@ -283,14 +279,20 @@ def _reply(reply: Any, turns: tuple[structs.Message, ...] | None) -> str:
   if _is_messages(reply):
     said = _messages(reply)
     if len(said) > 1 and said[:-1] != turns:
-      raise _Broken("response is a dialogue that does not go on the prompt")
+      raise rows.BrokenRow(
+        "response is a dialogue that does not go on the prompt"
+      )
     if said[-1].role != "assistant":
-      raise _Broken("response is not the assistant's", f"{said[-1].role!r}")
+      raise rows.BrokenRow(
+        "response is not the assistant's", f"{said[-1].role!r}"
+      )
     reply = said[-1].content
   if not isinstance(reply, str):
-    raise _Broken("response is neither text nor messages", f"{reply!r:.60}")
+    raise rows.BrokenRow(
+      "response is neither text nor messages", f"{reply!r:.60}"
+    )
   if not reply.strip():
-    raise _Broken("empty response")
+    raise rows.BrokenRow("empty response")
   return reply
 
 
@@ -308,7 +310,7 @@ def _messages(value: list) -> tuple[structs.Message, ...]:
     role = each.get("role") if isinstance(each, dict) else None
     content = each.get("content") if isinstance(each, dict) else None
     if role not in _ROLES or not isinstance(content, str):
-      raise _Broken(
+      raise rows.BrokenRow(
         "message without a role (system, user, assistant) or content",
         f"{each!r:.60}",
       )
@@ -336,4 +338,4 @@ def _check_unicode(prompt: structs.Prompt, *texts: str) -> None:
     try:
       text.encode()
     except UnicodeEncodeError as error:
-      raise _Broken("invalid UTF-8", str(error)) from error
+      raise rows.BrokenRow("invalid UTF-8", str(error)) from error

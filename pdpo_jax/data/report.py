@@ -9,6 +9,7 @@ and three samples as the model reads them; writes the same and a figure to
 
 import collections
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -178,10 +179,13 @@ def main() -> None:
       "--config is missing; name an experiment, e.g. --config=configs/prism.py"
     )
   config_lib.validate(config)
-  found = sources.load(config)
   if config.base.path:
     tokenizer = base_lib.read_tokenizer(config.base.path)
+    found = sources.load(
+      config, functools.partial(tokenize.count_tokens, tokenizer)
+    )
   else:
+    found = sources.load(config)
     # The tokenizer that the base from scratch will have.
     texts = (prompt + answer for prompt, answer in found.sft_pairs)
     tokenizer = tokenize.train_tokenizer(texts, config.sft.vocab_size)

@@ -4,12 +4,13 @@ import collections
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 # Places of broken rows that an error names.
 _NAMED = 3
@@ -132,11 +133,24 @@ def read_hub(
   Raises:
     ValueError: if it cannot be had, with what to do.
   """
+  if path.startswith((".", "/", "~")) or path.count("/") > 1:
+    raise ValueError(f"data.path: there is no file or folder {path!r}")
   # Imported here: it takes a second, and local files do without it.
   import datasets
 
   try:
-    loaded = datasets.load_dataset(path, name, split=split)
+    try:
+      loaded = datasets.load_dataset(path, name, split=split)
+    except RuntimeError as error:
+      if "scripts are no longer supported" not in str(error):
+        raise
+      # The hub keeps what a script would yield as Parquet, on a branch.
+      branch = f"hf://datasets/{path}@refs/convert/parquet"
+      loaded = datasets.load_dataset(
+        "parquet",
+        data_files=f"{branch}/{name or 'default'}/{split}/*.parquet",
+        split="train",
+      )
   except Exception as error:  # Hub, network, gating and format all differ.
     raise ValueError(
       f"data.path {path!r} is neither a local path nor a hub data set that "
@@ -148,3 +162,53 @@ def read_hub(
   for number, row in enumerate(loaded):
     tally.read()
     yield f"{where}/{split}:{number}", row
+
+
+class BrokenRow(ValueError):
+  """A row that should not be there; see `Tally.break_`."""
+
+  def __init__(self, reason: str, detail: str = ""):
+    super().__init__(f"{reason}: {detail}")
+    self.reason, self.detail = reason, detail
+
+
+def field(row: Row, name: str, kind: type[T]) -> T:
+  """The value of a field that the row must have.
+
+  Raises:
+    BrokenRow: if it is missing, or of another type, or a text that has no
+      UTF-8. A bool is no number.
+  """
+  if name not in row:
+    raise BrokenRow("missing field", name)
+  value = row[name]
+  if not isinstance(value, kind) or (
+    isinstance(value, bool) and kind is not bool
+  ):
+    raise BrokenRow(
+      "wrong type", f"{name} {value!r:.60} must be {kind.__name__}"
+    )
+  if isinstance(value, str):
+    try:
+      value.encode()
+    except UnicodeEncodeError as error:  # JSON may escape half a character.
+      raise BrokenRow("invalid UTF-8", f"{name}: {error}") from error
+  return value
+
+
+def optional(row: Row, name: str, kind: type[T]) -> T | None:
+  """As `field`, but None where it is missing or null."""
+  return None if row.get(name) is None else field(row, name, kind)
+
+
+def parse(
+  found: Iterable[tuple[str, Row]], make: Callable[[Row], T], tally: Tally
+) -> Iterator[T]:
+  """Yields what `make` makes of rows, and counts those it finds broken."""
+  for place, row in found:
+    try:
+      made = make(row)
+    except BrokenRow as broken:
+      tally.break_(place, broken.reason, broken.detail)
+    else:
+      yield made

@@ -2,16 +2,28 @@
 
 import dataclasses
 import random
+from collections.abc import Callable, Sequence
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import preference_files, synthetic
+from pdpo_jax.data import preference_files, prism, synthetic, tldr
 
 
-def load(config: config_lib.Config) -> dataset_lib.Dataset:
-  """The data that `config.data` names."""
-  dataset = SOURCES[config.data.source](config)
+def load(
+  config: config_lib.Config,
+  count_tokens: Callable[[Sequence[str]], list[int]] | None = None,
+) -> dataset_lib.Dataset:
+  """The data that `config.data` names.
+
+  Args:
+    count_tokens: lengths of texts in the base's tokens, for what is counted in
+      them; None before there is a base.
+  """
+  if config.data.source == "tldr":
+    dataset = tldr.load(config, count_tokens)
+  else:
+    dataset = SOURCES[config.data.source](config)
   if config.data.shuffle_users:
     ids = [example.user_id for example in dataset.train]
     random.Random(f"users {config.seed}").shuffle(ids)
@@ -46,4 +58,8 @@ def _synthetic(config: config_lib.Config) -> dataset_lib.Dataset:
   )
 
 
-SOURCES = {"synthetic": _synthetic, "files": preference_files.load}
+SOURCES = {
+  "synthetic": _synthetic,
+  "prism": prism.load,
+  "files": preference_files.load,
+}

@@ -134,6 +134,14 @@ def tokenize_examples(
   return tokenized
 
 
+def count_tokens(
+  tokenizer: transformers.PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[int]:
+  """Lengths of texts in tokens, without any that stand around them."""
+  encoding = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+  return [len(ids) for ids in encoding["input_ids"]]
+
+
 def tokenize_pairs(
   pairs: Sequence[tuple[str, str]], encoder: prompts_lib.PromptEncoder
 ) -> list[TextPair]:

@@ -17,7 +17,7 @@ import torch
 from flax import nnx
 
 from pdpo_jax import structs
-from pdpo_jax.data import parts
+from pdpo_jax.data import parts, tokenize
 from pdpo_jax.models import policy
 from pdpo_jax.training import pdpo, reference, step
 from pdpo_jax.weights import base as base_lib
@@ -109,8 +109,9 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   rows = parts.sample_rows(config, part)
   read = parts.reference_rows(config, rows)
   lm = golden_cases.language_model(arrays)
+  tokenizer = tokenize.train_tokenizer(["unused"], 300)
   logps = reference.reference_logps(
-    base_lib.Base(lm, None, "tiny"),
+    base_lib.Base(lm, tokenizer, "tiny"),
     read,
     parts.make_batches(config, part, read, None),
     tmp_path,
