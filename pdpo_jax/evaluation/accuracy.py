@@ -39,7 +39,7 @@ class Accuracy:
     if self.by_user:
       found |= {
         "users": self.users,
-        "users_interval": self.interval(),
+        "users_interval": list(self.interval()),
         "by_user": self.by_user,
       }
     return found

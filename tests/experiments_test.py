@@ -1,0 +1,155 @@
+"""The experiments in `configs/`, all but their size, from files to results."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+from flax import nnx
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import main
+from pdpo_jax.data import tokenize
+from pdpo_jax.models import gptj, llama
+from pdpo_jax.weights import base as base_lib
+from tests import prism_files
+
+ROOT = pathlib.Path(__file__).parent.parent
+CHAT = (
+  "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}"
+  "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def experiment(name: str, variant: str) -> config_lib.Config:
+  spec = importlib.util.spec_from_file_location(
+    name, ROOT / "configs" / f"{name}.py"
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def shrink(config: config_lib.Config, folder: pathlib.Path) -> None:
+  """Leaves everything but sizes as the experiment has it."""
+  config.workdir = str(folder / "run")
+  config.cache = str(folder / "cache")
+  config.data.max_shapes = 1
+  config.data.max_prompt_tokens = min(config.data.max_prompt_tokens, 120)
+  config.data.max_response_tokens = min(config.data.max_response_tokens, 40)
+  config.lora.rank = 2
+  config.user.num_tokens = 3
+  config.train.batch_size = 8
+  config.train.accumulation_steps = min(config.train.accumulation_steps, 2)
+  config.train.epochs = 1
+  config.train.warmup_steps = 1
+  config.answers.num_prompts = 2
+  config.answers.num_users = 2
+  config.answers.min_new_tokens = min(config.answers.min_new_tokens, 3)
+  config.answers.max_new_tokens = 4
+
+
+def write_base(folder: pathlib.Path, lm: nnx.Module, tokenizer) -> str:
+  base_lib.write_base(
+    folder, base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
+  )
+  return str(folder)
+
+
+@pytest.fixture(scope="module")
+def prism(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("prism")
+  prism_files.write(folder / "data", 40, 0)
+  text = (folder / "data" / "conversations.jsonl").read_text()[:20_000]
+  tokenizer = tokenize.train_tokenizer(text.split("\n"), 400)
+  special = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
+  tokenizer.add_special_tokens(
+    {"bos_token": "<|begin|>", "additional_special_tokens": special}
+  )
+  tokenizer.chat_template = CHAT
+  arch = llama.Architecture(len(tokenizer), 24, 2, 4, 2, 6, 40)
+  write_base(folder / "base", llama.Llama(arch, rngs=nnx.Rngs(0)), tokenizer)
+  return folder
+
+
+@pytest.mark.parametrize(
+  "variant",
+  ["individual", "cluster10", "vanilla", "authors"],
+)
+def test_prism_runs_from_its_files_to_results(prism, variant, tmp_path):
+  config = experiment("prism", variant)
+  config.base.path = str(prism / "base")
+  config.data.path = str(prism / "data")
+  shrink(config, tmp_path)
+  results = main.train_and_answer(config)
+  name = "vanilla" if variant == "vanilla" else "pdpo"
+  accuracy = results["reward_accuracy"][name]
+  assert (
+    accuracy["heldout"]["by_user"]
+    .keys()
+    .isdisjoint(accuracy["unseen"]["by_user"])
+  )
+  assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+  speakers = {"S", "V"} if variant == "vanilla" else {"S", "G"}
+  assert speakers < set(results["words"]) | {"x"}
+  lines = (tmp_path / "run" / "answers.jsonl").read_text().splitlines()
+  answer = json.loads(lines[0])
+  assert answer["user_text"].startswith("About me.")
+  assert answer["prompt"][-1]["role"] == "user"
+
+
+@pytest.mark.parametrize("variant", ["individual", "authors"])
+def test_tldr_runs_from_its_files_to_results(variant, tmp_path):
+  rows = write_tldr(tmp_path / "data")
+  tokenizer = tokenize.train_tokenizer(rows, 300)
+  arch = gptj.Architecture(len(tokenizer), 20, 2, 2, 28, 6, max_positions=256)
+  config = experiment("tldr", variant)
+  config.base.path = write_base(
+    tmp_path / "base", gptj.GPTJ(arch, rngs=nnx.Rngs(0)), tokenizer
+  )
+  config.data.path = str(tmp_path / "data")
+  shrink(config, tmp_path)
+  results = main.train_and_answer(config)
+  assert results["reward_accuracy"].keys() == {"vanilla", "pdpo"}
+  workers = {str(number + 1) for number in range(10)}
+  assert results["reward_accuracy"]["pdpo"]["heldout"]["by_user"].keys() == (
+    workers
+  )
+  assert results["claims"].keys() == {"E1", "E2"}
+  shortest = min(results["words"].values())
+  assert (shortest > 0) or variant == "individual"
+
+
+def write_tldr(folder: pathlib.Path) -> list[str]:
+  """Comparisons of twelve workers, in the data set's schema."""
+  folder.mkdir()
+  texts = []
+  for split, count in (("train", 96), ("validation", 48)):
+    with (folder / f"{split}.jsonl").open("w") as out:
+      for number in range(count):
+        post = f"{split} post {number} said so"
+        texts.append(post)
+        row = {
+          "info": {
+            "id": f"t3_{split}{number}",
+            "post": post,
+            "title": "a title",
+            "subreddit": "pets",
+            "site": None,
+            "article": None,
+          },
+          "summaries": [
+            {"text": text, "policy": policy, "note": None}
+            for text, policy in (
+              (" short one", "sup1"),
+              (" a long one", "sup2"),
+            )
+          ],
+          "choice": number % 2,
+          "worker": f"worker{number % 12:02}",
+          "batch": "batch0",
+          "split": split,
+          "extra": {"confidence": None},
+        }
+        out.write(json.dumps(row) + "\n")
+  return texts
