@@ -11,7 +11,7 @@ import transformers
 from flax import nnx
 
 from pdpo_jax import config as config_lib
-from pdpo_jax.weights import hf_safetensors
+from pdpo_jax.weights import gguf, gguf_tokenizer, hf_safetensors
 
 # Values of each tensor that a fingerprint reads.
 _SAMPLED = 4096
@@ -57,28 +57,37 @@ def fingerprint(lm: nnx.Module) -> str:
   return digest.hexdigest()[:16]
 
 
-def read_base(folder: pathlib.Path, config: config_lib.BaseConfig) -> Base:
-  """Reads weights and tokenizer from a folder in Hugging Face format.
+def read_base(path: pathlib.Path, config: config_lib.BaseConfig) -> Base:
+  """Reads weights and tokenizer.
+
+  Args:
+    path: a folder in Hugging Face format, or a `.gguf` file.
+    config: the types of the model.
 
   Raises:
-    ValueError: if files are missing, weights do not fit, or the tokenizer has
-      more tokens than the model.
+    ValueError: if files are missing or damaged, weights do not fit, or the
+      tokenizer has more tokens than the model.
   """
-  lm = hf_safetensors.read_model(
-    folder,
-    dtype=jnp.dtype(config.dtype),
-    param_dtype=jnp.dtype(config.param_dtype),
-    remat=config.remat,
-  )
-  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  model = {
+    "dtype": jnp.dtype(config.dtype),
+    "param_dtype": jnp.dtype(config.param_dtype),
+    "remat": config.remat,
+  }
+  if path.suffix == ".gguf":
+    file = gguf.open_file(path)
+    tokenizer = gguf_tokenizer.read_tokenizer(file)
+    lm = gguf.read_model(file, **model)
+  else:
+    lm = hf_safetensors.read_model(path, **model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
   if len(tokenizer) > lm.arch.vocab_size:
     raise ValueError(
-      f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model "
+      f"{path}: the tokenizer has {len(tokenizer)} tokens and the model "
       f"{lm.arch.vocab_size}; use the tokenizer the model was trained with"
     )
   if tokenizer.eos_token_id is None:
     raise ValueError(
-      f"{folder}: the tokenizer has no eos_token, which ends a response; set "
+      f"{path}: the tokenizer has no eos_token, which ends a response; set "
       "one in tokenizer_config.json"
     )
   return Base(lm, tokenizer, fingerprint(lm))
