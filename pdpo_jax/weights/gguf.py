@@ -101,7 +101,7 @@ def open_file(path: pathlib.Path) -> File:
 def _sizes(file: File) -> dict[str, Any]:
   """The fields of an architecture that are numbers in the metadata."""
 
-  def number(name: str, default: float | None = None) -> Any:
+  def number(name: str, default: int | float | None = None) -> Any:
     name = f"llama.{name}"
     value = file.require(name) if default is None else file.get(name, default)
     if isinstance(value, list):
