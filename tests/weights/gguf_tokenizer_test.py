@@ -44,10 +44,11 @@ PRE_TOKENIZERS = {
     ],
   },
 }
+VOCAB_SIZE = 600
 BOS, EOS, TOOL = "<|begin|>", "<|end|>", "<tool>"
 CORPUS = """
 The quick brown fox jumps over 1234567890 lazy dogs, and doesn't mind: 10 20 30.
-DON'T you'll they've I'm it's we'd YOU'RE — “quotes” … naïve café Ünïcödé
+DON'T you'll they've I'm it's we'd YOU'REX — “quotes” … naïve café Ünïcödé
 def f(x):\n    return x  +  1\n\n\n\tif x == 100:   pass\r\n
 日本語のテキスト 你好，世界！ مرحبا بالعالم Привет мир
 κόσμος ½ ² Ⅻ 🙂🚀👍🏽 e\u0301
@@ -59,12 +60,12 @@ TEXTS = [
   "The quick brown fox  jumps   over    the lazy dog.",
   "1234567890 and 12  34   56, 3.14, ½ Ⅻ ² ٣٤٥",
   "x=1\n\n\n  y = 100\t\tz\r\n\r\n end  ",
-  "don't DON'T you'll We'Ve 'S 's ''d",
+  "don't DON'T you'll We'Ve YOU'REX 'S 's ''d",
   "naïve café cafe\u0301 日本語のテキスト 你好，世界！ مرحبا Привет κόσμος",
   "🙂🚀 👍🏽 \u200d \ufeff \x00 \u00a0 nbsp\u2003em",
   f"{BOS}{EOS} a{EOS}b  {TOOL}1{TOOL} <|end|",
   "quick",
-  "[PAD499] unquick quickly\tquick",
+  "[PAD699] unquick quickly\tquick",
 ]
 
 
@@ -83,21 +84,22 @@ def random_texts(count):
 @functools.cache
 def original(pre):
   """A `tokenizer.json` with the settings of a published one."""
-  fields = {
-    "version": "1.0",
-    "added_tokens": [],
-    "pre_tokenizer": PRE_TOKENIZERS[pre],
-    "decoder": BYTES | {"add_prefix_space": True},
-    "model": {"type": "BPE", "vocab": {}, "merges": []},
-  }
-  trained = tokenizers.Tokenizer.from_str(json.dumps(fields))
+  trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+  # Words are not kept apart, so that whatever a pre-tokenizer joins wrongly
+  # gives another token.
+  trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False, use_regex=False
+  )
   alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
   trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=340, initial_alphabet=sorted(alphabet), show_progress=False
+    vocab_size=VOCAB_SIZE,
+    initial_alphabet=sorted(alphabet),
+    show_progress=False,
   )
-  # Every line twice, so that its words are worth a token.
-  trained.train_from_iterator(CORPUS.splitlines() * 2, trainer)
+  trained.train_from_iterator(CORPUS.splitlines(keepends=True) * 2, trainer)
   fields = json.loads(trained.to_str())
+  fields["pre_tokenizer"] = PRE_TOKENIZERS[pre]
+  fields["decoder"] = BYTES | {"add_prefix_space": True}
   vocab = fields["model"]["vocab"]
   # A token that no merges lead to.
   vocab["quick"] = len(vocab)
@@ -162,7 +164,7 @@ def read(file):
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_ids_are_those_of_the_original_tokenizer(pre, tmp_path):
   theirs = tokenizers.Tokenizer.from_str(original(pre))
-  found = read(write(tmp_path / "x.gguf", pre, size=500))
+  found = read(write(tmp_path / "x.gguf", pre, size=700))
   assert len(found) == theirs.get_vocab_size()
   for text in (*TEXTS, *random_texts(300)):
     expected = theirs.encode(text).ids
@@ -232,7 +234,7 @@ def test_a_chat_has_the_one_bos_that_its_template_writes(flag, tmp_path):
 def test_a_base_is_written_as_a_folder_with_the_same_ids_and_weights(
   pre, tmp_path
 ):
-  arch = llama.Architecture(503, 24, 2, 6, 2, 4, 28, tied_head=True)
+  arch = llama.Architecture(701, 24, 2, 6, 2, 4, 28, tied_head=True)
   lm = policy.make_language_model(arch, rngs=nnx.Rngs(0))
   file = write(
     tmp_path / "x.gguf",
