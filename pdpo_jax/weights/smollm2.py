@@ -20,10 +20,9 @@ def find_smollm2() -> pathlib.Path:
       f"the package {_PACKAGE}, which carries SmolLM2-135M-Instruct, is not "
       f"installed; {_INSTALL}"
     ) from error
-  for file in files:
-    if (
-      file.suffix == ".gguf" and (path := pathlib.Path(file.locate())).exists()
-    ):
+  paths = [pathlib.Path(file.locate()) for file in files]
+  for path in paths:
+    if path.suffix == ".gguf" and path.is_file():
       return path
   raise ValueError(
     f"the installed package {_PACKAGE} has no .gguf file; {_INSTALL} "
