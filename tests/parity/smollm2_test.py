@@ -22,6 +22,9 @@ from pdpo_jax.models import attention, policy
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import hf_safetensors, smollm2
 
+# Two threads wait for each other as soon as anything else runs.
+torch.set_num_threads(1)
+
 # transformers 5.x announces a renamed attribute of its own on every model.
 pytestmark = pytest.mark.filterwarnings(
   "ignore:.*is_gradient_checkpointing:FutureWarning"
@@ -179,17 +182,21 @@ def test_logits_are_those_of_transformers(theirs, record_property):
 def test_greedy_answers_are_those_of_transformers(theirs):
   # Our answers go on behind an end-of-text token, so theirs must too.
   theirs.generation_config.eos_token_id = None
-  for ids, ours in zip(prompts(), our_answers(), strict=True):
-    tokens = torch.tensor([ids])
-    answer = theirs.generate(
-      tokens,
-      attention_mask=torch.ones_like(tokens),
-      max_new_tokens=NEW_TOKENS,
-      do_sample=False,
-      pad_token_id=0,
-    )
-    assert answer[0, len(ids) :].tolist() == ours
-    assert len(ours) == NEW_TOKENS
+  size = max(map(len, prompts()))
+  tokens = torch.zeros((len(prompts()), size), dtype=torch.long)
+  mask = torch.zeros_like(tokens)
+  for row, ids in enumerate(prompts()):
+    tokens[row, size - len(ids) :] = torch.tensor(ids)
+    mask[row, size - len(ids) :] = 1
+  answers = theirs.generate(
+    tokens,
+    attention_mask=mask,
+    max_new_tokens=NEW_TOKENS,
+    do_sample=False,
+    pad_token_id=0,
+  )
+  assert answers[:, size:].tolist() == our_answers()
+  assert {len(answer) for answer in our_answers()} == {NEW_TOKENS}
 
 
 def test_ids_are_the_published_ones():
@@ -224,13 +231,12 @@ def test_exported_tokenizer_gives_the_same_ids(folder):
   )
 
 
-def test_ids_are_those_of_transformers_gguf_tokenizer_but_for_digits():
+def test_ids_are_those_of_the_tokenizer_that_transformers_reads():
   file = smollm2.find_smollm2()
   theirs = transformers.AutoTokenizer.from_pretrained(
     file.parent, gguf_file=file.name
   )
-  ours = our_base().tokenizer
+  # It takes the pre-tokenizer `smollm` for that of GPT-2, which differs where
+  # several blanks stand before a digit; these texts have no such place.
   for text in (*PLAIN, *CHATS, *PUBLISHED_IDS):
-    assert theirs(text).input_ids == ours(text).input_ids, text
-  # It does not know the pre-tokenizer `smollm`, which parts blanks and digits.
-  assert theirs("a   1").input_ids != ours("a   1").input_ids
+    assert theirs(text).input_ids == our_base().tokenizer(text).input_ids, text
