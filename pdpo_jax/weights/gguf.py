@@ -17,10 +17,11 @@ from jaxtyping import Float
 from pdpo_jax.models import layers, llama
 from pdpo_jax.weights import hf_safetensors
 
+# What to do about a file that is not as it should be.
+AGAIN = "download or convert the model again"
 # What Llama 3.1's scaling does to each frequency; the architecture holds it.
 _ROPE_FREQS = "rope_freqs.weight"
 _TABLE = "token_embd.weight"
-_AGAIN = "download or convert the model again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class File:
     """
     if self.reader.get_field(name) is None:
       raise self.error(
-        f"the metadata field {name!r} is missing; convert the model anew with "
+        f"the metadata field {name!r} is missing; convert the model again with "
         "llama.cpp's convert_hf_to_gguf.py"
       )
     return self.get(name)
@@ -187,7 +188,7 @@ def read_architecture(file: File) -> llama.Architecture:
         f"llama.{name} {value!r} is not supported; only {only!r} is"
       )
   if _TABLE not in file.tensors:
-    raise file.error(f"the tensor {_TABLE} is missing; {_AGAIN}")
+    raise file.error(f"the tensor {_TABLE} is missing; {AGAIN}")
   return llama.Architecture(
     # Sizes are in llama.cpp's order, the reverse of numpy's.
     vocab_size=int(file.tensors[_TABLE].shape[1]),
@@ -212,7 +213,7 @@ def _check_tensors(file: File, needed: set[str]) -> None:
   found = set(file.tensors) - {_ROPE_FREQS}
   if needed - found:
     raise file.error(
-      f"tensors are missing: {', '.join(sorted(needed - found))}; {_AGAIN}"
+      f"tensors are missing: {', '.join(sorted(needed - found))}; {AGAIN}"
     )
   if found - needed:
     raise file.error(

@@ -51,8 +51,6 @@ _PRE_TOKENIZERS = {
     adds_bos=True,
   ),
 }
-
-
 # Found in a text before it is cut up.
 _WHOLE = (
   gguf.TokenType.CONTROL,
@@ -111,21 +109,26 @@ def _backend(
   if len(kinds) != len(tokens):
     raise file.error(
       f"there are {len(tokens)} tokens and {len(kinds)} token types; "
-      "download or convert the model again"
+      f"{gguf_lib.AGAIN}"
     )
+  # Unused ones only fill the vocabulary up to the size of the model.
+  vocab = {
+    token: index
+    for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+    if kind != gguf.TokenType.UNUSED
+  }
   merges = file.require("tokenizer.ggml.merges")
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      # Unused ones only fill the vocabulary up to the size of the model.
-      vocab={
-        token: index
-        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind != gguf.TokenType.UNUSED
-      },
+  try:
+    model = tokenizers.models.BPE(
+      vocab=vocab,
       merges=[tuple(merge.split(" ", 1)) for merge in merges],
       ignore_merges=words.ignore_merges,
     )
-  )
+  except Exception as error:  # The library raises nothing more special.
+    raise file.error(
+      f"the merges do not fit the tokens ({error}); {gguf_lib.AGAIN}"
+    ) from error
+  backend = tokenizers.Tokenizer(model)
   backend.pre_tokenizer = pre_tokenizers.Sequence(list(words.steps))
   backend.decoder = tokenizers.decoders.ByteLevel()
   # Being in the vocabulary already, they keep their ids.
@@ -165,7 +168,7 @@ def read_tokenizer(
     if bos is None:
       raise file.error(
         "a beginning-of-text token is to be put before every text, and "
-        "tokenizer.ggml.bos_token_id is missing; convert the model again"
+        f"tokenizer.ggml.bos_token_id is missing; {gguf_lib.AGAIN}"
       )
     backend.post_processor = processors.TemplateProcessing(
       single=[bos, "$A"],

@@ -289,3 +289,23 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path):
   assert "tokenizer.ggml.bos_token_id is missing" in error_of(file)
   tiny_gguf.write(file)
   assert "'tokenizer.ggml.model' is missing" in error_of(file)
+
+
+def test_merges_and_types_that_do_not_fit_the_tokens_are_named(tmp_path):
+  def write_with(types, merges):
+    return tiny_gguf.write(
+      tmp_path / "x.gguf",
+      lambda writer: (
+        writer.add_tokenizer_model("gpt2"),
+        writer.add_tokenizer_pre("gpt-2"),
+        writer.add_token_list(["a", "b", EOS]),
+        writer.add_eos_token_id(2),
+        writer.add_token_types(types),
+        writer.add_token_merges(merges),
+      ),
+    )
+
+  assert "3 tokens and 2 token types" in error_of(write_with([1, 3], ["a b"]))
+  for merge in ("a b", "ab"):
+    message = error_of(write_with([1, 1, 3], [merge]))
+    assert "merges do not fit the tokens" in message
