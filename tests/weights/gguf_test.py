@@ -16,7 +16,7 @@ from tests import golden_cases, tiny_gguf
 
 Kind = gguf.GGMLQuantizationType
 # Rows as long as the blocks of quantised ones: 32, and 256 for K-quants.
-ARCH = llama.Architecture(37, 64, 2, 6, 2, 16, 256, rope_base=5_000.0)
+ARCH = llama.Architecture(37, 64, 2, 4, 2, 24, 256, rope_base=5_000.0)
 TIED = dataclasses.replace(ARCH, tied_head=True, epsilon=1e-6)
 SCALED = dataclasses.replace(
   ARCH, rope_scaling=llama.RopeScaling(8.0, 1.0, 4.0, 64), max_positions=128
@@ -218,7 +218,7 @@ def test_other_architectures_are_named(tmp_path):
       "llama.rope.scaling.type 'yarn' is not supported; only 'none' is",
     ),
     ({"rope_dimension_count": 8}, "rope.dimension_count 8 is not supported"),
-    ({"value_length": 8}, "value_length 8 is not supported; only 16 is"),
+    ({"value_length": 8}, "value_length 8 is not supported; only 24 is"),
     ({"head_count_kv": [2, 1]}, "head_count_kv differs between layers"),
     ({"block_count": None}, "field 'llama.block_count' is missing"),
   ],
