@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from pdpo_jax.models import layers, llama
-from pdpo_jax.weights import hf_safetensors
+from pdpo_jax.weights import loading
 from tests import golden_cases
 
 
@@ -30,7 +30,7 @@ def test_logits_equal_those_of_transformers(name):
   ],
 )
 def test_preset_has_the_published_number_of_parameters(name, count):
-  lm = hf_safetensors.abstract_model(llama.PRESETS[name])
+  lm = loading.abstract_model(llama.PRESETS[name])
   leaves = jax.tree.leaves(nnx.state(lm))
   assert sum(leaf.size for leaf in leaves) == count
 
