@@ -4,8 +4,8 @@ r"""Memory and time that loading a checkpoint takes.
 
 Writes a checkpoint of random weights in several shards, loads it in a fresh
 process (on Linux), and prints what that process needed at its peak besides the
-loaded arrays. Loading holds one tensor on the host, so that this stays below the
-size of the largest one and what JAX itself needs to compile.
+loaded arrays. Loading holds one tensor on the host, so that this stays below
+the size of the largest one and what JAX itself needs to compile.
 """
 
 import argparse

@@ -59,13 +59,13 @@ def find(path: str) -> pathlib.Path:
   name, _, revision = path.partition("@")
   try:
     folder = _download(name, revision or None)
-  except OSError as error:
+  except (OSError, errors.HTTPError) as error:
     raise ValueError(f"base.path {path!r}: {_explain(name, error)}") from error
   if not any(folder.glob("*.safetensors")):
     raise ValueError(
-      f"base.path {path!r} has no *.safetensors file on the hub. Where it has "
-      f"pytorch_model.bin: `hf download {name} --local-dir=IN`, then `python "
-      "-m pdpo_jax.weights.convert_torch IN OUT`, and base.path OUT"
+      f"base.path {path!r}: the hub has no *.safetensors file of it. Where it "
+      f"has pytorch_model.bin, `hf download {name} --local-dir=IN`, `python -m "
+      "pdpo_jax.weights.convert_torch IN OUT`, and name OUT"
     )
   return folder
 
@@ -81,7 +81,7 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
   )
 
 
-def _explain(name: str, error: OSError) -> str:
+def _explain(name: str, error: Exception) -> str:
   """What to do about an error of the hub's client."""
   page = f"https://huggingface.co/{name}"
   # A gated repository's error is also one of a repository not found.
