@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from pdpo_jax.models import policy
 from pdpo_jax.weights import hf_safetensors, loading, tensor_files
 from tests.weights import models
 
@@ -56,6 +57,111 @@ def test_shards_without_an_index_read_back(tmp_path):
   tensors = write(tmp_path, shard_bytes=1_000)
   (tmp_path / "model.safetensors.index.json").unlink()
   assert_same(tmp_path, tensors)
+
+
+_LLAMA_3 = {
+  "architectures": ["LlamaForCausalLM"],
+  "attention_bias": False,
+  "attention_dropout": 0.0,
+  "bos_token_id": 128000,
+  "hidden_act": "silu",
+  "initializer_range": 0.02,
+  "model_type": "llama",
+  "pretraining_tp": 1,
+  "rms_norm_eps": 1e-05,
+  "rope_theta": 500000.0,
+  "torch_dtype": "bfloat16",
+  "use_cache": True,
+  "vocab_size": 128256,
+}
+_LLAMA_3_ROPE = {
+  "high_freq_factor": 4.0,
+  "low_freq_factor": 1.0,
+  "original_max_position_embeddings": 8192,
+  "rope_type": "llama3",
+}
+_8B = {
+  "hidden_size": 4096,
+  "intermediate_size": 14336,
+  "num_attention_heads": 32,
+  "num_hidden_layers": 32,
+  "num_key_value_heads": 8,
+  "tie_word_embeddings": False,
+}
+# As the models' authors published them.
+PUBLISHED = {
+  "llama-3-8b": {
+    **_LLAMA_3,
+    **_8B,
+    "eos_token_id": 128009,
+    "max_position_embeddings": 8192,
+    "rope_scaling": None,
+  },
+  "llama-3.1-8b": {
+    **_LLAMA_3,
+    **_8B,
+    "eos_token_id": [128001, 128008, 128009],
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "rope_scaling": {"factor": 8.0, **_LLAMA_3_ROPE},
+  },
+  "llama-3.2-1b": {
+    **_LLAMA_3,
+    "eos_token_id": [128001, 128008, 128009],
+    "head_dim": 64,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "rope_scaling": {"factor": 32.0, **_LLAMA_3_ROPE},
+    "tie_word_embeddings": True,
+  },
+  "smollm2-135m": {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "vocab_size": 49152,
+  },
+  "gptj-6b": {
+    "activation_function": "gelu_new",
+    "architectures": ["GPTJForCausalLM"],
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gptj",
+    "n_embd": 4096,
+    "n_head": 16,
+    "n_inner": None,
+    "n_layer": 28,
+    "n_positions": 2048,
+    "rotary": True,
+    "rotary_dim": 64,
+    "tie_word_embeddings": False,
+    "vocab_size": 50400,
+  },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_config_is_the_preset(name, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+  found = hf_safetensors.read_architecture(tmp_path)
+  assert found == policy.PRESETS[name]
 
 
 def test_files_that_the_index_does_not_name_are_not_read(tmp_path):
