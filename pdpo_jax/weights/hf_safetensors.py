@@ -84,8 +84,7 @@ def read_architecture(folder: pathlib.Path) -> policy_lib.Architecture:
   file = folder / "config.json"
   if not file.is_file():
     raise ValueError(
-      f"base.path {str(folder)!r} has no config.json; name a folder in Hugging "
-      "Face format"
+      f"{folder} has no config.json; name a folder in Hugging Face format"
     )
   try:
     fields = json.loads(file.read_text())

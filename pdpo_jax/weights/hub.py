@@ -6,8 +6,8 @@ import re
 import huggingface_hub
 from huggingface_hub import errors
 
-# What a base needs; never torch's or the authors' own copies of the weights.
-_WANTED = (
+# What a base needs besides its weights.
+TEXT_FILES = (
   "config.json",
   "generation_config.json",
   "tokenizer*",
@@ -16,9 +16,9 @@ _WANTED = (
   "vocab.json",
   "merges.txt",
   "chat_template*",
-  "*.safetensors",
-  "*.safetensors.index.json",
 )
+# Never torch's or the authors' own copies of the weights.
+_WANTED = (*TEXT_FILES, "*.safetensors", "*.safetensors.index.json")
 # In their patterns `*` crosses folders, so that this is all subfolders.
 _UNWANTED = ("*/*", "consolidated*")
 
