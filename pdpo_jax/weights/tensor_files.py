@@ -109,8 +109,12 @@ def write_file(file: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> None:
 
 
 def refuse_weights(folder: pathlib.Path) -> None:
-  """Checks that a folder has no weights that new ones would mix with."""
-  found = sorted(file.name for file in folder.glob("*.safetensors"))
+  """Checks that a folder has no weights that new ones would mix with.
+
+  Raises:
+    ValueError: naming a file of them.
+  """
+  found = sorted(file.name for file in folder.glob("model*.safetensors"))
   if found:
     raise ValueError(
       f"{folder} has weights already ({found[0]}); choose another folder"
