@@ -37,6 +37,14 @@ def test_the_library_reads_what_is_written(tmp_path):
   assert [file.name for file in tmp_path.iterdir()] == ["x"]
 
 
+def test_every_tensor_is_aligned(tmp_path):
+  assert TENSORS["half"].nbytes % 4  # and a float32 comes after it
+  write(tmp_path / "x", TENSORS)
+  for name, place in tensor_files.read_header(tmp_path / "x").items():
+    assert place.offset % TENSORS[name].itemsize == 0, name
+    assert place.read().flags.aligned
+
+
 def test_what_the_library_writes_is_read(tmp_path):
   safetensors.numpy.save_file(TENSORS, tmp_path / "x")
   found = tensor_files.read_header(tmp_path / "x")
