@@ -38,9 +38,10 @@ def unknown_field(owner: str, name: str, names: list[str]) -> str:
 class BaseConfig(Section):
   """The frozen language model."""
 
-  # A folder in Hugging Face format with weights and tokenizer, or a .gguf file
-  # of Llama architecture. Empty: a small GPT-J is trained from scratch first,
-  # as `sft` says.
+  # A folder in Hugging Face format with weights and tokenizer, a .gguf file of
+  # Llama architecture, or a model of the hub, "owner/name" or
+  # "owner/name@revision". Empty: a small GPT-J is trained from scratch first, as
+  # `sft` says.
   path: str = ""
   # Of activations: "float32" or "bfloat16".
   dtype: str = "float32"

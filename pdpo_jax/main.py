@@ -54,10 +54,10 @@ def get_base(
   config: config_lib.Config, dataset: dataset_lib.Dataset, folder: pathlib.Path
 ) -> base_lib.Base:
   """The base that the config names, trained first where it names none."""
-  place = run_folder.base_folder(config, folder)
-  if config.base.path or base_lib.is_whole(place):
-    return base_lib.read_base(place, config.base)
-  return sft.train_base(config, dataset.sft_pairs, place)
+  own = folder / "base"
+  if config.base.path or base_lib.is_whole(own):
+    return base_lib.read_base(run_folder.base_path(config, folder), config.base)
+  return sft.train_base(config, dataset.sft_pairs, own)
 
 
 def make_batches(

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from pdpo_jax.models import llama
-from pdpo_jax.weights import hf_safetensors
+from tests.weights import models
 
 F32 = gguf.GGMLQuantizationType.F32
 _NAMES = {
@@ -162,5 +162,5 @@ def write(
 
 def model(lm, kind: gguf.GGMLQuantizationType = F32) -> tuple[Add, Add]:
   """Architecture and weights of one of our models."""
-  tensors = hf_safetensors.to_tensors(lm)
+  tensors = models.tensors(lm)
   return architecture(lm.arch), weights(lm.arch, tensors, kind)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from pdpo_jax.models import layers, llama
-from pdpo_jax.weights import hf_safetensors
+from pdpo_jax.weights import loading
 
 # What to do about a file that is not as it should be.
 AGAIN = "download or convert the model again"
@@ -203,8 +203,7 @@ def _gguf_names(lm: nnx.Module) -> dict[str, str]:
   table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, lm.arch.num_layers)
   return {
     name: table.get_name(name, (".weight",))
-    for path, _ in nnx.to_flat_state(nnx.state(lm, nnx.Param))
-    for name in hf_safetensors.tensor_names(lm.arch, path)
+    for name in loading.tensor_shapes(lm)
   }
 
 
@@ -245,19 +244,22 @@ def _restore_rows(
   return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def read_model(file: File, **kwargs: Any) -> nnx.Module:
+def read_model(
+  file: File, sharding: loading.ShardingOf | None = None, **kwargs: Any
+) -> nnx.Module:
   """The language model of a file, without LoRA.
 
   Args:
     file: of Llama architecture, in any quantisation that the gguf library
       dequantises.
+    sharding: where each parameter goes; without, to the default device.
     **kwargs: `dtype`, `param_dtype`, `remat` of the model.
 
   Raises:
     ValueError: if the architecture, a tensor or its type is not supported.
   """
   arch = read_architecture(file)
-  lm = hf_safetensors.abstract_model(arch, **kwargs)
+  lm = loading.abstract_model(arch, **kwargs)
   names = _gguf_names(lm)
   _check_tensors(file, set(names.values()))
   heads = {"q_proj": arch.num_heads, "k_proj": arch.num_kv_heads}
@@ -267,8 +269,14 @@ def read_model(file: File, **kwargs: Any) -> nnx.Module:
     layer = name.split(".")[-2]
     return _restore_rows(array, heads[layer]) if layer in heads else array
 
+  # Sizes are in llama.cpp's order, the reverse of numpy's.
+  shapes = {
+    name: tuple(map(int, file.tensors[place].shape[::-1]))
+    for name, place in names.items()
+  }
   try:
-    hf_safetensors.load_tensors(lm, set(names), read)
+    loading.check_shapes(lm, shapes)
+    loading.load_tensors(lm, set(names), read, sharding)
   except ValueError as error:
     raise file.error(str(error)) from error
   return lm

@@ -182,3 +182,10 @@ def read_tokenizer(
     model_max_length=file.require("llama.context_length"),
     clean_up_tokenization_spaces=False,
   )
+
+
+def end_of_turn(file: gguf_lib.File) -> tuple[int, ...]:
+  """Tokens that end an answer besides the end-of-text token."""
+  fields = (f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom"))
+  found = (file.get(name) for name in fields)
+  return tuple(index for index in found if index is not None)

@@ -20,7 +20,8 @@ from pdpo_jax import config
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import attention, policy
 from pdpo_jax.weights import base as base_lib
-from pdpo_jax.weights import hf_safetensors, smollm2
+from pdpo_jax.weights import smollm2
+from tests.weights import models
 
 # Two threads wait for each other as soon as anything else runs.
 torch.set_num_threads(1)
@@ -74,7 +75,7 @@ TOKENIZER_SHA256 = (
 
 @functools.cache
 def our_base():
-  return base_lib.read_base(smollm2.find_smollm2(), config.BaseConfig())
+  return base_lib.read_base(str(smollm2.find_smollm2()), config.BaseConfig())
 
 
 @functools.cache
@@ -148,7 +149,7 @@ def theirs():
 
 
 def test_weights_are_those_that_transformers_reads(theirs):
-  ours = hf_safetensors.to_tensors(our_base().lm)
+  ours = models.tensors(our_base().lm)
   found = theirs.state_dict()
   assert found.keys() - {"lm_head.weight"} == ours.keys()
   for name, value in ours.items():

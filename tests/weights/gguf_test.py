@@ -11,8 +11,9 @@ from flax import nnx
 
 from pdpo_jax.models import attention, llama, policy
 from pdpo_jax.weights import gguf as gguf_lib
-from pdpo_jax.weights import hf_safetensors
+from pdpo_jax.weights import hf_safetensors, loading
 from tests import golden_cases, tiny_gguf
+from tests.weights import models
 
 Kind = gguf.GGMLQuantizationType
 # Rows as long as the blocks of quantised ones: 32, and 256 for K-quants.
@@ -33,8 +34,8 @@ def read(file: pathlib.Path, **kwargs):
 
 
 def assert_equal_weights(found, expected):
-  found = hf_safetensors.base_params(found)
-  expected = hf_safetensors.base_params(expected)
+  found = loading.base_params(found)
+  expected = loading.base_params(expected)
   assert found.keys() == expected.keys()
   for path, value in expected.items():
     assert found[path].dtype == value.dtype
@@ -86,9 +87,9 @@ def test_logits_of_permuted_rows_are_those_of_torch(name, tmp_path):
 )
 def test_quantised_weights_are_dequantised(kind, error, tmp_path):
   lm = make()
-  tensors = hf_safetensors.to_tensors(lm)
+  tensors = models.tensors(lm)
   file = tiny_gguf.write(tmp_path / "x.gguf", *tiny_gguf.model(lm, kind))
-  found = hf_safetensors.to_tensors(read(file))
+  found = models.tensors(read(file))
   for name, value in tensors.items():
     # Blocks lie within a row, so that the order of rows makes no difference.
     own = Kind.F32 if value.ndim == 1 else kind
@@ -106,7 +107,7 @@ def test_k_quants_are_dequantised(kind, tmp_path):
   row = gguf.quants.quant_shape_to_byte_shape((ARCH.mlp_width,), kind)
   rng = np.random.default_rng(0)
   blocks = rng.integers(0, 60, (ARCH.width, *row), np.uint8)
-  tensors = hf_safetensors.to_tensors(make())
+  tensors = models.tensors(make())
   name = "model.layers.1.mlp.down_proj.weight"
   del tensors[name]
   file = tiny_gguf.write(
@@ -117,7 +118,7 @@ def test_k_quants_are_dequantised(kind, tmp_path):
       "blk.1.ffn_down.weight", blocks, raw_dtype=kind
     ),
   )
-  found = hf_safetensors.to_tensors(read(file))[name]
+  found = models.tensors(read(file))[name]
   assert found.std() > 0
   np.testing.assert_array_equal(found, gguf.quants.dequantize(blocks, kind))
 
@@ -126,7 +127,7 @@ def test_weights_take_the_dtype_of_the_model(tmp_path):
   lm = make()
   file = tiny_gguf.write(tmp_path / "x.gguf", *tiny_gguf.model(lm, Kind.F16))
   found = read(file, param_dtype=jnp.bfloat16)
-  kinds = {x.dtype for x in hf_safetensors.base_params(found).values()}
+  kinds = {x.dtype for x in loading.base_params(found).values()}
   assert kinds == {jnp.dtype("bfloat16")}
 
 
@@ -252,7 +253,7 @@ def write_tensors(file, tensors, *more):
 
 def test_missing_and_unused_tensors_are_all_named(tmp_path):
   file = tmp_path / "x.gguf"
-  tensors = hf_safetensors.to_tensors(make())
+  tensors = models.tensors(make())
   gone = ("model.norm.weight", "model.layers.1.self_attn.k_proj.weight")
   write_tensors(file, {k: v for k, v in tensors.items() if k not in gone})
   message = error_of(file)
@@ -263,21 +264,21 @@ def test_missing_and_unused_tensors_are_all_named(tmp_path):
   assert "token_embd.weight is missing" in error_of(file)
   write_tensors(
     file,
-    hf_safetensors.to_tensors(make()),
+    models.tensors(make()),
     lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.zeros(96)),
   )
   assert "no place in a Llama: blk.0.attn_q.bias" in error_of(file)
 
 
 def test_misshapen_tensors_are_named(tmp_path):
-  tensors = hf_safetensors.to_tensors(make())
+  tensors = models.tensors(make())
   tensors["model.norm.weight"] = np.zeros(63, np.float32)
   file = write_tensors(tmp_path / "x.gguf", tensors)
   assert "model.norm.weight is (63,), not (64,)" in error_of(file)
 
 
 def test_types_that_the_library_cannot_dequantise_are_named(tmp_path):
-  tensors = hf_safetensors.to_tensors(make())
+  tensors = models.tensors(make())
   del tensors["model.norm.weight"]
   file = write_tensors(
     tmp_path / "x.gguf",

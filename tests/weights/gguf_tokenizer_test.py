@@ -242,14 +242,17 @@ def test_a_base_is_written_as_a_folder_with_the_same_ids_and_weights(
     *tiny_gguf.model(lm),
     size=arch.vocab_size,
     context_length=None,
+    eot_token_id=3,
+    eom_token_id=5,
   )
-  base = base_lib.read_base(file, config.BaseConfig())
+  base = base_lib.read_base(str(file), config.BaseConfig())
   assert base.lm.arch == arch
-  assert base.stop_tokens == (ids_of_special(pre)[1],)
+  assert base.stop_tokens == (ids_of_special(pre)[1], 3, 5)
   folder = tmp_path / "folder"
   base_lib.write_base(folder, base)
-  back = base_lib.read_base(folder, config.BaseConfig())
+  back = base_lib.read_base(str(folder), config.BaseConfig())
   assert back.fingerprint == base.fingerprint
+  assert back.stop_tokens == base.stop_tokens
   auto = transformers.AutoTokenizer.from_pretrained(folder)
   assert auto.chat_template == TEMPLATE
   for text in (*TEXTS, *random_texts(100)):
