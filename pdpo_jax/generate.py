@@ -60,9 +60,7 @@ def main() -> None:
     )
   workdir = pathlib.Path(_WORKDIR.value)
   config = run_config(workdir)
-  base = base_lib.read_base(
-    run_folder.base_folder(config, workdir), config.base
-  )
+  base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
   split, users = pdpo.load(config, base, workdir / "pdpo")
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
   prompts = [

@@ -99,10 +99,11 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   folder = run_folder.open_run(config)
   clock = Clock()
   base = None
-  place = run_folder.base_folder(config, folder)
-  if config.base.path or base_lib.is_whole(place):
+  own = folder / "base"
+  if config.base.path or base_lib.is_whole(own):
     with clock.stage("base"):
-      base = base_lib.read_base(place, config.base)
+      path = run_folder.base_path(config, folder)
+      base = base_lib.read_base(path, config.base)
   with clock.stage("data"):
     count_tokens = None
     if base is not None:
@@ -113,7 +114,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     users = users_lib.UserIndex.from_examples([*dataset.train, *unseen])
   if base is None:
     with clock.stage("sft"):
-      base = sft.train_base(config, dataset.sft_pairs, place)
+      base = sft.train_base(config, dataset.sft_pairs, own)
   with clock.stage("tokenize"):
     parts = {
       name: parts_lib.tokenize_part(

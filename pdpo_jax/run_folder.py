@@ -82,8 +82,6 @@ def read_config(folder: pathlib.Path) -> config_lib.Config:
   return config_lib.Config.from_json(file.read_text())
 
 
-def base_folder(
-  config: config_lib.Config, folder: pathlib.Path
-) -> pathlib.Path:
+def base_path(config: config_lib.Config, folder: pathlib.Path) -> str:
   """Where a run's base lies: its own folder where it trained one."""
-  return pathlib.Path(config.base.path) if config.base.path else folder / "base"
+  return config.base.path or str(folder / "base")

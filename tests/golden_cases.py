@@ -29,7 +29,7 @@ from flax import nnx
 from pdpo_jax import structs
 from pdpo_jax.models import attention, layers, policy, user_model
 from pdpo_jax.training import losses, step
-from pdpo_jax.weights import hf_safetensors
+from pdpo_jax.weights import loading
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 MODELS = ("gptj", "llama", "llama_tied")
@@ -76,9 +76,9 @@ def architecture(arrays: dict[str, np.ndarray]) -> policy.Architecture:
 def language_model(arrays, targets=()) -> nnx.Module:
   """The golden base model; LoRA on `targets` is shapes only."""
   lora = layers.LoraSpec(tuple(targets), RANK, LORA_ALPHA)
-  lm = hf_safetensors.abstract_model(architecture(arrays), lora=lora)
+  lm = loading.abstract_model(architecture(arrays), lora=lora)
   weights = section(arrays, "weights")
-  hf_safetensors.load_tensors(lm, set(weights), weights.__getitem__)
+  loading.load_tensors(lm, set(weights), weights.__getitem__)
   return lm
 
 
@@ -140,7 +140,7 @@ def make_policy(arrays, name: str, case: str) -> policy.Policy:
     if path[0] == "user_model":
       value = users[path[1]]
     else:
-      names = hf_safetensors.tensor_names(lm.arch, path[1:])
+      names = loading.tensor_names(lm.arch, path[1:])
       parts = [lora[key].T for key in names]
       value = jnp.asarray(parts[0] if len(parts) == 1 else np.stack(parts))
     assert value.shape == variable.shape, path
@@ -157,7 +157,7 @@ def named(arch, trainable: nnx.State) -> dict[str, np.ndarray]:
     if path[0] == "user_model":
       found[path[1]] = value
       continue
-    names = hf_safetensors.tensor_names(arch, path[1:])
+    names = loading.tensor_names(arch, path[1:])
     parts = [value] if len(names) == 1 else value
     found |= {key: part.T for key, part in zip(names, parts, strict=True)}
   return found

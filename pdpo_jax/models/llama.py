@@ -138,7 +138,18 @@ class Architecture:
     )
 
   def to_hf(self) -> dict[str, Any]:
-    """The `config.json` that `transformers` reads back."""
+    """The `config.json` that `transformers` reads back.
+
+    Raises:
+      ValueError: if it would not, whose heads divide the width even where they
+        have a size of their own.
+    """
+    if self.width % self.num_heads:
+      raise ValueError(
+        f"Llama width {self.width} is not divisible by num_heads "
+        f"{self.num_heads}, which transformers refuses to read; choose a "
+        "multiple"
+      )
     scaling = self.rope_scaling
     rope = None
     if scaling is not None:

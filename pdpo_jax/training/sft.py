@@ -131,4 +131,4 @@ def train_base(
   base = base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
   base_lib.write_base(folder, base)
   # As any later command finds it, in the configured precision.
-  return base_lib.read_base(folder, config.base)
+  return base_lib.read_base(str(folder), config.base)

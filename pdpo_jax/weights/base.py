@@ -1,17 +1,27 @@
 """The frozen base: a language model with its tokenizer, and its fingerprint."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
 from flax import nnx
+from jax import sharding as jax_sharding
 
 from pdpo_jax import config as config_lib
-from pdpo_jax.weights import hf_safetensors
+from pdpo_jax.weights import (
+  gguf,
+  gguf_tokenizer,
+  hf_safetensors,
+  hub,
+  loading,
+  tensor_files,
+)
 
 # Values of each tensor that a fingerprint reads.
 _SAMPLED = 4096
@@ -25,11 +35,13 @@ class Base:
     lm: the language model, without LoRA.
     tokenizer: with the end-of-text token that ends a response.
     fingerprint: names the weights.
+    end_of_turn: tokens that end an answer besides that one.
   """
 
   lm: nnx.Module
   tokenizer: transformers.PreTrainedTokenizerBase
   fingerprint: str
+  end_of_turn: tuple[int, ...] = ()
 
   @property
   def params(self) -> nnx.State:
@@ -39,7 +51,30 @@ class Base:
 
   @property
   def stop_tokens(self) -> tuple[int, ...]:
-    return (self.tokenizer.eos_token_id,)
+    """All tokens that end an answer; the first is the tokenizer's own."""
+    return tuple(
+      dict.fromkeys((self.tokenizer.eos_token_id, *self.end_of_turn))
+    )
+
+
+@functools.cache
+def _make_gather(place: jax_sharding.Sharding) -> Callable:
+  """`array[places]`, the result on every device of the array's mesh."""
+  everywhere = None
+  if isinstance(place, jax_sharding.NamedSharding):
+    everywhere = jax_sharding.NamedSharding(
+      place.mesh, jax_sharding.PartitionSpec()
+    )
+  return jax.jit(lambda x, places: x[places], out_shardings=everywhere)
+
+
+def _sample(array: jax.Array) -> np.ndarray:
+  """Some thousand evenly spaced values, wherever the array lies."""
+  flat = np.arange(0, array.size, max(1, array.size // _SAMPLED))
+  # A gather: flattening would copy the array, and bring its shards together.
+  places = np.unravel_index(flat, array.shape)
+  values = _make_gather(array.sharding)(array, places)
+  return np.asarray(values, np.float32)
 
 
 def fingerprint(lm: nnx.Module) -> str:
@@ -49,52 +84,92 @@ def fingerprint(lm: nnx.Module) -> str:
   values, so that it takes no longer for a large model.
   """
   digest = hashlib.sha256()
-  for path, array in sorted(hf_safetensors.base_params(lm).items()):
+  for path, array in sorted(loading.base_params(lm).items()):
     digest.update(f"{path} {array.shape} {array.dtype}".encode())
-    stride = max(1, array.size // _SAMPLED)
-    sample = jnp.ravel(array)[::stride]
-    digest.update(np.asarray(jax.device_get(sample), np.float32).tobytes())
+    digest.update(_sample(array).tobytes())
   return digest.hexdigest()[:16]
 
 
-def read_base(folder: pathlib.Path, config: config_lib.BaseConfig) -> Base:
-  """Reads weights and tokenizer from a folder in Hugging Face format.
+def _end_of_turn(folder: pathlib.Path) -> tuple[int, ...]:
+  """What `generation_config.json` ends an answer with, if it is there."""
+  if not (folder / "generation_config.json").is_file():
+    return ()
+  tokens = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+  if tokens is None:
+    return ()
+  return tuple(tokens) if isinstance(tokens, list) else (tokens,)
+
+
+def read_tokenizer(path: str) -> transformers.PreTrainedTokenizerBase:
+  """The tokenizer alone of what `read_base` reads."""
+  place = hub.find(path)
+  if place.suffix == ".gguf":
+    return gguf_tokenizer.read_tokenizer(gguf.open_file(place))
+  return transformers.AutoTokenizer.from_pretrained(place)
+
+
+def read_base(
+  path: str,
+  config: config_lib.BaseConfig,
+  sharding: loading.ShardingOf | None = None,
+) -> Base:
+  """Reads weights and tokenizer.
+
+  Args:
+    path: of a folder in Hugging Face format or a `.gguf` file, as `hub.find`
+      understands it.
+    config: the types of the model.
+    sharding: where each parameter goes; without, to the default device.
 
   Raises:
-    ValueError: if files are missing, weights do not fit, or the tokenizer has
-      more tokens than the model.
+    ValueError: if files are missing or damaged, weights do not fit, or the
+      tokenizer has more tokens than the model.
   """
-  lm = hf_safetensors.read_model(
-    folder,
-    dtype=jnp.dtype(config.dtype),
-    param_dtype=jnp.dtype(config.param_dtype),
-    remat=config.remat,
-  )
-  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  place = hub.find(path)
+  kwargs = {
+    "dtype": jnp.dtype(config.dtype),
+    "param_dtype": jnp.dtype(config.param_dtype),
+    "remat": config.remat,
+  }
+  if place.suffix == ".gguf":
+    file = gguf.open_file(place)
+    tokenizer = gguf_tokenizer.read_tokenizer(file)
+    end_of_turn = gguf_tokenizer.end_of_turn(file)
+    lm = gguf.read_model(file, sharding, **kwargs)
+  else:
+    lm = hf_safetensors.read_model(place, sharding, **kwargs)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    end_of_turn = _end_of_turn(place)
   if len(tokenizer) > lm.arch.vocab_size:
     raise ValueError(
-      f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model "
+      f"{path}: the tokenizer has {len(tokenizer)} tokens and the model "
       f"{lm.arch.vocab_size}; use the tokenizer the model was trained with"
     )
   if tokenizer.eos_token_id is None:
     raise ValueError(
-      f"{folder}: the tokenizer has no eos_token, which ends a response; set "
+      f"{path}: the tokenizer has no eos_token, which ends a response; set "
       "one in tokenizer_config.json"
     )
-  return Base(lm, tokenizer, fingerprint(lm))
+  return Base(lm, tokenizer, fingerprint(lm), end_of_turn)
 
 
 def write_base(folder: pathlib.Path, base: Base) -> None:
-  """Writes a folder that `read_base` and `transformers` read; weights last."""
-  folder.mkdir(parents=True, exist_ok=True)
+  """Writes a folder that `read_base` and `transformers` read; weights last.
+
+  Raises:
+    ValueError: if the folder has weights already.
+  """
+  tensor_files.refuse_weights(folder)
   base.tokenizer.save_pretrained(folder)
   special = {
     name: getattr(base.tokenizer, name)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id")
   }
+  generation = special | {"eos_token_id": list(base.stop_tokens)}
+  transformers.GenerationConfig(**generation).save_pretrained(folder)
   hf_safetensors.write_model(folder, base.lm, special)
 
 
 def is_whole(folder: pathlib.Path) -> bool:
   """Whether `write_base` came to its end there."""
-  return (folder / "model.safetensors").is_file()
+  return tensor_files.is_whole(folder)

@@ -1,114 +1,82 @@
 """Base weights in Hugging Face's folder format: config.json and safetensors.
 
-Parameter paths follow Hugging Face's names, so one rule names them all:
-`("h", "attn", "q_proj", "kernel")`, stacked over layers, is
-`transformer.h.{layer}.attn.q_proj.weight`, transposed.
+Files are read and written tensor by tensor, so that a model never needs the
+memory of a second one.
 """
 
+import collections
+import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
 
 from pdpo_jax.models import policy as policy_lib
-
-_PREFIX = {"gptj": "transformer.", "llama": "model."}
-_STACKS = {"gptj": "h", "llama": "layers"}
-# Buffers that old checkpoints carry and no model needs.
-_BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
+from pdpo_jax.weights import loading, tensor_files
 
 
-def tensor_names(
-  arch: policy_lib.Architecture, path: tuple[str, ...]
-) -> list[str]:
-  """Hugging Face's names of a variable: one, or one for each layer."""
-  *parts, leaf = path
-  leaf = "weight" if leaf == "kernel" else leaf
-  if parts[0] == "lm_head":
-    return [".".join((*parts, leaf))]
-  prefix = _PREFIX[arch.model_type]
-  if parts[0] != _STACKS[arch.model_type]:
-    return [prefix + ".".join((*parts, leaf))]
-  return [
-    prefix + ".".join((parts[0], str(layer), *parts[1:], leaf))
-    for layer in range(arch.num_layers)
-  ]
+def read_headers(folder: pathlib.Path) -> dict[str, tensor_files.TensorPlace]:
+  """The tensors of a folder by name.
 
-
-def _variables(lm: nnx.Module) -> Iterator[tuple[tuple[str, ...], nnx.Param]]:
-  yield from nnx.to_flat_state(nnx.state(lm, nnx.Param))
-
-
-def abstract_model(arch: policy_lib.Architecture, **kwargs: Any) -> nnx.Module:
-  """A language model without LoRA whose weights are shapes only."""
-  return nnx.eval_shape(
-    lambda: policy_lib.make_language_model(arch, rngs=nnx.Rngs(0), **kwargs)
-  )
-
-
-def load_tensors(
-  lm: nnx.Module, names: set[str], read: Callable[[str], np.ndarray]
-) -> None:
-  """Sets every base weight of `lm`, in the dtype it has there.
-
-  Args:
-    lm: a language model without LoRA; its weights may be shapes only.
-    names: the tensors that there are.
-    read: gives a tensor by name.
+  Of `model.safetensors`, else of the files that the index names, else of all.
 
   Raises:
-    ValueError: naming each tensor that is missing, unused or misshapen.
+    ValueError: if there is no file, or one is missing or damaged.
   """
-  wanted = {path: tensor_names(lm.arch, path) for path, _ in _variables(lm)}
-  needed = {name for group in wanted.values() for name in group}
-  unused = {name for name in names - needed if not name.endswith(_BUFFERS)}
-  if getattr(lm.arch, "tied_head", False):
-    unused.discard("lm_head.weight")
-  problems = []
-  if needed - names:
-    problems.append(f"missing: {', '.join(sorted(needed - names))}")
-  if unused:
-    problems.append(f"unused: {', '.join(sorted(unused))}")
-  if problems:
+  if (folder / tensor_files.WHOLE).is_file():
+    return tensor_files.read_header(folder / tensor_files.WHOLE)
+  if (folder / tensor_files.INDEX).is_file():
+    return _read_indexed(folder)
+  files = sorted(folder.glob("*.safetensors"))
+  if not files:
+    hint = ""
+    if list(folder.glob("pytorch_model*.bin")):
+      hint = (
+        "; convert its pytorch_model.bin with `python -m "
+        f"pdpo_jax.weights.convert_torch {folder} OUTPUT`"
+      )
+    raise ValueError(f"{folder} has no *.safetensors file{hint}")
+  headers = [tensor_files.read_header(file) for file in files]
+  count = collections.Counter(name for header in headers for name in header)
+  twice = [name for name, times in count.items() if times > 1]
+  if twice:
     raise ValueError(
-      f"weights do not fit {lm.arch.model_type!r} of config.json; "
-      + "; ".join(problems)
+      f"{folder} has {', '.join(sorted(twice))} in more than one of "
+      f"{', '.join(file.name for file in files)}; keep the files of one model"
     )
-  misshapen = []
-  loaded = {}
-  for path, variable in _variables(lm):
-    group = wanted[path]
-    stacked = len(group) > 1 or path[0] == _STACKS[lm.arch.model_type]
-    shape = variable.get_value().shape
-    one_shape = shape[1:] if stacked else shape
-    arrays = []
-    for name in group:
-      array = read(name)
-      if path[-1] == "kernel":
-        array = array.T
-      if array.shape != one_shape:
-        misshapen.append(f"{name} is {array.shape}, not {one_shape}")
-      arrays.append(array)
-    if not misshapen:
-      array = np.stack(arrays) if stacked else arrays[0]
-      loaded[path] = jnp.asarray(array, variable.get_value().dtype)
-  if misshapen:
+  return dict(collections.ChainMap(*headers))
+
+
+def _read_indexed(folder: pathlib.Path) -> dict[str, tensor_files.TensorPlace]:
+  index = folder / tensor_files.INDEX
+  try:
+    place = json.loads(index.read_text())["weight_map"]
+  except (ValueError, KeyError) as error:
     raise ValueError(
-      "weights do not fit config.json (after transposing linear layers); "
-      + "; ".join(misshapen)
+      f"{index} is damaged ({error!r}); download it again"
+    ) from error
+  files = {name: folder / name for name in sorted(set(place.values()))}
+  missing = [name for name, file in files.items() if not file.is_file()]
+  if missing:
+    raise ValueError(
+      f"{folder} lacks {', '.join(missing)}, which {index.name} names; "
+      "download what is missing"
     )
-  state = nnx.state(lm, nnx.Param)
-  flat = dict(nnx.to_flat_state(state))
-  for path, array in loaded.items():
-    flat[path] = flat[path].replace(array)
-  nnx.update(lm, nnx.from_flat_state(list(flat.items())))
+  headers = {
+    name: tensor_files.read_header(file) for name, file in files.items()
+  }
+  lost = [name for name, shard in place.items() if name not in headers[shard]]
+  if lost:
+    raise ValueError(
+      f"{index} names tensors that are not in their files: "
+      f"{', '.join(sorted(lost))}; download the folder again"
+    )
+  return {name: headers[shard][name] for name, shard in place.items()}
 
 
 def read_architecture(folder: pathlib.Path) -> policy_lib.Architecture:
@@ -116,10 +84,12 @@ def read_architecture(folder: pathlib.Path) -> policy_lib.Architecture:
   file = folder / "config.json"
   if not file.is_file():
     raise ValueError(
-      f"base.path {str(folder)!r} has no config.json; name a folder in Hugging "
-      "Face format"
+      f"{folder} has no config.json; name a folder in Hugging Face format"
     )
-  fields = json.loads(file.read_text())
+  try:
+    fields = json.loads(file.read_text())
+  except ValueError as error:
+    raise ValueError(f"{file} is no JSON ({error})") from error
   kind = fields.get("model_type")
   if kind not in policy_lib.ARCHITECTURES:
     raise ValueError(
@@ -129,58 +99,140 @@ def read_architecture(folder: pathlib.Path) -> policy_lib.Architecture:
   return policy_lib.ARCHITECTURES[kind].from_hf(fields)
 
 
-def read_model(folder: pathlib.Path, **kwargs: Any) -> nnx.Module:
+def read_model(
+  folder: pathlib.Path,
+  sharding: loading.ShardingOf | None = None,
+  **kwargs: Any,
+) -> nnx.Module:
   """The language model of a folder, without LoRA.
 
   Args:
     folder: with `config.json` and `*.safetensors`.
+    sharding: where each parameter goes; without, to the default device.
     **kwargs: `dtype`, `param_dtype`, `remat` of the model.
+
+  Raises:
+    ValueError: if files are missing or damaged, or tensors do not fit the
+      architecture, before any is read.
   """
-  lm = abstract_model(read_architecture(folder), **kwargs)
-  files = sorted(folder.glob("*.safetensors"))
-  if not files:
-    raise ValueError(f"{folder} has no *.safetensors file")
-  handles = [safetensors.safe_open(file, framework="np") for file in files]
-  place = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
-  load_tensors(lm, set(place), lambda name: place[name].get_tensor(name))
+  lm = loading.abstract_model(read_architecture(folder), **kwargs)
+  places = read_headers(folder)
+  loading.check_names(lm, set(places))
+  loading.check_shapes(lm, {name: x.shape for name, x in places.items()})
+  quantized = [
+    f"{name} is {places[name].kind}"
+    for name in loading.tensor_shapes(lm)
+    if places[name].kind not in tensor_files.DTYPES
+  ]
+  if quantized:
+    raise ValueError(
+      f"{folder} has weights that are not one of {tuple(tensor_files.DTYPES)}: "
+      f"{', '.join(quantized)}; use the model as it was before quantization"
+    )
+  loading.load_tensors(
+    lm, set(places), lambda name: places[name].read(), sharding
+  )
   return lm
 
 
-def to_tensors(lm: nnx.Module) -> dict[str, np.ndarray]:
-  """Base weights under Hugging Face's names and in its layout."""
+def _lora_of(lm: nnx.Module, path: tuple[str, ...]) -> Any:
+  """The layer whose low-rank update applies to the weight at `path`, if any."""
+  layer = functools.reduce(getattr, path[:-1], lm)
+  if path[-1] == "bias" or getattr(layer, "lora_a", None) is None:
+    return None
+  return layer
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "transposed"))
+def _one_tensor(weight, update, layer, scale, transposed):
+  """A tensor of a weight, `layer` of it if it is stacked, with its update."""
+
+  def take(x):
+    return x if layer is None else x[layer]
+
+  out = take(weight)
+  if update is not None:
+    down, up = map(take, update)
+    low_rank = scale * jnp.matmul(down, up, precision="highest")
+    out = (out.astype(jnp.float32) + low_rank).astype(out.dtype)
+  return out.T if transposed else out
+
+
+def merged_architecture(lm: nnx.Module) -> policy_lib.Architecture:
+  """The architecture of `lm` once LoRA is merged into its weights.
+
+  A tied head reads the token table without its update, so a table with one
+  leaves a head of its own behind.
+  """
+  tied = getattr(lm.arch, "tied_head", False)
+  if tied and lm.embed_tokens.lora_a is not None:
+    return dataclasses.replace(lm.arch, tied_head=False)
+  return lm.arch
+
+
+def _tensors_of(
+  arch: policy_lib.Architecture,
+  path: tuple[str, ...],
+  weight: jax.Array,
+  updated: Any,
+) -> dict[str, tensor_files.LazyTensor]:
+  """The tensors of a weight, which the low-rank update of `updated` is for."""
+  update, scale = None, None
+  if updated is not None:
+    update = (updated.lora_a[...], updated.lora_b[...])
+    scale = updated.lora_scale
   tensors = {}
-  for path, variable in _variables(lm):
-    array = np.asarray(variable[...])
-    group = tensor_names(lm.arch, path)
-    stacked = path[0] == _STACKS[lm.arch.model_type]
-    for layer, name in enumerate(group):
-      one = array[layer] if stacked else array
-      one = one.T if path[-1] == "kernel" else one
-      tensors[name] = np.ascontiguousarray(one)
+  for layer, name in enumerate(loading.tensor_names(arch, path)):
+    make = functools.partial(
+      _one_tensor,
+      weight,
+      update,
+      layer if loading.is_stacked(arch, path) else None,
+      scale=scale,
+      transposed=path[-1] == "kernel",
+    )
+    like = jax.eval_shape(make)
+    tensors[name] = tensor_files.LazyTensor(like.shape, like.dtype, make)
+  return tensors
+
+
+def to_tensors(lm: nnx.Module) -> dict[str, tensor_files.LazyTensor]:
+  """Weights under Hugging Face's names and in its layout, LoRA merged in.
+
+  It is added in float32, and the sum rounded to the weight's dtype.
+  """
+  tensors = {}
+  for path, variable in loading.variables(lm):
+    weight = variable.get_value()
+    tensors |= _tensors_of(lm.arch, path, weight, _lora_of(lm, path))
+  if merged_architecture(lm) != lm.arch:
+    table = lm.embed_tokens.weight[...]
+    tensors |= _tensors_of(lm.arch, ("lm_head", "weight"), table, None)
   return tensors
 
 
 def write_model(
-  folder: pathlib.Path, lm: nnx.Module, extra: Mapping[str, Any] | None = None
+  folder: pathlib.Path,
+  lm: nnx.Module,
+  extra: Mapping[str, Any] | None = None,
+  shard_bytes: int = tensor_files.SHARD_BYTES,
 ) -> None:
-  """Writes `config.json` and `model.safetensors`, which `transformers` reads.
+  """Writes `config.json` and safetensors, which `transformers` reads.
 
-  The weights come last and by renaming, so that a folder that has them is
-  whole.
+  The weights come last, and the index of shards last of all, so that a folder
+  that has them is whole.
 
   Args:
     folder: made if it is missing.
-    lm: a language model; LoRA is left out.
+    lm: a language model; its LoRA is merged in.
     extra: more fields for `config.json`.
+    shard_bytes: where to begin another file.
+
+  Raises:
+    ValueError: if the folder has weights already.
   """
+  config = merged_architecture(lm).to_hf() | dict(extra or {})
   folder.mkdir(parents=True, exist_ok=True)
-  config = lm.arch.to_hf() | dict(extra or {})
+  tensor_files.refuse_weights(folder)
   (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-  part = folder / "model.safetensors.part"
-  safetensors.numpy.save_file(to_tensors(lm), part, metadata={"format": "pt"})
-  part.rename(folder / "model.safetensors")
-
-
-def base_params(lm: nnx.Module) -> Mapping[tuple[str, ...], jax.Array]:
-  """The base weights of a language model by path."""
-  return {path: variable[...] for path, variable in _variables(lm)}
+  tensor_files.write_shards(folder, to_tensors(lm), shard_bytes)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from pdpo_jax.models import gptj
-from pdpo_jax.weights import hf_safetensors
+from pdpo_jax.weights import loading
 from tests import golden_cases
 
 
@@ -20,7 +20,7 @@ def test_logits_equal_those_of_transformers():
 
 
 def test_preset_has_the_published_number_of_parameters():
-  lm = hf_safetensors.abstract_model(gptj.PRESETS["gptj-6b"])
+  lm = loading.abstract_model(gptj.PRESETS["gptj-6b"])
   leaves = jax.tree.leaves(nnx.state(lm))
   assert sum(leaf.size for leaf in leaves) == 6_050_882_784
 

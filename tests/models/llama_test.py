@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 from flax import nnx
 
 from pdpo_jax.models import layers, llama
-from pdpo_jax.weights import hf_safetensors
+from pdpo_jax.weights import loading
 from tests import golden_cases
 
 
@@ -30,7 +31,7 @@ def test_logits_equal_those_of_transformers(name):
   ],
 )
 def test_preset_has_the_published_number_of_parameters(name, count):
-  lm = hf_safetensors.abstract_model(llama.PRESETS[name])
+  lm = loading.abstract_model(llama.PRESETS[name])
   leaves = jax.tree.leaves(nnx.state(lm))
   assert sum(leaf.size for leaf in leaves) == count
 
@@ -96,6 +97,19 @@ def test_unsupported_config_values_are_named(field, value):
 def test_impossible_sizes_are_named(field, value):
   with pytest.raises(ValueError, match=f"{field} {value}"):
     dataclasses.replace(llama.PRESETS["llama-tiny"], **{field: value})
+
+
+def test_a_config_that_transformers_refuses_is_not_written():
+  arch = dataclasses.replace(llama.PRESETS["llama-tiny"], width=30)
+  fields = llama.PRESETS["llama-tiny"].to_hf() | {"hidden_size": 30}
+  assert llama.Architecture.from_hf(fields) == arch
+  # Although `head_dim` is given.
+  with pytest.raises(Exception, match="not a multiple"):
+    transformers.LlamaConfig(**fields)
+  with pytest.raises(
+    ValueError, match="width 30 is not divisible by num_heads"
+  ):
+    arch.to_hf()
 
 
 def test_rope_scaling_keeps_high_blends_middle_divides_low_frequencies():

@@ -1,38 +1,36 @@
-import functools
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import nnx
 
-from pdpo_jax.models import gptj, llama, policy
-from pdpo_jax.weights import hf_safetensors
-from tests import golden_cases
-
-TIED = llama.Architecture(17, 10, 2, 2, 1, 6, 13, tied_head=True)
-ARCHITECTURES = {
-  "gptj": gptj.PRESETS["gptj-tiny"],
-  "llama": llama.PRESETS["llama-tiny"],
-  "llama_tied": TIED,
-}
+from pdpo_jax.models import policy
+from pdpo_jax.weights import hf_safetensors, loading, tensor_files
+from tests.weights import models
 
 
-@functools.cache
-def make(arch, dtype=jnp.float32):
-  return policy.make_language_model(arch, param_dtype=dtype, rngs=nnx.Rngs(0))
+def write(folder, arch=models.TIED, shard_bytes=tensor_files.SHARD_BYTES):
+  lm = models.make(arch)
+  hf_safetensors.write_model(folder, lm, shard_bytes=shard_bytes)
+  return models.tensors(lm)
+
+
+def assert_same(folder, tensors):
+  back = models.tensors(hf_safetensors.read_model(folder))
+  assert back.keys() == tensors.keys()
+  for name, value in tensors.items():
+    np.testing.assert_array_equal(back[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
 def test_written_model_reads_back_bitwise(name, dtype, tmp_path):
-  lm = make(ARCHITECTURES[name], jnp.dtype(dtype))
+  lm = models.make(models.ARCHITECTURES[name], dtype)
   hf_safetensors.write_model(tmp_path / "new", lm)
   back = hf_safetensors.read_model(tmp_path / "new", param_dtype=dtype)
   assert back.arch == lm.arch
-  before = hf_safetensors.base_params(lm)
-  after = hf_safetensors.base_params(back)
+  before, after = loading.base_params(lm), loading.base_params(back)
   assert before.keys() == after.keys()
   for path, value in before.items():
     assert after[path].dtype == jnp.dtype(dtype)
@@ -41,113 +39,215 @@ def test_written_model_reads_back_bitwise(name, dtype, tmp_path):
   assert names == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("name", golden_cases.MODELS)
-def test_tensors_have_the_names_and_layout_of_transformers(name):
-  arrays = golden_cases.read(name)
-  lm = golden_cases.language_model(arrays)
-  expected = golden_cases.section(arrays, "weights")
-  found = hf_safetensors.to_tensors(lm)
-  assert found.keys() == expected.keys()
-  for key, value in expected.items():
-    np.testing.assert_array_equal(found[key], value, err_msg=key)
+def test_shards_and_their_index_read_back(tmp_path):
+  tensors = write(tmp_path, shard_bytes=1_000)
+  index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+  files = sorted(tmp_path.glob("*.safetensors"))
+  assert set(index["weight_map"].values()) == {file.name for file in files}
+  assert len(files) > 3
+  for file in files:
+    found = safetensors.numpy.load_file(file)
+    assert sum(value.nbytes for value in found.values()) <= 1_000
+  total = sum(value.nbytes for value in tensors.values())
+  assert index["metadata"]["total_size"] == total
+  assert_same(tmp_path, tensors)
 
 
-def test_weights_may_be_spread_over_files(tmp_path):
-  lm = make(TIED)
-  hf_safetensors.write_model(tmp_path, lm)
-  whole = tmp_path / "model.safetensors"
-  tensors = safetensors.numpy.load_file(whole)
-  whole.unlink()
-  names = sorted(tensors)
-  for number, part in enumerate((names[::2], names[1::2])):
-    safetensors.numpy.save_file(
-      {name: tensors[name] for name in part},
-      tmp_path / f"model-{number}.safetensors",
-    )
-  back = hf_safetensors.to_tensors(hf_safetensors.read_model(tmp_path))
-  for name, value in tensors.items():
-    np.testing.assert_array_equal(back[name], value)
+def test_shards_without_an_index_read_back(tmp_path):
+  tensors = write(tmp_path, shard_bytes=1_000)
+  (tmp_path / "model.safetensors.index.json").unlink()
+  assert_same(tmp_path, tensors)
 
 
-def load(arch, tensors):
-  lm = hf_safetensors.abstract_model(arch)
-  hf_safetensors.load_tensors(lm, set(tensors), tensors.__getitem__)
-  return lm
+_LLAMA_3 = {
+  "architectures": ["LlamaForCausalLM"],
+  "attention_bias": False,
+  "attention_dropout": 0.0,
+  "bos_token_id": 128000,
+  "hidden_act": "silu",
+  "initializer_range": 0.02,
+  "model_type": "llama",
+  "pretraining_tp": 1,
+  "rms_norm_eps": 1e-05,
+  "rope_theta": 500000.0,
+  "torch_dtype": "bfloat16",
+  "use_cache": True,
+  "vocab_size": 128256,
+}
+_LLAMA_3_ROPE = {
+  "high_freq_factor": 4.0,
+  "low_freq_factor": 1.0,
+  "original_max_position_embeddings": 8192,
+  "rope_type": "llama3",
+}
+_8B = {
+  "hidden_size": 4096,
+  "intermediate_size": 14336,
+  "num_attention_heads": 32,
+  "num_hidden_layers": 32,
+  "num_key_value_heads": 8,
+  "tie_word_embeddings": False,
+}
+# As the models' authors published them.
+PUBLISHED = {
+  "llama-3-8b": {
+    **_LLAMA_3,
+    **_8B,
+    "eos_token_id": 128009,
+    "max_position_embeddings": 8192,
+    "rope_scaling": None,
+  },
+  "llama-3.1-8b": {
+    **_LLAMA_3,
+    **_8B,
+    "eos_token_id": [128001, 128008, 128009],
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "rope_scaling": {"factor": 8.0, **_LLAMA_3_ROPE},
+  },
+  "llama-3.2-1b": {
+    **_LLAMA_3,
+    "eos_token_id": [128001, 128008, 128009],
+    "head_dim": 64,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "rope_scaling": {"factor": 32.0, **_LLAMA_3_ROPE},
+    "tie_word_embeddings": True,
+  },
+  "smollm2-135m": {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "vocab_size": 49152,
+  },
+  "gptj-6b": {
+    "activation_function": "gelu_new",
+    "architectures": ["GPTJForCausalLM"],
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gptj",
+    "n_embd": 4096,
+    "n_head": 16,
+    "n_inner": None,
+    "n_layer": 28,
+    "n_positions": 2048,
+    "rotary": True,
+    "rotary_dim": 64,
+    "tie_word_embeddings": False,
+    "vocab_size": 50400,
+  },
+}
 
 
-def test_missing_and_unused_tensors_are_all_named():
-  tensors = hf_safetensors.to_tensors(make(TIED))
-  for name in (
-    "model.norm.weight",
-    "model.layers.1.mlp.up_proj.weight",
-  ):
-    del tensors[name]
-  tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((13, 10))
-  tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(12)
-  with pytest.raises(ValueError) as error:
-    load(TIED, tensors)
-  assert (
-    "missing: model.layers.1.mlp.up_proj.weight, model.norm.weight; "
-    "unused: model.layers.0.self_attn.q_proj.bias, "
-    "model.layers.2.mlp.up_proj.weight"
-  ) in str(error.value)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_config_is_the_preset(name, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+  found = hf_safetensors.read_architecture(tmp_path)
+  assert found == policy.PRESETS[name]
 
 
-def test_misshapen_tensors_are_all_named_with_both_shapes():
-  tensors = hf_safetensors.to_tensors(make(TIED))
+def test_files_that_the_index_does_not_name_are_not_read(tmp_path):
+  tensors = write(tmp_path, shard_bytes=1_000)
+  stray = {"consolidated": np.zeros(3), "model.norm.weight": np.zeros(3)}
+  safetensors.numpy.save_file(stray, tmp_path / "consolidated.safetensors")
+  assert_same(tmp_path, tensors)
+
+
+def test_a_tensor_in_two_files_is_an_error(tmp_path):
+  tensors = write(tmp_path)
+  (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+  name = "model.norm.weight"
+  safetensors.numpy.save_file({name: tensors[name]}, tmp_path / "b.safetensors")
+  with pytest.raises(ValueError, match=rf"has {name} in more than one of a\."):
+    hf_safetensors.read_model(tmp_path)
+
+
+def test_missing_shards_are_all_named(tmp_path):
+  write(tmp_path, shard_bytes=1_000)
+  first, second, *_ = sorted(tmp_path.glob("*.safetensors"))
+  first.unlink()
+  second.unlink()
+  with pytest.raises(ValueError, match=f"lacks {first.name}, {second.name}"):
+    hf_safetensors.read_model(tmp_path)
+
+
+def test_a_tensor_that_is_in_no_file_is_named(tmp_path):
+  write(tmp_path, shard_bytes=1_000)
+  file = tmp_path / "model.safetensors.index.json"
+  index = json.loads(file.read_text())
+  index["weight_map"]["more"] = next(iter(index["weight_map"].values()))
+  file.write_text(json.dumps(index))
+  with pytest.raises(ValueError, match="not in their files: more; download"):
+    hf_safetensors.read_model(tmp_path)
+
+
+def test_a_damaged_index_is_named(tmp_path):
+  write(tmp_path, shard_bytes=1_000)
+  (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
+  with pytest.raises(ValueError, match=r"index\.json is damaged .* again"):
+    hf_safetensors.read_model(tmp_path)
+
+
+def test_misshapen_tensors_are_all_named_before_any_is_read(
+  tmp_path, monkeypatch
+):
+  tensors = write(tmp_path)
   tensors["model.norm.weight"] = np.zeros(11, np.float32)
   name = "model.layers.1.self_attn.k_proj.weight"
-  tensors[name] = tensors[name].T
+  tensors[name] = np.ascontiguousarray(tensors[name].T)
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  monkeypatch.delattr(tensor_files.TensorPlace, "read")
   with pytest.raises(ValueError) as error:
-    load(TIED, tensors)
+    hf_safetensors.read_model(tmp_path)
   assert "model.norm.weight is (11,), not (10,)" in str(error.value)
-  assert f"{name} is (6, 10), not (10, 6)" in str(error.value)
+  assert f"{name} is (10, 6), not (6, 10)" in str(error.value)
 
 
-def test_buffers_of_old_checkpoints_and_a_copy_of_the_tied_table_are_ignored():
-  tensors = hf_safetensors.to_tensors(make(TIED))
-  tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-  tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3)
-  load(TIED, tensors)
-  arch = gptj.PRESETS["gptj-tiny"]
-  tensors = hf_safetensors.to_tensors(make(arch))
-  tensors["transformer.h.0.attn.bias"] = np.zeros((1, 1, 7, 7), bool)
-  tensors["transformer.h.0.attn.masked_bias"] = np.zeros(())
-  load(arch, tensors)
+def test_quantized_weights_are_named(tmp_path):
+  tensors = write(tmp_path)
+  tensors["model.norm.weight"] = np.zeros(10, np.int8)
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  with pytest.raises(ValueError, match=r"model\.norm\.weight is I8; use"):
+    hf_safetensors.read_model(tmp_path)
 
 
-def test_an_untied_head_is_not_ignored():
-  arch = llama.PRESETS["llama-tiny"]
-  tensors = hf_safetensors.to_tensors(make(arch))
-  del tensors["lm_head.weight"]
-  with pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
-    load(arch, tensors)
-
-
-def test_weights_take_the_dtype_of_the_model():
-  tensors = hf_safetensors.to_tensors(make(TIED))
-  lm = hf_safetensors.abstract_model(TIED, param_dtype=jnp.bfloat16)
-  hf_safetensors.load_tensors(lm, set(tensors), tensors.__getitem__)
-  kinds = {x.dtype for x in hf_safetensors.base_params(lm).values()}
-  assert kinds == {jnp.dtype("bfloat16")}
-
-
-def test_one_layer_is_stacked_too():
-  arch = llama.Architecture(17, 10, 1, 2, 1, 6, 13, tied_head=True)
-  lm = make(arch)
-  back = load(arch, hf_safetensors.to_tensors(lm))
-  for path, value in hf_safetensors.base_params(lm).items():
-    found = hf_safetensors.base_params(back)[path]
-    np.testing.assert_array_equal(found, value)
+def test_weights_are_not_mixed_with_others(tmp_path):
+  write(tmp_path, shard_bytes=1_000)
+  with pytest.raises(ValueError, match=r"has weights already .* another"):
+    write(tmp_path)
 
 
 def test_folders_that_hold_no_model_are_named(tmp_path):
-  with pytest.raises(ValueError, match=r"base\.path.*no config\.json"):
+  with pytest.raises(ValueError, match=r"has no config\.json"):
     hf_safetensors.read_model(tmp_path)
   file = tmp_path / "config.json"
+  file.write_text("{")
+  with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+    hf_safetensors.read_model(tmp_path)
   file.write_text(json.dumps({"model_type": "bert"}))
   with pytest.raises(ValueError, match=r"'bert' is not supported"):
     hf_safetensors.read_model(tmp_path)
-  file.write_text(json.dumps(TIED.to_hf()))
-  with pytest.raises(ValueError, match=r"no \*\.safetensors"):
+  file.write_text(json.dumps(models.TIED.to_hf()))
+  with pytest.raises(ValueError, match=r"no \*\.safetensors file$"):
+    hf_safetensors.read_model(tmp_path)
+  (tmp_path / "pytorch_model.bin").touch()
+  with pytest.raises(ValueError, match=f"convert_torch {tmp_path} OUTPUT"):
     hf_safetensors.read_model(tmp_path)

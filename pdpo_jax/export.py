@@ -1,0 +1,146 @@
+r"""Writes a run's policy so that `transformers` can serve it.
+
+  python -m pdpo_jax.export --workdir=runs/quickstart --output=exported
+
+The folder has the base with the run's LoRA merged in, the tokenizer, each
+user's prefix, and a README.md that shows how to answer as a user.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from pdpo_jax import command_line, run_folder
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import pdpo
+from pdpo_jax.weights import base as base_lib
+from pdpo_jax.weights import tensor_files
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of a training.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; a new one.")
+_PLAIN = flags.DEFINE_bool(
+  "plain", False, "Write the base as it is, without the run's LoRA."
+)
+
+_README = """\
+# {name}
+
+{weights}
+`users.json` has the user ids in the order of the rows of `prefixes [U, T, D]`
+in `user_prefixes.safetensors`. The first, null, is the generic user, who stands
+for anyone unknown. A prompt has to look as in training.
+
+```python
+import json
+
+import torch
+import transformers
+from safetensors import torch as safetensors_torch
+
+model = transformers.AutoModelForCausalLM.from_pretrained(".")
+tokenizer = transformers.AutoTokenizer.from_pretrained(".")
+prefixes = safetensors_torch.load_file("user_prefixes.safetensors")["prefixes"]
+with open("users.json") as file:
+  users = json.load(file)["users"]
+
+
+def answer(prompt, user=None, **kwargs):
+  ids = tokenizer(prompt, return_tensors="pt").input_ids
+  tokens = model.get_input_embeddings()(ids)
+  prefix = prefixes[users.index(user)][None].to(tokens.dtype)
+  inputs = torch.cat([{parts}], 1)
+  mask = torch.ones(inputs.shape[:2], dtype=torch.long)
+  output = model.generate(inputs_embeds=inputs, attention_mask=mask, **kwargs)
+  return tokenizer.decode(output[0], skip_special_tokens=True)
+```
+"""
+_PARTS = {
+  "front": "prefix, tokens",
+  "after_bos": "tokens[:, :1], prefix, tokens[:, 1:]",
+}
+_MERGED = "The base with LoRA merged in, for `transformers`."
+_AS_IT_IS = """\
+The base as it is, for `transformers`, without the LoRA weights with which the
+prefixes were trained."""
+
+
+def write_users(
+  folder: pathlib.Path, policy: policy_lib.Policy, users: users_lib.UserIndex
+) -> None:
+  """Writes the prefix of each row, and which row is whose."""
+  rows = jnp.arange(users.num_rows)
+  prefixes = np.asarray(policy.user_model(rows), np.float32)
+  tensor = tensor_files.LazyTensor(
+    prefixes.shape, prefixes.dtype, lambda: prefixes
+  )
+  file = folder / "user_prefixes.safetensors"
+  tensor_files.write_file(file, {"prefixes": tensor})
+  described = {
+    "prefix_position": policy.prefix_position,
+    "users": [None, *users.to_json()],
+  }
+  text = json.dumps(described, indent=2, ensure_ascii=False)
+  (folder / "users.json").write_text(text + "\n")
+
+
+def export(
+  folder: pathlib.Path,
+  policy: policy_lib.Policy,
+  base: base_lib.Base,
+  users: users_lib.UserIndex,
+  plain: bool = False,
+) -> None:
+  """Writes a policy; weights last.
+
+  Args:
+    folder: has no weights yet.
+    policy: of `base`.
+    base: gives the tokenizer, and the weights if `plain`.
+    users: of the policy; without a user model they are left out.
+    plain: leaves LoRA out.
+
+  Raises:
+    ValueError: if the folder has weights already.
+  """
+  tensor_files.refuse_weights(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  if policy.user_model.num_tokens > 0:
+    write_users(folder, policy, users)
+    readme = _README.format(
+      name=folder.resolve().name,
+      weights=_AS_IT_IS if plain else _MERGED,
+      parts=_PARTS[policy.prefix_position],
+    )
+    (folder / "README.md").write_text(readme)
+  lm = base.lm if plain else policy.lm
+  base_lib.write_base(folder, dataclasses.replace(base, lm=lm))
+
+
+def export_run(
+  workdir: pathlib.Path, folder: pathlib.Path, plain: bool = False
+) -> None:
+  """Writes the newest policy of a run; see `export`."""
+  config = run_folder.read_config(workdir)
+  base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
+  split, users = pdpo.load(config, base, workdir / "pdpo")
+  export(folder, split.merge(), base, users, plain)
+
+
+def main() -> None:
+  if _WORKDIR.value is None or _OUTPUT.value is None:
+    raise ValueError(
+      "--workdir and --output are needed, e.g. --workdir=runs/quickstart "
+      "--output=exported"
+    )
+  folder = pathlib.Path(_OUTPUT.value)
+  export_run(pathlib.Path(_WORKDIR.value), folder, _PLAIN.value)
+  print(f"{folder}: {', '.join(sorted(x.name for x in folder.iterdir()))}")
+
+
+if __name__ == "__main__":
+  command_line.run(main)

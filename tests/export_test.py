@@ -1,0 +1,141 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from pdpo_jax import export, run_folder
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.weights import base as base_lib
+from pdpo_jax.weights import hf_safetensors, tensor_files
+from tests import tiny
+from tests.weights import models, policies
+
+PROMPT = [5, 260, 3, 3, 99, 14, 1]
+
+
+@pytest.mark.parametrize(("name", "kind", "place"), policies.CASES)
+def test_merged_weights_give_the_logits_of_lora(name, kind, place, tmp_path):
+  policy, base = policies.make(name, kind, place)
+  export.export(tmp_path, policy, base, policies.USERS)
+  merged = hf_safetensors.read_model(tmp_path)
+  merged = policy_lib.Policy(merged, policy.user_model, place)
+  plain = policy_lib.Policy(base.lm, policy.user_model, place)
+  expected = policies.logits(policy, PROMPT)
+  found = policies.logits(merged, PROMPT)
+  # float32's rounding, of weights and of sums of some tens.
+  np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+  unmerged = policies.logits(plain, PROMPT)
+  assert np.abs(unmerged - expected).max() > 0.1
+
+
+def test_a_tied_head_is_untied_only_where_the_table_has_lora(tmp_path):
+  arch = policies.ARCHITECTURES["llama_tied"]
+  table = np.asarray(models.make(arch).embed_tokens.weight)
+  for targets, tied in ((arch.linears, True), (arch.lora_targets, False)):
+    lm = models.make(arch, targets=targets)
+    folder = tmp_path / str(tied)
+    hf_safetensors.write_model(folder, lm)
+    found = safetensors.numpy.load_file(folder / "model.safetensors")
+    assert ("lm_head.weight" in found) is not tied
+    assert hf_safetensors.read_architecture(folder).tied_head is tied
+    same = np.array_equal(found["model.embed_tokens.weight"], table)
+    assert same is tied
+    # What the head reads is the table without its update.
+    head = found.get("lm_head.weight", found["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(head, table)
+
+
+def test_bfloat16_weights_are_merged_in_float32():
+  arch = policies.ARCHITECTURES["llama"]
+  lm = models.make(arch, "bfloat16", arch.linears)
+  layer = lm.layers.mlp.down_proj
+  update = np.einsum("lir,lro->lio", layer.lora_a[...], layer.lora_b[...])
+  wide = np.asarray(layer.kernel[...], np.float64) + 7.0 / 3 * update
+  found = models.tensors(lm)
+  for number in range(arch.num_layers):
+    tensor = found[f"model.layers.{number}.mlp.down_proj.weight"]
+    assert tensor.dtype == jnp.bfloat16
+    # Half a unit in the last of bfloat16's 8 places, and nothing besides.
+    error = np.abs(tensor.astype(np.float64) - wide[number].T)
+    assert (error <= np.abs(wide[number].T) * 2.0**-8 * 1.001).all()
+
+
+@pytest.mark.parametrize(("name", "kind", "place"), policies.CASES)
+def test_each_row_has_its_users_prefix(name, kind, place, tmp_path):
+  policy, base = policies.make(name, kind, place)
+  export.export(tmp_path, policy, base, policies.USERS)
+  described = json.loads((tmp_path / "users.json").read_text())
+  assert described["users"] == [None, "4", "ada", "böhm"]
+  assert described["prefix_position"] == place
+  file = tmp_path / "user_prefixes.safetensors"
+  prefixes = safetensors.numpy.load_file(file)["prefixes"]
+  assert prefixes.shape == (4, 3, 20) and prefixes.dtype == np.float32
+  # One row at a time, cluster weights are multiplied in another order.
+  np.testing.assert_allclose(
+    prefixes[0], policy.user_model.generic(), rtol=0, atol=1e-6
+  )
+  for user in policies.USERS.ids:
+    row = policies.USERS.row_of(user)
+    expected = policy.user_model(jnp.array([row]))[0]
+    np.testing.assert_allclose(
+      prefixes[described["users"].index(user)], expected, rtol=0, atol=1e-6
+    )
+
+
+def test_plain_is_the_base_bitwise(tmp_path):
+  policy, base = policies.make(*policies.CASES[2])
+  export.export(tmp_path, policy, base, policies.USERS, plain=True)
+  back = hf_safetensors.read_model(tmp_path)
+  assert base_lib.fingerprint(back) == base.fingerprint
+  assert (tmp_path / "user_prefixes.safetensors").is_file()
+  assert "without the LoRA" in (tmp_path / "README.md").read_text()
+
+
+def test_without_a_user_model_there_are_no_prefixes(tmp_path):
+  _, base = policies.make(*policies.CASES[0])
+  nobody = policy_lib.base_policy(base.lm)
+  export.export(tmp_path, nobody, base, policies.USERS)
+  names = {file.name for file in tmp_path.iterdir()}
+  assert {"model.safetensors", "tokenizer.json"} <= names
+  assert not {"user_prefixes.safetensors", "users.json"} & names
+
+
+def test_an_export_is_a_base(tmp_path):
+  policy, base = policies.make(*policies.CASES[0])
+  export.export(tmp_path, policy, base, policies.USERS)
+  config = tiny.tiny_config(tmp_path).base
+  assert base_lib.read_base(str(tmp_path), config).stop_tokens == (0, 7)
+
+
+def test_nothing_is_written_beside_other_weights(tmp_path):
+  policy, base = policies.make(*policies.CASES[0])
+  (tmp_path / tensor_files.WHOLE).touch()
+  with pytest.raises(ValueError, match="has weights already"):
+    export.export(tmp_path, policy, base, policies.USERS)
+  assert [file.name for file in tmp_path.iterdir()] == [tensor_files.WHOLE]
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_with_its_newest_checkpoint(tmp_path):
+  config = tiny.tiny_config(tmp_path / "run")
+  config.train.epochs = 1
+  config.lora.targets = ("q_proj", "wte")
+  run_folder.open_run(config)
+  parts = tiny.tiny_parts(config)
+  base_lib.write_base(config.folder / "base", parts[0])
+  split = tiny.train(config, parts)
+  export.export_run(config.folder, tmp_path / "out")
+  back = models.tensors(hf_safetensors.read_model(tmp_path / "out"))
+  expected = models.tensors(split.merge().lm)
+  assert back.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(back[name], value, err_msg=name)
+  described = json.loads((tmp_path / "out" / "users.json").read_text())
+  assert described["users"] == [None, "1", "2", "3"]
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match="is no run folder"):
+    export.export_run(tmp_path, tmp_path / "out")

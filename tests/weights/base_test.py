@@ -1,0 +1,117 @@
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdpo_jax import config as config_lib
+from pdpo_jax.data import tokenize
+from pdpo_jax.models import gptj
+from pdpo_jax.weights import base as base_lib
+from pdpo_jax.weights import hf_safetensors, loading
+from tests.weights import models
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  made = tokenize.train_tokenizer(["a few words"] * 3, 300)
+  made.add_special_tokens({"additional_special_tokens": ["<|end_of_turn|>"]})
+  return made
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer):
+  arch = gptj.Architecture(len(tokenizer), 10, 2, 2, 14, 4, max_positions=64)
+  lm = models.make(arch)
+  return base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
+
+
+def read(folder, **fields):
+  return base_lib.read_base(str(folder), config_lib.BaseConfig(**fields))
+
+
+def test_a_written_base_reads_back(base, tmp_path):
+  end = base.tokenizer.convert_tokens_to_ids("<|end_of_turn|>")
+  base = dataclasses.replace(base, end_of_turn=(end,))
+  folder = tmp_path / "base"
+  assert not base_lib.is_whole(folder)
+  base_lib.write_base(folder, base)
+  assert base_lib.is_whole(folder)
+  back = read(folder)
+  assert back.fingerprint == base.fingerprint
+  assert back.stop_tokens == base.stop_tokens == (0, end)
+  assert back.tokenizer("few words").input_ids == (
+    base.tokenizer("few words").input_ids
+  )
+
+
+@pytest.mark.parametrize(
+  ("generation", "expected"),
+  [
+    (None, (0,)),
+    ({}, (0,)),
+    ({"eos_token_id": 0}, (0,)),
+    ({"eos_token_id": 7}, (0, 7)),
+    ({"eos_token_id": [7, 0, 3]}, (0, 7, 3)),
+  ],
+)
+def test_stop_tokens_are_the_tokenizers_and_the_generation_configs(
+  generation, expected, base, tmp_path
+):
+  base_lib.write_base(tmp_path, base)
+  file = tmp_path / "generation_config.json"
+  file.unlink()
+  if generation is not None:
+    file.write_text(json.dumps(generation))
+  assert base.tokenizer.eos_token_id == 0
+  assert read(tmp_path).stop_tokens == expected
+
+
+def test_weights_are_not_written_beside_others(base, tmp_path):
+  base_lib.write_base(tmp_path, base)
+  before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+  with pytest.raises(ValueError, match="has weights already"):
+    base_lib.write_base(tmp_path, base)
+  assert before == {f: f.stat().st_mtime_ns for f in tmp_path.iterdir()}
+
+
+def test_a_model_with_fewer_tokens_than_the_tokenizer_is_an_error(
+  tokenizer, tmp_path
+):
+  arch = gptj.Architecture(len(tokenizer) - 1, 10, 2, 2, 14, 4)
+  base_lib.write_base(tmp_path, base_lib.Base(models.make(arch), tokenizer, ""))
+  with pytest.raises(ValueError, match="has 266 tokens and the model 265"):
+    read(tmp_path)
+
+
+def test_fingerprint_depends_on_values_names_and_types():
+  names = ("gptj", "llama", "llama_tied")
+  found = [
+    base_lib.fingerprint(models.make(models.ARCHITECTURES[name], dtype))
+    for name in names
+    for dtype in ("float32", "bfloat16")
+  ]
+  assert len(set(found)) == len(found)
+  tensors = models.tensors(models.make(models.TIED))
+  name = "model.layers.1.mlp.up_proj.weight"
+  tensors[name] = np.nextafter(tensors[name], np.float32(9))
+  lm = loading.abstract_model(models.TIED)
+  loading.load_tensors(lm, set(tensors), tensors.__getitem__)
+  assert base_lib.fingerprint(lm) != found[names.index("llama_tied") * 2]
+
+
+def test_fingerprint_does_not_depend_on_how_the_weights_were_loaded(tmp_path):
+  lm = models.make(models.TIED)
+  hf_safetensors.write_model(tmp_path / "one", lm)
+  hf_safetensors.write_model(tmp_path / "many", lm, shard_bytes=1_000)
+  for folder in ("one", "many"):
+    back = hf_safetensors.read_model(tmp_path / folder)
+    assert base_lib.fingerprint(back) == base_lib.fingerprint(lm)
+
+
+def test_fingerprint_samples_the_same_values_as_flattening_would():
+  # More values than it reads, so that it skips some.
+  array = jnp.arange(2 * 101 * 103, dtype=jnp.float32).reshape(2, 101, 103)
+  flat = jnp.ravel(array)[:: array.size // 4096]
+  np.testing.assert_array_equal(base_lib._sample(array), flat)
