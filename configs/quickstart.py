@@ -28,17 +28,18 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   config.data.synthetic.heldout_per_worker = 80
   config.data.max_shapes = 2
   # From scratch, in little time: larger steps than a real base would bear.
-  config.loss.beta = 0.3
   config.lora.dropout = 0.0
   config.train.batch_size = 16
   config.train.epochs = 1
   config.train.learning_rate = 1.8e-3
-  config.train.user_learning_rate = 3e-2
-  config.train.warmup_steps = 10
+  config.train.user_learning_rate = 5e-2
+  config.train.warmup_steps = 100
   config.train.eval_every = 250
   config.train.checkpoint_every = 125
   config.train.logits_chunk = 4096
   config.answers.max_new_tokens = 48
+  config.answers.temperature = 0.7
+  config.answers.top_p = 0.9
   if variant == "cluster":
     config.name = "quickstart-cluster"
     config.user.kind = "cluster"

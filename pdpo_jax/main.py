@@ -183,7 +183,11 @@ def report(
   title = f"{config.name}: length of answers, {len(dataset.prompts)} prompts"
   lengths.figure(figure, words, dataset.short_users, title)
   claims = {}
-  if dataset.short_users and dataset.long_users:
+  if (
+    dataset.short_users
+    and dataset.long_users
+    and (words.keys() >= {*dataset.short_users, *dataset.long_users})
+  ):
     claims = lengths.claims(words, dataset.short_users, dataset.long_users)
   results = {
     "claims": claims,

@@ -109,6 +109,7 @@ def test_tldr_runs_from_its_files_to_results(variant, tmp_path):
   )
   config.data.path = str(tmp_path / "data")
   shrink(config, tmp_path)
+  config.answers.num_users = 10
   results = main.train_and_answer(config)
   assert results["reward_accuracy"].keys() == {"vanilla", "pdpo"}
   workers = {str(number + 1) for number in range(10)}

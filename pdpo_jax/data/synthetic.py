@@ -75,7 +75,7 @@ SUBREDDITS = _words("pets advice family work college travel cooking stories")
 
 ENDING = "TL;DR, please."  # of a prompt
 MIN_FACTS, MAX_FACTS = 2, 5
-EMPTY_SHARE = 0.1  # of summaries
+EMPTY_SHARE = 0.2  # of summaries
 FILLER_SENTENCES = (0, 1)  # least and most of them in a post
 OPENER_SHARE = 0.25  # of facts that follow a word of no content
 DETAIL_SHARE = 0.5  # of facts with a where or when

@@ -41,10 +41,10 @@ def test_summaries_tell_the_first_facts_of_the_post():
     assert told == facts[: len(told)]
 
 
-def test_one_summary_in_ten_is_empty():
+def test_one_summary_in_five_is_empty():
   summaries = [summary for _, summary in synthetic.sft_pairs(POSTS, 0)]
   empty = sum(summary == "" for summary in summaries) / len(summaries)
-  assert 0.08 < empty < 0.12
+  assert 0.17 < empty < 0.23
   assert all(text == "" or text.startswith(" ") for text in summaries)
 
 
@@ -57,9 +57,9 @@ def test_summaries_tell_one_to_all_facts_equally_often():
     if len(post.facts) == 5 and summary
   )
   share = 1 / 5
-  # About 440 posts: four standard errors are 0.077.
+  # About 390 posts: four standard errors are 0.081.
   for number in range(1, 6):
-    assert counts[number] / counts.total() == pytest.approx(share, abs=0.077)
+    assert counts[number] / counts.total() == pytest.approx(share, abs=0.081)
 
 
 def test_a_summary_of_another_post_contradicts_the_post():
