@@ -3,7 +3,7 @@ import collections
 import pytest
 
 from pdpo_jax import config as config_lib
-from pdpo_jax.data import sources, tldr
+from pdpo_jax.data import dataset, sources, tldr
 
 
 @pytest.fixture
@@ -49,9 +49,16 @@ def test_shuffled_users_keep_their_number_of_samples_and_lose_their_taste(
 
 def test_lengths_in_tokens_are_counted_by_the_base(config, monkeypatch):
   asked = []
-  monkeypatch.setattr(
-    tldr, "load", lambda config, count_tokens: asked.append(count_tokens)
-  )
+
+  def load(config, count_tokens):
+    asked.append(count_tokens)
+    return dataset.Dataset([], [], [])
+
+  monkeypatch.setattr(tldr, "load", load)
   config.data.source = "tldr"
-  sources.load(config, len)
-  assert asked == [len]
+
+  def count_tokens(texts):
+    return [len(text) for text in texts]
+
+  sources.load(config, count_tokens)
+  assert asked == [count_tokens]
