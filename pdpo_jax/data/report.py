@@ -110,7 +110,10 @@ def _describe_users(train: parts.Part, found: dataset.Dataset) -> str:
 
 
 def _histogram(title: str, values: np.ndarray) -> str:
-  counts, edges = np.histogram(values, _BARS)
+  # Whole numbers, each bar's end being the next one's start.
+  edges = np.linspace(values.min(), values.max() + 1, _BARS + 1)
+  edges = np.unique(edges.round())
+  counts, _ = np.histogram(values, edges)
   lines = [
     f"{title}: median {np.median(values):g}, 95% up to "
     f"{np.percentile(values, 95):g}, longest {values.max()}"
@@ -165,6 +168,7 @@ def figure(file: pathlib.Path, lengths: Lengths, counts: Sequence[int]) -> None:
     axes.hist(values, 40, color="#3c78b4")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(what)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
   places[0].set_ylabel("count")
   chart.tight_layout()

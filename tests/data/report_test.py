@@ -48,10 +48,13 @@ def test_the_report_counts_samples_users_and_losses(made):
     assert part in text
   assert len(lengths.prompts) == 8
   assert len(lengths.responses) == 24
-  for title, values in (("prompts", lengths.prompts),):
-    lines = text.partition(f"{title} of training")[2].splitlines()[1:13]
-    counts = [int(line.split()[3].replace(",", "")) for line in lines]
-    assert sum(counts) == len(values)
+  for title, values in (
+    ("prompts", lengths.prompts),
+    ("responses", lengths.responses),
+  ):
+    block = text.partition(f"{title} of training")[2].partition("\n\n")[0]
+    rows = [line.split() for line in block.splitlines()[1:]]
+    assert sum(int(row[3].replace(",", "")) for row in rows) == len(values)
 
 
 @pytest.mark.parametrize(
