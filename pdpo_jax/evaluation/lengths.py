@@ -195,7 +195,7 @@ def figure(
   axes.set_ylim(0, top * 1.12)
   axes.set_ylabel("words per answer (mean ± s.e.)")
   axes.set_xlabel("S SFT · V vanilla DPO · G generic user · then each user")
-  axes.set_title(title, fontsize=10)
+  axes.set_title(title, fontsize=10, loc="left")
   axes.spines[["top", "right"]].set_visible(False)
   if known:
     handles = [
@@ -207,8 +207,10 @@ def figure(
       ["prefers short", "prefers long"],
       frameon=False,
       fontsize=8,
-      loc="upper right",
+      # Above the bars, whose heights are not known.
+      loc="lower right",
       bbox_to_anchor=(1.0, 1.0),
+      ncols=2,
     )
   chart.tight_layout()
   chart.savefig(file)
