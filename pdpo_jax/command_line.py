@@ -1,10 +1,12 @@
 """What the commands share: flags, and errors that say what to do."""
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from pdpo_jax import config as config_lib
 from pdpo_jax.training import loop
@@ -12,6 +14,22 @@ from pdpo_jax.training import loop
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show where in the code an error came from."
 )
+
+
+@functools.cache
+def config_flag() -> flags.FlagHolder:
+  """`--config`, which several commands have; tests import more than one."""
+  return config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The experiment: configs/<name>.py, or configs/<name>.py:variant",
+  )
+
+
+@functools.cache
+def workdir_flag() -> flags.FlagHolder:
+  """`--workdir`, likewise."""
+  return flags.DEFINE_string("workdir", None, "Run folder of a training.")
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import tensor_files
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of a training.")
+_WORKDIR = command_line.workdir_flag()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; a new one.")
 _PLAIN = flags.DEFINE_bool(
   "plain", False, "Write the base as it is, without the run's LoRA."

@@ -18,7 +18,7 @@ from pdpo_jax.evaluation import answers
 from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of a training.")
+_WORKDIR = command_line.workdir_flag()
 _USERS = flags.DEFINE_multi_string(
   "user", [], "A user's id; may be given several times."
 )

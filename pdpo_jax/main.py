@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ml_collections import config_flags
-
 from pdpo_jax import command_line, run_folder
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import batching, sources, tokenize
@@ -28,11 +26,7 @@ from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import pdpo, reference, sft
 from pdpo_jax.weights import base as base_lib
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "The experiment: configs/<name>.py, or configs/<name>.py:variant",
-)
+_CONFIG = command_line.config_flag()
 
 
 class Clock:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import transformers
-from ml_collections import config_flags
 
 matplotlib.use("Agg")
 
@@ -28,9 +27,7 @@ from pdpo_jax.data import batching, dataset, parts, sources, tokenize
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.weights import base as base_lib
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The experiment: configs/<name>.py[:variant]"
-)
+_CONFIG = command_line.config_flag()
 _SHOWN = 3  # samples that are shown whole
 _BARS = 12  # of a histogram in text
 
