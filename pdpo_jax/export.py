@@ -127,7 +127,8 @@ def export_run(
   """Writes the newest policy of a run; see `export`."""
   config = run_folder.read_config(workdir)
   base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
-  split, users = pdpo.load(config, base, workdir / "pdpo")
+  trained = workdir / run_folder.training_name(config)
+  split, users = pdpo.load(config, base, trained)
   export(folder, split.merge(), base, users, plain)
 
 

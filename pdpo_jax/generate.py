@@ -61,7 +61,8 @@ def main() -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   config = run_config(workdir)
   base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
-  split, users = pdpo.load(config, base, workdir / "pdpo")
+  trained = workdir / run_folder.training_name(config)
+  split, users = pdpo.load(config, base, trained)
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
   prompts = [
     sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value

@@ -70,7 +70,7 @@ def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
   Vanilla DPO is the same training with no user model.
   """
   if not config.vanilla or config.user.kind == "none":
-    return {"pdpo" if config.user.kind != "none" else "vanilla": config}
+    return {run_folder.training_name(config): config}
   no_users = dataclasses.replace(config.user, kind="none")
   return {"vanilla": dataclasses.replace(config, user=no_users), "pdpo": config}
 
@@ -135,7 +135,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
         base,
         users,
         batches["train"],
-        batches["heldout"],
+        batches.get("heldout"),
         parts["train"].examples,
         folder / name,
       )

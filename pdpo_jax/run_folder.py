@@ -85,3 +85,8 @@ def read_config(folder: pathlib.Path) -> config_lib.Config:
 def base_path(config: config_lib.Config, folder: pathlib.Path) -> str:
   """Where a run's base lies: its own folder where it trained one."""
   return config.base.path or str(folder / "base")
+
+
+def training_name(config: config_lib.Config) -> str:
+  """The folder of a config's own training within its run."""
+  return "vanilla" if config.user.kind == "none" else "pdpo"

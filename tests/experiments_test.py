@@ -5,10 +5,12 @@ import json
 import pathlib
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from flax import nnx
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import main
+from pdpo_jax import generate, main
 from pdpo_jax.data import tokenize
 from pdpo_jax.models import gptj, llama
 from pdpo_jax.weights import base as base_lib
@@ -76,7 +78,7 @@ def prism(tmp_path_factory):
   "variant",
   ["individual", "cluster10", "vanilla", "authors"],
 )
-def test_prism_runs_from_its_files_to_results(prism, variant, tmp_path):
+def test_prism_runs_from_its_files_to_results(prism, variant, tmp_path, capsys):
   config = experiment("prism", variant)
   config.base.path = str(prism / "base")
   config.data.path = str(prism / "data")
@@ -96,6 +98,30 @@ def test_prism_runs_from_its_files_to_results(prism, variant, tmp_path):
   answer = json.loads(lines[0])
   assert answer["user_text"].startswith("About me.")
   assert answer["prompt"][-1]["role"] == "user"
+  users = sorted(set(results["words"]) - {"S", "V", "G"})
+  assert bool(users) == (variant != "vanilla")
+  ask(tmp_path / "run", *users)
+  said = capsys.readouterr().out
+  assert all(f"{user}: " in said for user in users or ["unknown user"])
+
+
+def ask(workdir: pathlib.Path, *users: str) -> None:
+  """As `python -m pdpo_jax.generate` does."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["tests"])
+  arguments = {"workdir": str(workdir), "user": list(users), "prompt": ["hi"]}
+  with flagsaver.as_parsed(**arguments, user_text="I am old."):
+    generate.main()
+
+
+def test_a_run_without_a_held_out_part_has_no_accuracy(prism, tmp_path):
+  config = experiment("prism", "individual")
+  config.base.path = str(prism / "base")
+  config.data.path = str(prism / "data")
+  config.data.prism.heldout_dialogues = 0.0
+  shrink(config, tmp_path)
+  results = main.train_and_answer(config)
+  assert results["reward_accuracy"]["pdpo"].keys() == {"unseen"}
 
 
 @pytest.mark.parametrize("variant", ["individual", "authors"])

@@ -42,3 +42,13 @@ def test_a_read_only_file_system_is_an_error():
 def test_a_folder_without_a_run_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="is no run folder"):
     run_folder.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("kind", "name"),
+  [("none", "vanilla"), ("individual", "pdpo"), ("cluster", "pdpo")],
+)
+def test_a_training_without_users_is_vanilla(kind, name):
+  config = config_lib.Config()
+  config.user.kind = kind
+  assert run_folder.training_name(config) == name

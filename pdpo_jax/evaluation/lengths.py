@@ -56,26 +56,37 @@ def claims(
     long_users: who prefers the longer one.
   """
   zero = {user: words[user].zero_share for user in short_users}
-  ratio = float(
-    np.mean([words[user].mean for user in long_users]) / words["S"].mean
+  ratio = _ratio(
+    float(np.mean([words[user].mean for user in long_users])), words["S"].mean
   )
   found = {
     "E1": {
-      "holds": min(zero.values()) >= 0.9 and ratio >= 1.3,
+      "holds": min(zero.values()) >= 0.9 and (ratio or 0.0) >= 1.3,
       "short_zero_share": zero,
       "long_over_sft": ratio,
     }
   }
   if "V" in words:
     sft, vanilla, generic = (words[name].mean for name in "SVG")
-    apart = abs(generic - vanilla) / vanilla if vanilla else float("inf")
+    apart = _ratio(abs(generic - vanilla), vanilla)
     found["E2"] = {
-      "holds": apart <= 0.25 and min(vanilla, generic) > sft,
+      "holds": apart is not None
+      and apart <= 0.25
+      and min(vanilla, generic) > sft,
       "generic_from_vanilla": apart,
-      "vanilla_over_sft": vanilla / sft,
-      "generic_over_sft": generic / sft,
+      "vanilla_over_sft": _ratio(vanilla, sft),
+      "generic_over_sft": _ratio(generic, sft),
     }
   return found
+
+
+def _ratio(words: float, of: float) -> float | None:
+  """None where there are no words to compare with."""
+  return words / of if of else None
+
+
+def _shown(ratio: float | None, form: str) -> str:
+  return "–" if ratio is None else format(ratio, form)
 
 
 def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -88,15 +99,16 @@ def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> str:
       shares = ", ".join(f"{user}: {share:.0%}" for user, share in zero.items())
       text = (
         f"short-preferring users get empty answers ({shares}; claimed 90%), "
-        f"the others {claim['long_over_sft']:.2f} times the SFT model's words "
-        "(claimed 1.3)"
+        f"the others {_shown(claim['long_over_sft'], '.2f')} times the SFT "
+        "model's words (claimed 1.3)"
       )
     else:
       text = (
-        f"the generic answer is {claim['generic_from_vanilla']:.0%} from "
-        "vanilla DPO's length (claimed 25% at most), and they have "
-        f"{claim['generic_over_sft']:.2f} and {claim['vanilla_over_sft']:.2f} "
-        "times the SFT model's words (claimed above 1)"
+        f"the generic answer is {_shown(claim['generic_from_vanilla'], '.0%')} "
+        "from vanilla DPO's length (claimed 25% at most), and they have "
+        f"{_shown(claim['generic_over_sft'], '.2f')} and "
+        f"{_shown(claim['vanilla_over_sft'], '.2f')} times the SFT model's "
+        "words (claimed above 1)"
       )
     lines.append(f"{name} {holds}: {text}.")
   return "\n".join(lines)
@@ -130,7 +142,8 @@ def table(
       f"{row.zero_share:>8.0%}"
     )
     for found in accuracies.values():
-      value = found["heldout"].by_user.get(speaker)
+      by_user = found["heldout"].by_user if "heldout" in found else {}
+      value = by_user.get(speaker)
       line += f"{value:>12.3f}" if value is not None else " " * 12
     lines.append(line)
   lines.append("─" * len(header))

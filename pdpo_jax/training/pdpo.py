@@ -93,7 +93,8 @@ def _meta(
   return {
     "base": base.fingerprint,
     "user_kind": config.user.kind,
-    "num_users": len(users.ids),
+    # Without a user model, nothing depends on who there is.
+    "num_users": len(users.ids) if config.user.kind != "none" else 0,
   }
 
 
@@ -102,7 +103,7 @@ def train(
   base: base_lib.Base,
   users: users_lib.UserIndex,
   batches: batching.PreferenceBatches,
-  heldout: batching.PreferenceBatches,
+  heldout: batching.PreferenceBatches | None,
   examples: Sequence[structs.PreferenceExample],
   folder: pathlib.Path,
 ) -> SplitPolicy:
@@ -113,7 +114,7 @@ def train(
     base: frozen.
     users: rows of the user table.
     batches: with reference log-probabilities.
-    heldout: likewise, for evaluation during training.
+    heldout: likewise, for evaluation during training; None for none.
     examples: what `batches` was made of, to name samples in errors.
     folder: gets metrics and checkpoints.
   """
@@ -161,7 +162,7 @@ def train(
       batch=batches.batch,
       total_steps=total_steps,
       samples=train_config.batch_size,
-      evaluate=evaluate,
+      evaluate=evaluate if heldout else None,
       describe=describe,
       users=users,
       meta=_meta(config, base, users),

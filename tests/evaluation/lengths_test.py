@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from pdpo_jax.evaluation import accuracy, lengths
@@ -37,6 +39,14 @@ def test_claims_hold_or_not_by_their_numbers(changes, first, second):
   assert found["E2"]["holds"] is second
   text = lengths.describe_claims(found)
   assert ("E1 holds" in text) is first and ("E2 holds" in text) is second
+
+
+@pytest.mark.parametrize("silent", ["S", "V"])
+def test_claims_about_a_model_without_words_do_not_hold(silent):
+  found = lengths.claims(speakers(**{silent: 0}), ["4"], ["1", "2"])
+  assert not found["E2" if silent == "V" else "E1"]["holds"]
+  assert "–" in lengths.describe_claims(found)
+  json.dumps(found, allow_nan=False)
 
 
 def test_without_vanilla_there_is_no_second_claim():
