@@ -59,5 +59,8 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.data.synthetic.heldout_per_worker = 3
     config.data.max_shapes = 1
     config.answers.num_prompts = 3
+    # A base that knows next to nothing would else say nothing.
+    config.answers.temperature = 1.0
+    config.answers.top_p = 1.0
     config.train.log_every = 1
   return config
