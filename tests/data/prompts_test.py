@@ -105,6 +105,16 @@ def test_the_oldest_turns_go_first(template):
   assert counts == {"prompts cut": 1}
 
 
+def test_a_system_message_is_no_turn_and_stays():
+  tokenizer = make_tokenizer(CHAT)
+  system = structs.Message("system", "so")
+  turns = (system, *dialogue("the mat", "sat", "the cat"))
+  whole, _ = encode(tokenizer, turns)
+  limit = len(tokenizer(whole)["input_ids"]) - 1
+  text, _ = encode(tokenizer, turns, limit=limit)
+  assert text == encode(tokenizer, (system, *dialogue("the cat")))[0]
+
+
 @pytest.mark.parametrize("template", ["chat", "plain"])
 def test_the_last_turn_is_never_cut(template):
   turns = dialogue("the mat", "sat", "the dog ate the cat food")

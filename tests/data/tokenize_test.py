@@ -114,6 +114,12 @@ def test_a_long_rejected_response_is_dropped_alone(tokenizer):
   assert "2 comparisons dropped" in str(result)
 
 
+def test_no_rejected_response_takes_the_place_of_a_long_chosen_one(tokenizer):
+  sample = example(chosen=" sat on the mat on", rejected=(" ate", " what"))
+  result = run(tokenizer, sample, example(), response=4, long_response="drop")
+  assert result.kept == [1]
+
+
 def test_a_response_that_is_cut_has_no_end(tokenizer):
   sample = example(chosen=" sat on the mat and so on")
   (whole,) = run(tokenizer, sample).examples
