@@ -386,10 +386,13 @@ def test_only_the_busiest_users_up_to_a_limit(tmp_path):
 
 
 def test_held_out_comparisons_that_training_has_are_dropped(tmp_path):
-  heldout = write_jsonl(tmp_path / "held.jsonl", ROW, ROW | {"prompt": "z?"})
+  # Somebody else's opposite choice between the same two.
+  other = ROW | {"chosen": "c", "rejected": "b", "user_id": "v"}
+  heldout = write_jsonl(tmp_path / "held.jsonl", other, ROW | {"prompt": "z?"})
   config = config_of(tmp_path, [ROW], heldout_path=str(heldout))
   found = preference_files.load(config)
   assert [example.prompt for example in found.heldout] == ["z?"]
+  assert not found.unseen
   assert "1 held-out comparisons that training has too" in str(found.tally)
 
 
