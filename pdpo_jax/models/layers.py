@@ -60,6 +60,36 @@ def drop(
   return jnp.where(kept, x * scale, 0.0).astype(x.dtype)
 
 
+@jax.custom_vjp
+def product(
+  x: Float[Array, "S I"], kernel: Float[Array, "I O"]
+) -> Float[Array, "S O"]:
+  """`x @ kernel`, with a gradient that XLA's CPU backend is fast at.
+
+  In bfloat16, it takes half the time for a product with a transposed matrix
+  whose result is float32 that it takes for one whose result is bfloat16.
+  """
+  return x @ kernel
+
+
+def _product_forward(x, kernel):
+  return x @ kernel, (x, kernel)
+
+
+def _product_backward(inputs, slope):
+  x, kernel = inputs
+  towards_x = jax.lax.dot_general(
+    slope,
+    kernel,
+    (((1,), (1,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
+  return towards_x.astype(x.dtype), x.T @ slope
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Linear(nnx.Module):
   """`x @ kernel + bias`, plus a low-rank update where `lora` names it.
 
@@ -106,7 +136,7 @@ class Linear(nnx.Module):
     # the low-rank weights several times slower.
     *batch, width = x.shape
     x = x.reshape(-1, width)
-    out = x @ self.kernel[...].astype(x.dtype)
+    out = product(x, self.kernel[...].astype(x.dtype))
     if self.bias is not None:
       out = out + self.bias[...].astype(x.dtype)
     if self.lora_a is not None:
