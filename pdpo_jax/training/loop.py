@@ -44,7 +44,7 @@ class Training:
     batch: of a step's number, from 0.
     total_steps: at which it ends.
     samples: a step.
-    evaluate: `state -> scalars` on held-out data.
+    evaluate: `state -> scalars` on held-out data, on the way.
     describe: names the sample of an index of a batch, for error messages.
     users: of the user table, None without one.
     meta: compared when a checkpoint is loaded.
@@ -180,7 +180,8 @@ def _run(training, cadence, saved):
         row = mean.take()
         row["samples_per_second"] = progress.show(done, row)
         writer.write(done, row)
-      if training.evaluate and (last or done % cadence.eval_every == 0):
+      # What is done is evaluated by whoever asked for the training.
+      if training.evaluate and not last and done % cadence.eval_every == 0:
         row = training.evaluate(state)
         writer.write(done, {f"heldout_{k}": v for k, v in row.items()})
       if last or done % cadence.checkpoint_every == 0:
