@@ -8,6 +8,7 @@ import platform
 import jax
 
 from pdpo_jax import config as config_lib
+from pdpo_jax.config import sections
 
 _PACKAGES = (
   "jax",
@@ -40,8 +41,8 @@ def open_run(config: config_lib.Config) -> pathlib.Path:
   folder = config.folder
   file = folder / "config.json"
   if file.is_file():
-    before = config_lib.flatten(json.loads(file.read_text()))
-    now = config_lib.flatten(json.loads(config.to_json()))
+    before = sections.flatten(json.loads(file.read_text()))
+    now = sections.flatten(json.loads(config.to_json()))
     differences = [
       f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
       for name in sorted(before | now)

@@ -8,6 +8,7 @@ vocabulary · U user rows (row 0 is the generic user) · C clusters · r LoRA ra
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -35,6 +36,23 @@ class PromptExample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Persona:
+  """What is known of a user besides their choices; any part may be empty.
+
+  Attributes:
+    facts: attributes by name, e.g. {"Age": "25-34 years old"}.
+    self_description: in their own words.
+    system_string: how they want an assistant to behave.
+    aspects: of an answer, what matters most to them first.
+  """
+
+  facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  self_description: str = ""
+  system_string: str = ""
+  aspects: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class PreferenceExample:
   """One comparison, as text: a user preferred `chosen` to each `rejected`."""
 
@@ -43,6 +61,8 @@ class PreferenceExample:
   rejected: tuple[str, ...]  # one or more
   user_id: str | None = None  # None: an unknown user
   user_text: str = ""  # what the user says of themselves; may be empty
+  dialogue_id: str = ""  # the dialogue that the comparison is a turn of, if any
+  feedback: str = ""  # what the user said of that dialogue afterwards
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
+from pdpo_jax.config import data as data_config
 from pdpo_jax.data import batching, prompts, tokenize
 from pdpo_jax.data import users as users_lib
 
@@ -50,7 +51,7 @@ class Part:
 def tokenize_part(
   name: str,
   examples: Sequence[structs.PreferenceExample],
-  data: config_lib.DataConfig,
+  data: data_config.DataConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,
   users: users_lib.UserIndex,
 ) -> Part:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pdpo_jax import config as config_lib
+from pdpo_jax.config import data as data_config
 from pdpo_jax.data import rows
 
 _FACTS = (
@@ -39,7 +39,7 @@ def no_answer(text: str) -> bool:
   return text.strip().casefold() in _NO_ANSWER
 
 
-def user_text(row: rows.Row, config: config_lib.PrismConfig) -> str:
+def user_text(row: rows.Row, config: data_config.PrismConfig) -> str:
   """A line for each part that `config` asks for and the row has; or "".
 
     About me. Age: 25-34 years old. Gender: Female. Lives in: Kenya.

@@ -7,8 +7,8 @@ import collections
 import random
 from collections.abc import Iterable
 
-from pdpo_jax import config as config_lib
 from pdpo_jax import structs
+from pdpo_jax.config import data as data_config
 from pdpo_jax.data import rows
 
 Examples = list[structs.PreferenceExample]
@@ -65,7 +65,7 @@ def _counts(
 def without_rare_users(
   train: Examples,
   heldout: Examples,
-  files: config_lib.FilesConfig,
+  files: data_config.FilesConfig,
   tally: rows.Tally,
 ) -> tuple[Examples, Examples]:
   """Both parts with the busiest users of the first alone.

