@@ -21,7 +21,7 @@ from pdpo_jax.data import batching, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.evaluation import accuracy, answers, lengths
+from pdpo_jax.evaluation import accuracy, answers, lengths, scores
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import pdpo, reference, sft
 from pdpo_jax.weights import base as base_lib
@@ -146,8 +146,11 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
           ratios = pdpo.heldout_ratios(
             split, batches[each], config.train.logits_chunk
           )
+          scored = scores.make(parts[each].examples, ratios)
+          step = one.train.epochs * batches["train"].num_batches
+          scores.write(scores.file_of(folder / name, each, step), scored)
           accuracies[name][each] = accuracy.reward_accuracy(
-            ratios, parts[each].owners
+            scored.ratios, scored.user_ids
           )
     with clock.stage(f"{name}_answers"):
       rows = {"V": 0}

@@ -104,6 +104,9 @@ class DataConfig(sections.Section):
   # A control: user ids change places among the training samples, so that
   # nothing personal is left to learn.
   shuffle_users: bool = False
+  # Another: this share of the users is trained on the opposite of what they
+  # chose, so that what is learnt of them must turn round, and of others not.
+  swap_choices: float = 0.0
   # The user table has rows for unseen users too (the released code).
   unseen_in_table: bool = False
   synthetic: SyntheticConfig = dataclasses.field(
@@ -146,6 +149,12 @@ def check(data: DataConfig) -> None:
   ):
     value = operator.attrgetter(name)(data)
     sections.require(0 <= value < 1, f"data.{name}", value, "from 0 to below 1")
+  sections.require(
+    0 <= data.swap_choices <= 1,
+    "data.swap_choices",
+    data.swap_choices,
+    "from 0 to 1",
+  )
   if (data.source == "synthetic") == bool(data.path):
     raise ValueError(
       f"data.path {data.path!r} does not go with data.source {data.source!r}; "

@@ -1,6 +1,7 @@
 """What every source of comparisons yields."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from pdpo_jax import structs
 from pdpo_jax.data import rows
@@ -18,6 +19,7 @@ class Dataset:
     sft_pairs: (prompt, answer) for a base from scratch; empty without one.
     short_users, long_users: whose taste in length is known, for the claims of
       the paper's first experiment; empty where it is not.
+    personas: what is known of users besides, by id; empty where nothing is.
     tally: what was read, left out and changed.
   """
 
@@ -30,4 +32,7 @@ class Dataset:
   sft_pairs: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   short_users: tuple[str, ...] = ()
   long_users: tuple[str, ...] = ()
+  personas: Mapping[str, structs.Persona] = dataclasses.field(
+    default_factory=dict
+  )
   tally: rows.Tally = dataclasses.field(default_factory=rows.Tally)

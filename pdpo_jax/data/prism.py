@@ -46,6 +46,7 @@ class Dialogue:
   dialogue_id: str
   user_id: str
   turns: tuple[Turn, ...]  # those that are comparisons; may be empty
+  feedback: str  # what the user said of it afterwards; may be empty
   authors_keep: bool  # whether it is part of the authors' split
 
 
@@ -75,7 +76,7 @@ def load(config: config_lib.Config) -> dataset_lib.Dataset:
       left for training or to be answered.
   """
   tally = rows.Tally()
-  texts = _read_survey(config, tally)
+  texts, personas = _read_survey(config, tally)
   dialogues = _read_dialogues(config, texts, tally)
   tally.check(config.data.max_bad_share)
   parts = {"train": [], "heldout": [], "unseen": []}
@@ -95,7 +96,9 @@ def load(config: config_lib.Config) -> dataset_lib.Dataset:
     )
   prompts = _prompts(answered, config, tally)
   logger.info("PRISM: %s", tally)
-  return dataset_lib.Dataset(**parts, prompts=prompts, tally=tally)
+  return dataset_lib.Dataset(
+    **parts, prompts=prompts, personas=personas, tally=tally
+  )
 
 
 def _read(
@@ -116,23 +119,25 @@ def _read(
 
 def _read_survey(
   config: config_lib.Config, tally: rows.Tally
-) -> dict[str, str]:
-  """The text of each participant, in the survey's order."""
+) -> tuple[dict[str, str], dict[str, structs.Persona]]:
+  """Text and persona of each participant, in the survey's order."""
   prism = config.data.prism
   texts: dict[str, str] = {}
+  personas: dict[str, structs.Persona] = {}
 
-  def read(row: rows.Row) -> tuple[str, str]:
+  def read(row: rows.Row) -> tuple[str, str, structs.Persona]:
     user_id = _new_id(row, "user_id", texts)
     text = prism_survey.user_text(row, prism)
-    if prism.stated_preferences and not prism_survey.top_aspects(
-      row, 1, prism.aspect_order
-    ):
+    persona = prism_survey.persona(row)
+    if prism.stated_preferences and not persona.aspects:
       tally.note("users without stated preferences")
-    return user_id, text
+    return user_id, text, persona
 
-  for user_id, text in rows.parse(_read(config, "survey", tally), read, tally):
+  found = rows.parse(_read(config, "survey", tally), read, tally)
+  for user_id, text, persona in found:
     texts[user_id] = text
-  return texts
+    personas[user_id] = persona
+  return texts, personas
 
 
 def _read_dialogues(
@@ -152,6 +157,7 @@ def _read_dialogues(
       dialogue_id=dialogue_id,
       user_id=user_id,
       turns=tuple(_comparisons(spoken, tally)),
+      feedback=prism_survey.text(row, "open_feedback"),
       authors_keep=any(turn.within(_AUTHORS_LIMIT) for turn in spoken),
     )
 
@@ -346,6 +352,8 @@ def _examples(
         rejected=texts,
         user_id=dialogue.user_id,
         user_text=user_text,
+        dialogue_id=dialogue.dialogue_id,
+        feedback=dialogue.feedback,
       )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pdpo_jax import structs
 from pdpo_jax.config import data as data_config
 from pdpo_jax.data import rows
 
@@ -39,6 +40,21 @@ def no_answer(text: str) -> bool:
   return text.strip().casefold() in _NO_ANSWER
 
 
+def persona(row: rows.Row) -> structs.Persona:
+  """All that a row of the survey says of a participant.
+
+  Raises:
+    rows.BrokenRow: if a field is of the wrong type. All may be missing.
+  """
+  facts = {label: text(row, path) for label, path in _FACTS}
+  return structs.Persona(
+    facts={label: fact for label, fact in facts.items() if fact},
+    self_description=text(row, "self_description"),
+    system_string=text(row, "system_string"),
+    aspects=tuple(top_aspects(row, len(_ASPECTS), "stated")),
+  )
+
+
 def user_text(row: rows.Row, config: data_config.PrismConfig) -> str:
   """A line for each part that `config` asks for and the row has; or "".
 
@@ -48,23 +64,21 @@ def user_text(row: rows.Row, config: data_config.PrismConfig) -> str:
   Raises:
     rows.BrokenRow: if a field is of the wrong type. All may be missing.
   """
-  facts = [(label, _text(row, path)) for label, path in _FACTS]
-  aspects = top_aspects(row, config.top_aspects, config.aspect_order)
-  description = _text(row, "self_description")
-  system = _text(row, "system_string")
-  known = " ".join(
-    f"{label}: {fact.rstrip('.')}." for label, fact in facts if fact
+  known = persona(row)
+  facts = " ".join(
+    f"{label}: {fact.rstrip('.')}." for label, fact in known.facts.items()
   )
+  aspects = top_aspects(row, config.top_aspects, config.aspect_order)
   lines = []
-  if config.demographics and known:
-    lines.append(f"About me. {known}")
+  if config.demographics and facts:
+    lines.append(f"About me. {facts}")
   if config.stated_preferences and aspects:
     listed = ", ".join(aspects)
     lines.append(f"What matters most to me in an answer: {listed}.")
-  if config.self_description and description:
-    lines.append(f"In my own words: {description}")
-  if config.system_string and system:
-    lines.append(f"How an assistant should behave: {system}")
+  if config.self_description and known.self_description:
+    lines.append(f"In my own words: {known.self_description}")
+  if config.system_string and known.system_string:
+    lines.append(f"How an assistant should behave: {known.system_string}")
   return "\n".join(lines)
 
 
@@ -83,7 +97,7 @@ def top_aspects(row: rows.Row, count: int, order: str) -> list[str]:
   shown = rows.optional(row, "order_stated_prefs", dict) or {}
   values = {name: _number(stated, name) for name in _ASPECTS}
   places = {name: _number(shown, name) for name in _ASPECTS}
-  phrases = dict(_ASPECTS, other=_text(stated, "other_text").rstrip("."))
+  phrases = dict(_ASPECTS, other=text(stated, "other_text").rstrip("."))
   needed = values if order == "stated" else places
   names = [
     name for name in _ASPECTS if phrases[name] and needed[name] is not None
@@ -103,8 +117,12 @@ def _number(row: rows.Row, name: str) -> int | float | None:
   return value
 
 
-def _text(row: rows.Row, path: str) -> str:
-  """The text at a dotted path, on one line; "" where there is none."""
+def text(row: rows.Row, path: str) -> str:
+  """The text at a dotted path, on one line; "" where there is none.
+
+  Raises:
+    rows.BrokenRow: if what is there is no text.
+  """
   *parents, name = path.split(".")
   for parent in parents:
     row = rows.optional(row, parent, dict) or {}

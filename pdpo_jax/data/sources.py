@@ -24,15 +24,40 @@ def load(
     dataset = tldr.load(config, count_tokens)
   else:
     dataset = SOURCES[config.data.source](config)
+  train = dataset.train
   if config.data.shuffle_users:
-    ids = [example.user_id for example in dataset.train]
-    random.Random(f"users {config.seed}").shuffle(ids)
-    shuffled = [
-      dataclasses.replace(example, user_id=user_id)
-      for example, user_id in zip(dataset.train, ids, strict=True)
-    ]
-    dataset = dataclasses.replace(dataset, train=shuffled)
-  return dataset
+    train = _shuffle_users(train, config.seed)
+  swapped = swapped_users(config, train)
+  if swapped:
+    train = [_swap(each) if each.user_id in swapped else each for each in train]
+  return dataclasses.replace(dataset, train=train)
+
+
+def _shuffle_users(
+  train: Sequence[structs.PreferenceExample], seed: int
+) -> list[structs.PreferenceExample]:
+  ids = [example.user_id for example in train]
+  random.Random(f"users {seed}").shuffle(ids)
+  return [
+    dataclasses.replace(example, user_id=user_id)
+    for example, user_id in zip(train, ids, strict=True)
+  ]
+
+
+def swapped_users(
+  config: config_lib.Config, train: Sequence[structs.PreferenceExample]
+) -> set[str]:
+  """Whose choices `data.swap_choices` turns round in training."""
+  users = sorted({example.user_id for example in train} - {None})
+  count = round(config.data.swap_choices * len(users))
+  return set(random.Random(f"swapped {config.seed}").sample(users, count))
+
+
+def _swap(example: structs.PreferenceExample) -> structs.PreferenceExample:
+  """The opposite choice; of several rejected responses, the first wins."""
+  return dataclasses.replace(
+    example, chosen=example.rejected[0], rejected=(example.chosen,)
+  )
 
 
 def _synthetic(config: config_lib.Config) -> dataset_lib.Dataset:

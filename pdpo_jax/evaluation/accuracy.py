@@ -5,7 +5,7 @@ The implicit reward of a response is `beta log(pi(y | x, u) / ref(y | x))`
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -20,19 +20,37 @@ class Accuracy:
   Attributes:
     pairs: share of all pairs whose chosen response has more reward.
     by_user: the same for each user's pairs; unknown users are left out.
+    margin_by_user: by how much more, on average, in nats.
   """
 
   pairs: float
   by_user: dict[str, float]
+  margin_by_user: dict[str, float]
 
   @property
   def users(self) -> float:
     """The mean over users, each counting the same."""
     return float(np.mean(list(self.by_user.values())))
 
+  @property
+  def margin(self) -> float:
+    """The mean of users' margins, in nats."""
+    return float(np.mean(list(self.margin_by_user.values())))
+
+  @property
+  def worst_decile(self) -> float:
+    """The mean of the tenth of users with the least accuracy."""
+    values = sorted(self.by_user.values())
+    return float(np.mean(values[: max(1, round(len(values) / 10))]))
+
   def interval(self) -> tuple[float, float]:
     """95% interval of `users`, bootstrapped over users."""
     return bootstrap_interval(np.array(list(self.by_user.values())))
+
+  def of(self, user_ids: Iterable[str]) -> float | None:
+    """The mean over some users; None if none of them is there."""
+    values = [self.by_user[u] for u in user_ids if u in self.by_user]
+    return float(np.mean(values)) if values else None
 
   def to_json(self) -> dict:
     found = {"pairs": self.pairs}
@@ -40,7 +58,10 @@ class Accuracy:
       found |= {
         "users": self.users,
         "users_interval": list(self.interval()),
+        "worst_decile": self.worst_decile,
+        "margin": self.margin,
         "by_user": self.by_user,
+        "margin_by_user": self.margin_by_user,
       }
     return found
 
@@ -75,21 +96,26 @@ def difference(
 def reward_accuracy(
   ratios: Float[np.ndarray, "examples M"], user_ids: Sequence[str | None]
 ) -> Accuracy:
-  """The share of pairs with a positive difference.
+  """Shares of pairs with a positive difference, and mean differences.
 
   Args:
     ratios: log-ratio differences of chosen and rejected, NaN where a sample
       has no such pair.
     user_ids: whose sample each row is.
   """
-
-  def share(rows):
-    pairs = ratios[rows]
-    return float(np.mean(pairs[~np.isnan(pairs)] > 0))
-
   rows_of: dict[str, list[int]] = {}
   for row, user_id in enumerate(user_ids):
     if user_id is not None:
       rows_of.setdefault(user_id, []).append(row)
-  by_user = {user_id: share(rows) for user_id, rows in rows_of.items()}
-  return Accuracy(share(range(len(user_ids))), by_user)
+  by_user = {user_id: ratios[rows] for user_id, rows in rows_of.items()}
+  return Accuracy(
+    pairs=_share(ratios),
+    by_user={user_id: _share(own) for user_id, own in by_user.items()},
+    margin_by_user={
+      user_id: float(np.nanmean(own)) for user_id, own in by_user.items()
+    },
+  )
+
+
+def _share(ratios: Float[np.ndarray, "examples M"]) -> float:
+  return float(np.mean(ratios[~np.isnan(ratios)] > 0))

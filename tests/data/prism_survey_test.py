@@ -164,3 +164,26 @@ def test_aspects_are_ranked(tmp_path, stated, order, by, phrases):
   changes = {"stated_prefs": stated, "order_stated_prefs": order}
   text = text_of(tmp_path, changes, top_aspects=4, aspect_order=by)
   assert text == f"What matters most to me in an answer: {phrases}."
+
+
+def test_a_persona_has_all_that_is_known_whatever_the_text_has(tmp_path):
+  prism_files.write_dialogues(
+    tmp_path, prism_files.one_user(prism_files.TURNS), **WHOLE
+  )
+  config = prism_files.make_config(
+    tmp_path, unseen_users=0.0, demographics=False, top_aspects=0
+  )
+  persona = prism.load(config).personas["user0"]
+  assert persona.facts == {
+    "Age": "25-34 years old",
+    "Gender": "Female",
+    "Employment": "Working part-time.",
+    "English": "Fluent",
+    "Lives in": "Kenya",
+    "Born in": "India",
+    "Ethnicity": "Asian",
+  }
+  assert persona.self_description == "I value honesty."
+  assert persona.system_string == "Be kind."
+  assert persona.aspects[:3] == ("correct facts", "brevity", "good writing")
+  assert len(persona.aspects) == 8

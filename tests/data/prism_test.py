@@ -1,3 +1,4 @@
+import dataclasses
 import random
 import sys
 import types
@@ -51,7 +52,27 @@ def test_messages_belong_to_their_turn_in_whatever_order_they_stand(tmp_path):
   survey = [prism_files.survey_row("user0", random.Random(0))]
   prism_files.write_rows(tmp_path, survey, [row, other])
   dataset = prism.load(prism_files.make_config(tmp_path, unseen_users=0.0))
-  assert dataset.train == dataset.heldout
+  (train, heldout) = (
+    [dataclasses.replace(each, dialogue_id="") for each in part]
+    for part in (dataset.train, dataset.heldout)
+  )
+  assert train == heldout
+
+
+def test_a_sample_says_which_dialogue_it_is_of_and_what_was_said_of_it(
+  tmp_path,
+):
+  rows = [
+    prism_files.conversation_row(name, "user0", prism_files.TURNS)
+    for name in ("c0", "c1")
+  ]
+  rows[0]["open_feedback"] = "Too  long."
+  rows[1]["open_feedback"] = "EMPTY STRING"
+  survey = [prism_files.survey_row("user0", random.Random(0))]
+  prism_files.write_rows(tmp_path, survey, rows)
+  dataset = prism.load(prism_files.make_config(tmp_path, unseen_users=0.0))
+  said = {(x.dialogue_id, x.feedback) for x in dataset.train + dataset.heldout}
+  assert said == {("c0", "Too long."), ("c1", "")}
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,26 @@ def test_shuffled_users_keep_their_number_of_samples_and_lose_their_taste(
     assert (before.prompt, before.chosen) == (after.prompt, after.chosen)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_swapped_choices_are_the_opposite_for_a_share_of_users(config, share):
+  plain = sources.load(config)
+  config.data.swap_choices = share
+  swapped = sources.load(config)
+  assert swapped.heldout == plain.heldout
+  users = sources.swapped_users(config, plain.train)
+  everyone = {example.user_id for example in plain.train}
+  assert users <= everyone
+  assert len(users) == round(share * len(everyone))
+  for before, after in zip(plain.train, swapped.train, strict=True):
+    if before.user_id in users:
+      assert (after.chosen, after.rejected) == (
+        before.rejected[0],
+        (before.chosen,),
+      )
+    else:
+      assert after == before
+
+
 def test_lengths_in_tokens_are_counted_by_the_base(config, monkeypatch):
   asked = []
 

@@ -10,6 +10,8 @@ def test_accuracy_counts_pairs_and_skips_missing_ones():
   assert found.pairs == 2 / 5
   assert found.by_user == {"a": 0.5, "b": 1.0}
   assert found.users == 0.75
+  assert found.margin_by_user == {"a": 0.0, "b": 2.0}
+  assert found.margin == 1.0
   assert found.to_json()["by_user"] == {"a": 0.5, "b": 1.0}
 
 
@@ -24,8 +26,8 @@ def test_the_interval_is_that_of_a_mean_of_users():
 
 def test_differences_are_paired_by_user():
   users = {str(user): user / 100 for user in range(50)}
-  ours = accuracy.Accuracy(0.9, {u: v + 0.125 for u, v in users.items()})
-  theirs = accuracy.Accuracy(0.9, dict(reversed(users.items())))
+  ours = accuracy.Accuracy(0.9, {u: v + 0.125 for u, v in users.items()}, {})
+  theirs = accuracy.Accuracy(0.9, dict(reversed(users.items())), {})
   gain, (low, high) = accuracy.difference(ours, theirs)
   assert gain == pytest.approx(0.125)
   # Users differ widely; the gain of each is the same.
@@ -33,6 +35,19 @@ def test_differences_are_paired_by_user():
 
 
 def test_accuracies_of_different_users_have_no_difference():
-  one, other = (accuracy.Accuracy(1.0, {user: 1.0}) for user in "ab")
+  one, other = (accuracy.Accuracy(1.0, {user: 1.0}, {}) for user in "ab")
   with pytest.raises(ValueError, match="not of the same users"):
     accuracy.difference(one, other)
+
+
+def test_the_worst_decile_is_a_tenth_of_the_users_and_one_at_least():
+  by_user = {str(user): user / 100 for user in range(30)}
+  found = accuracy.Accuracy(0.5, by_user, by_user)
+  assert found.worst_decile == pytest.approx((0.00 + 0.01 + 0.02) / 3)
+  assert accuracy.Accuracy(0.5, {"a": 0.5, "b": 0.25}, {}).worst_decile == 0.25
+
+
+def test_a_group_is_the_mean_of_those_of_its_users_that_are_there():
+  found = accuracy.Accuracy(0.5, {"a": 0.5, "b": 1.0, "c": 0.0}, {})
+  assert found.of(["a", "b", "stranger"]) == 0.75
+  assert found.of(["stranger"]) is None

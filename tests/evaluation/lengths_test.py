@@ -59,10 +59,10 @@ def test_table_and_figure_show_every_speaker(tmp_path):
   words = speakers()
   made = accuracy.Accuracy
   accuracies = {
-    "vanilla": {"heldout": made(0.7, {"1": 0.9, "4": 0.1})},
+    "vanilla": {"heldout": made(0.7, {"1": 0.9, "4": 0.1}, {})},
     "pdpo": {
-      "heldout": made(0.99, {"1": 1.0, "4": 0.9}),
-      "unseen": made(0.61, {}),
+      "heldout": made(0.99, {"1": 1.0, "4": 0.9}, {}),
+      "unseen": made(0.61, {}, {}),
     },
   }
   text = lengths.table(words, accuracies, ["4"])

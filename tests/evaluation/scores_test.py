@@ -1,0 +1,51 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pdpo_jax import structs
+from pdpo_jax.evaluation import scores
+
+EXAMPLES = [
+  structs.PreferenceExample("p", "y", ("r", "s"), "ann"),
+  structs.PreferenceExample("p", "r", ("y",), None),
+]
+RATIOS = np.array([[0.5, -1.0], [2.0, np.nan]], np.float32)
+
+
+def test_scores_come_back_as_they_were(tmp_path):
+  made = scores.make(EXAMPLES, RATIOS)
+  file = scores.file_of(tmp_path, "heldout", 75)
+  scores.write(file, made)
+  found = scores.read(file)
+  assert (found.samples, found.user_ids) == (made.samples, ["ann", None])
+  np.testing.assert_allclose(found.ratios, RATIOS, atol=1e-6)
+  assert [each.name for each in file.parent.iterdir()] == ["heldout_75.jsonl"]
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"prompt": "q"},
+    {"chosen": "s"},
+    {"rejected": ("s", "r")},
+    {"user_id": "bob"},
+    {"user_text": "I am old."},
+  ],
+)
+def test_a_key_is_of_all_that_a_sample_says(change):
+  other = dataclasses.replace(EXAMPLES[0], **change)
+  assert scores.sample_key(other) != scores.sample_key(EXAMPLES[0])
+
+
+def test_a_key_is_the_same_for_the_same_sample():
+  again = dataclasses.replace(EXAMPLES[0], dialogue_id="c0", feedback="fine")
+  assert scores.sample_key(again) == scores.sample_key(EXAMPLES[0])
+
+
+def test_runs_on_other_samples_are_not_compared():
+  ours = scores.make(EXAMPLES, RATIOS)
+  theirs = scores.make(EXAMPLES[:1], RATIOS[:1])
+  scores.check_same(ours, ours, ("a", "b"))
+  with pytest.raises(ValueError, match=r"a and b .*\(2 and 1, 1 of them"):
+    scores.check_same(ours, theirs, ("a", "b"))
