@@ -5,25 +5,19 @@
 Started again, the same command goes on where it was cut off.
 """
 
-import collections
 import contextlib
-import dataclasses
-import functools
 import json
 import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from pdpo_jax import command_line, run_folder
+from pdpo_jax import command_line, experiment, run_folder
 from pdpo_jax import config as config_lib
-from pdpo_jax.data import batching, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import parts as parts_lib
-from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import accuracy, answers, lengths, scores
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import pdpo, reference, sft
+from pdpo_jax.training import pdpo, sft
 from pdpo_jax.weights import base as base_lib
 
 _CONFIG = command_line.config_flag()
@@ -47,46 +41,6 @@ class Clock:
     return self.seconds | {"total": total}
 
 
-def make_batches(
-  config: config_lib.Config, base: base_lib.Base, part: parts_lib.Part
-) -> batching.PreferenceBatches:
-  """Batches with reference log-probabilities, as the objective wants them."""
-  rows = parts_lib.sample_rows(config, part)
-  read = parts_lib.reference_rows(config, rows)
-  logps = reference.reference_logps(
-    base,
-    read,
-    parts_lib.make_batches(config, part, read, None),
-    pathlib.Path(config.cache),
-    config.train.logits_chunk,
-    f"reference, {part.name}",
-  )
-  return parts_lib.make_batches(config, part, rows, logps)
-
-
-def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
-  """What is trained, by name: P-DPO, after vanilla DPO if that is wanted.
-
-  Vanilla DPO is the same training with no user model.
-  """
-  if not config.vanilla or config.user.kind == "none":
-    return {run_folder.training_name(config): config}
-  no_users = dataclasses.replace(config.user, kind="none")
-  return {"vanilla": dataclasses.replace(config, user=no_users), "pdpo": config}
-
-
-def speakers(
-  config: config_lib.Config, users: users_lib.UserIndex, train: parts_lib.Part
-) -> dict[str, int]:
-  """The generic user and the users with the most samples: their rows."""
-  counts = collections.Counter(train.owners)
-  busiest = sorted(users.ids, key=lambda each: -counts[each])
-  chosen = set(busiest[: config.answers.num_users])
-  return {"G": 0} | {
-    each: users.row_of(each) for each in users.ids if each in chosen
-  }
-
-
 def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   """The whole experiment; returns what goes into `results.json`."""
   config_lib.validate(config)
@@ -99,63 +53,49 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       path = run_folder.base_path(config, folder)
       base = base_lib.read_base(path, config.base)
   with clock.stage("data"):
-    count_tokens = None
-    if base is not None:
-      count_tokens = functools.partial(tokenize.count_tokens, base.tokenizer)
-    dataset = sources.load(config, count_tokens)
+    dataset = experiment.load_dataset(config, base)
     print(f"data: {dataset.tally}")
-    unseen = dataset.unseen if config.data.unseen_in_table else []
-    users = users_lib.UserIndex.from_examples([*dataset.train, *unseen])
   if base is None:
     with clock.stage("sft"):
       base = sft.train_base(config, dataset.sft_pairs, own)
   with clock.stage("tokenize"):
-    parts = {
-      name: parts_lib.tokenize_part(
-        name, examples, config.data, base.tokenizer, users
-      )
-      for name, examples in (
-        ("train", dataset.train),
-        ("heldout", dataset.heldout),
-        ("unseen", dataset.unseen),
-      )
-      if examples
-    }
-    for part in parts.values():
+    data = experiment.tokenize_parts(config, base, dataset)
+    for part in data.parts.values():
       print(part)
   accuracies, texts = {}, {}
-  for name, one in trainings(config).items():
+  for name, one in experiment.trainings(config).items():
     with clock.stage(f"{name}_reference"):
       batches = {
-        each: make_batches(one, base, part) for each, part in parts.items()
+        each: experiment.make_batches(one, base, part)
+        for each, part in data.parts.items()
       }
     with clock.stage(name):
       split = pdpo.train(
         one,
         base,
-        users,
+        data.users,
         batches["train"],
         batches.get("heldout"),
-        parts["train"].examples,
+        data.parts["train"].examples,
         folder / name,
       )
     with clock.stage(f"{name}_accuracy"):
+      step = one.train.epochs * batches["train"].num_batches
       accuracies[name] = {}
-      for each in ("heldout", "unseen"):
-        if each in parts:
-          ratios = pdpo.heldout_ratios(
-            split, batches[each], config.train.logits_chunk
-          )
-          scored = scores.make(parts[each].examples, ratios)
-          step = one.train.epochs * batches["train"].num_batches
-          scores.write(scores.file_of(folder / name, each, step), scored)
-          accuracies[name][each] = accuracy.reward_accuracy(
-            scored.ratios, scored.user_ids
-          )
+      for each in experiment.EVALUATED:
+        if each not in data.parts:
+          continue
+        file = scores.file_of(folder / name, each, step)
+        accuracies[name][each] = accuracy.of_scores(
+          experiment.score(one, split, batches[each], data.parts[each], file)
+        )
     with clock.stage(f"{name}_answers"):
       rows = {"V": 0}
       if one.user.kind != "none":
-        rows = speakers(config, users, parts["train"])
+        rows = {"G": 0} | {
+          each: data.users.row_of(each)
+          for each in experiment.busiest_users(data, config.answers.num_users)
+        }
       texts |= answers.answer(split.merge(), base, dataset.prompts, rows, one)
   with clock.stage("sft_answers"):
     nobody = policy_lib.base_policy(base.lm)

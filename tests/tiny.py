@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import main as main_lib
+from pdpo_jax import experiment
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts, sources, tokenize
 from pdpo_jax.data import users as users_lib
@@ -68,7 +68,7 @@ def tiny_parts(config: config_lib.Config, seed: int = 0):
   base = tiny_base(dataset, seed)
   users = users_lib.UserIndex.from_examples(dataset.train)
   batches, heldout = (
-    main_lib.make_batches(config, base, tiny_part(config, base, users, name))
+    experiment.make_batches(config, base, tiny_part(config, base, users, name))
     for name in ("train", "heldout")
   )
   return base, users, batches, heldout, dataset

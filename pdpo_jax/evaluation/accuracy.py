@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from pdpo_jax.evaluation import scores as scores_lib
+
 _RESAMPLES = 10_000
 
 
@@ -115,6 +117,11 @@ def reward_accuracy(
       user_id: float(np.nanmean(own)) for user_id, own in by_user.items()
     },
   )
+
+
+def of_scores(scores: scores_lib.Scores) -> Accuracy:
+  """`reward_accuracy` of kept scores."""
+  return reward_accuracy(scores.ratios, scores.user_ids)
 
 
 def _share(ratios: Float[np.ndarray, "examples M"]) -> float:

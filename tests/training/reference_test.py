@@ -4,7 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from pdpo_jax import main
+from pdpo_jax import experiment
 from pdpo_jax.training import reference
 from tests import tiny
 
@@ -21,7 +21,7 @@ def parts(tmp_path_factory):
 def compute(parts, tmp_path, monkeypatch):
   """Calls `reference_logps` in an empty folder and counts forward passes."""
   config, base, part = parts
-  batches = main.make_batches(config, base, part)
+  batches = experiment.make_batches(config, base, part)
   made = reference.step_lib.make_score
   passes = []
 

@@ -1,0 +1,115 @@
+"""An experiment's base, data and policies, for the commands that need them."""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterable
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import run_folder
+from pdpo_jax.data import batching, sources, tokenize
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import parts as parts_lib
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.evaluation import scores as scores_lib
+from pdpo_jax.training import pdpo, reference
+from pdpo_jax.weights import base as base_lib
+
+VANILLA = "vanilla"
+# Parts that are never trained on.
+EVALUATED = ("heldout", "unseen")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What a run is trained and evaluated on, as text and as tokens.
+
+  Attributes:
+    dataset: all of it.
+    users: rows of the user table.
+    parts: by name; empty ones are left out.
+  """
+
+  dataset: dataset_lib.Dataset
+  users: users_lib.UserIndex
+  parts: dict[str, parts_lib.Part]
+
+
+def load_dataset(
+  config: config_lib.Config, base: base_lib.Base | None
+) -> dataset_lib.Dataset:
+  """The data set; some sources count in the base's tokens."""
+  count_tokens = None
+  if base is not None:
+    count_tokens = functools.partial(tokenize.count_tokens, base.tokenizer)
+  return sources.load(config, count_tokens)
+
+
+def tokenize_parts(
+  config: config_lib.Config,
+  base: base_lib.Base,
+  dataset: dataset_lib.Dataset,
+  names: Iterable[str] = (parts_lib.TRAIN, *EVALUATED),
+) -> Data:
+  """The users, and those of the named parts that have samples."""
+  unseen = dataset.unseen if config.data.unseen_in_table else []
+  users = users_lib.UserIndex.from_examples([*dataset.train, *unseen])
+  parts = {
+    name: parts_lib.tokenize_part(
+      name, getattr(dataset, name), config.data, base.tokenizer, users
+    )
+    for name in names
+    if getattr(dataset, name)
+  }
+  return Data(dataset, users, parts)
+
+
+def make_batches(
+  config: config_lib.Config, base: base_lib.Base, part: parts_lib.Part
+) -> batching.PreferenceBatches:
+  """Batches with reference log-probabilities, as the objective wants them."""
+  rows = parts_lib.sample_rows(config, part)
+  read = parts_lib.reference_rows(config, rows)
+  logps = reference.reference_logps(
+    base,
+    read,
+    parts_lib.make_batches(config, part, read, None),
+    pathlib.Path(config.cache),
+    config.train.logits_chunk,
+    f"reference, {part.name}",
+  )
+  return parts_lib.make_batches(config, part, rows, logps)
+
+
+def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
+  """What is trained, by name: P-DPO, after vanilla DPO if that is wanted.
+
+  Vanilla DPO is the same training with no user model.
+  """
+  if not config.vanilla or config.user.kind == "none":
+    return {run_folder.training_name(config): config}
+  no_users = dataclasses.replace(config.user, kind="none")
+  return {VANILLA: dataclasses.replace(config, user=no_users), "pdpo": config}
+
+
+def busiest_users(data: Data, count: int) -> list[str]:
+  """The users with the most training samples, in the order of their rows."""
+  counts = collections.Counter(each.user_id for each in data.dataset.train)
+  busiest = sorted(data.users.ids, key=lambda each: -counts[each])
+  chosen = set(busiest[:count])
+  return [each for each in data.users.ids if each in chosen]
+
+
+def score(
+  config: config_lib.Config,
+  split: pdpo.SplitPolicy,
+  batches: batching.PreferenceBatches,
+  part: parts_lib.Part,
+  file: pathlib.Path,
+) -> scores_lib.Scores:
+  """Scores a part's pairs with a policy, and keeps them in `file`."""
+  ratios = pdpo.heldout_ratios(split, batches, config.train.logits_chunk)
+  scores = scores_lib.make(part.examples, ratios)
+  scores_lib.write(file, scores)
+  return scores
