@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from pdpo_jax.evaluation import scores as scores_lib
 
@@ -70,13 +70,22 @@ class Accuracy:
 
 def bootstrap_interval(
   values: Float[np.ndarray, " users"],
+  counts: Int[np.ndarray, " users"] | None = None,
 ) -> tuple[float, float]:
-  """95% percentile interval of the mean, resampling users."""
+  """95% percentile interval of the mean, resampling users.
+
+  Args:
+    values: one a user, or, with `counts`, sums over a user's samples.
+    counts: a user's samples, where it is their mean that is wanted.
+  """
   rng = np.random.default_rng(0)
+  if counts is None:
+    counts = np.ones(values.size, np.int64)
   means = np.empty(_RESAMPLES)
   for start in range(0, _RESAMPLES, 100):  # at most 100 copies at a time
     picks = rng.integers(0, values.size, (100, values.size))
-    means[start : start + 100] = values[picks].mean(1)
+    totals = values[picks].sum(1) / counts[picks].sum(1)
+    means[start : start + 100] = totals
   low, high = np.percentile(means, [2.5, 97.5])
   return float(low), float(high)
 
