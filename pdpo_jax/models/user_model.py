@@ -160,10 +160,12 @@ class ClusterUsers(nnx.Module):
     return self.centers.shape[1]
 
   def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B T D"]:
+    return jnp.einsum("bc,ctd->btd", self.mixing(user_rows), self.centers[...])
+
+  def mixing(self, user_rows: Int[Array, " B"]) -> Float[Array, "B C"]:
+    """The weights w_i of users' centers."""
     weights = self.weights[...][user_rows]
-    if self.softmax:
-      weights = jax.nn.softmax(weights, -1)
-    return jnp.einsum("bc,ctd->btd", weights, self.centers[...])
+    return jax.nn.softmax(weights, -1) if self.softmax else weights
 
   def generic(self) -> Float[Array, "T D"]:
     return self(jnp.zeros((1,), jnp.int32))[0]
