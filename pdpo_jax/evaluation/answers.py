@@ -23,6 +23,40 @@ def sampling_spec(answers: config_lib.AnswersConfig) -> sampling.SamplingSpec:
   )
 
 
+def respond(
+  policy: policy_lib.Policy,
+  base: base_lib.Base,
+  prompts: Sequence[structs.PromptExample],
+  rows: Sequence[int],
+  seeds: Sequence[int],
+  config: config_lib.Config,
+) -> list[str]:
+  """A response to each prompt, for a user and from a seed of its own.
+
+  Args:
+    rows: user rows, 0 for the generic user.
+    config: `answers` and the prompt limit apply.
+  """
+  encoder = prompts_lib.PromptEncoder(
+    base.tokenizer, config.data.template, config.data.max_prompt_tokens
+  )
+  requests = [
+    generate.Request(prompt=prompt, user_row=row, seed=seed)
+    for prompt, row, seed in zip(
+      tokenize.encode_prompts(prompts, encoder), rows, seeds, strict=True
+    )
+  ]
+  tokens = generate.generate(
+    policy,
+    requests,
+    sampling_spec(config.answers),
+    stop_tokens=sorted({*base.stop_tokens, encoder.end_id}),
+    pad_id=base.tokenizer.eos_token_id,
+    batch_size=config.answers.batch_size,
+  )
+  return base.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
 def answer(
   policy: policy_lib.Policy,
   base: base_lib.Base,
@@ -39,26 +73,15 @@ def answer(
     rows: user rows by speaker.
     config: `answers`, `seed` and the prompt limit apply.
   """
-  encoder = prompts_lib.PromptEncoder(
-    base.tokenizer, config.data.template, config.data.max_prompt_tokens
-  )
-  ids = tokenize.encode_prompts(prompts, encoder)
-  requests = [
-    generate.Request(prompt=prompt, user_row=row, seed=config.seed + place)
-    for row in rows.values()
-    for place, prompt in enumerate(ids)
-  ]
-  spec = sampling_spec(config.answers)
-  tokens = generate.generate(
-    policy,
-    requests,
-    spec,
-    stop_tokens=sorted({*base.stop_tokens, encoder.end_id}),
-    pad_id=base.tokenizer.eos_token_id,
-    batch_size=config.answers.batch_size,
-  )
-  texts = base.tokenizer.batch_decode(tokens, skip_special_tokens=True)
   count = len(prompts)
+  texts = respond(
+    policy,
+    base,
+    list(prompts) * len(rows),
+    [row for row in rows.values() for _ in prompts],
+    [config.seed + place for place in range(count)] * len(rows),
+    config,
+  )
   return {
     speaker: texts[place * count : (place + 1) * count]
     for place, speaker in enumerate(rows)
@@ -82,3 +105,32 @@ def write(
           "seed": seed + place,
         }
         out.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read(
+  file: pathlib.Path,
+) -> tuple[list[structs.Prompt], dict[str, list[str]]]:
+  """The prompts, and each speaker's answers to them, as `write` wrote them.
+
+  Raises:
+    ValueError: if there is no such file.
+  """
+  if not file.is_file():
+    raise ValueError(
+      f"{file} is missing: the run has not generated any answers yet; start "
+      "its training command again, which goes on where it was"
+    )
+  prompts: dict[int, structs.Prompt] = {}
+  texts: dict[str, dict[int, str]] = {}
+  for line in file.read_text().splitlines():
+    row = json.loads(line)
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+      prompt = tuple(structs.Message(**turn) for turn in prompt)
+    prompts[row["seed"]] = prompt
+    texts.setdefault(row["speaker"], {})[row["seed"]] = row["answer"]
+  order = sorted(prompts)
+  return (
+    [prompts[seed] for seed in order],
+    {name: [said[seed] for seed in order] for name, said in texts.items()},
+  )

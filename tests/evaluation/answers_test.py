@@ -1,0 +1,37 @@
+import pytest
+
+from pdpo_jax import structs
+from pdpo_jax.evaluation import answers
+from pdpo_jax.models import policy as policy_lib
+from tests import tiny
+
+
+def test_answers_are_read_as_they_were_written(tmp_path):
+  prompts = [
+    structs.PromptExample("why?", "I am old."),
+    structs.PromptExample((structs.Message("user", "who?"),)),
+  ]
+  said = {"S": ["so", ""], "4": ["ja\n", "“x”"]}
+  answers.write(tmp_path / "answers.jsonl", prompts, said, seed=7)
+  found, texts = answers.read(tmp_path / "answers.jsonl")
+  assert found == [each.prompt for each in prompts]
+  assert texts == said
+
+
+def test_missing_answers_say_what_to_do(tmp_path):
+  with pytest.raises(ValueError, match="start its training command again"):
+    answers.read(tmp_path / "answers.jsonl")
+
+
+def test_a_response_depends_on_its_own_prompt_row_and_seed(tmp_path):
+  config = tiny.tiny_config(tmp_path)
+  config.answers.max_new_tokens = 5
+  base, _, _, _, dataset = tiny.tiny_parts(config)
+  policy = policy_lib.base_policy(base.lm)
+  prompts = dataset.prompts
+  said = answers.answer(policy, base, prompts, {"a": 0, "b": 0}, config)
+  assert said["a"] == said["b"]
+  backwards = answers.respond(
+    policy, base, prompts[::-1], [0, 0], [config.seed + 1, config.seed], config
+  )
+  assert backwards == said["a"][::-1]
