@@ -1,0 +1,225 @@
+"""Trained policies that are evaluated side by side, of one run or several."""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import experiment, run_folder, structs
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.evaluation import answers
+from pdpo_jax.evaluation import scores as scores_lib
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import checkpoint, pdpo
+from pdpo_jax.weights import base as base_lib
+
+# What a control run was made for; "" for a run that is none.
+SHUFFLED, SWAPPED = "shuffled users", "swapped choices"
+
+
+class Contender:
+  """One training of a run, at its newest checkpoint.
+
+  Attributes:
+    name: of what was trained, e.g. "vanilla DPO" or "P-DPO, 10 clusters".
+    config: of that training; a vanilla one has no user model.
+    folder: of the training, within its run's.
+    workdir: of the run.
+    step: of the checkpoint.
+    control: `SHUFFLED`, `SWAPPED` or "".
+
+  Raises:
+    ValueError: if there is no checkpoint, or it is of another base.
+  """
+
+  def __init__(self, workdir: pathlib.Path, training: str, base: base_lib.Base):
+    whole = run_folder.read_config(workdir)
+    self.config = experiment.trainings(whole).get(training, whole)
+    self.workdir = workdir
+    self.folder = workdir / training
+    self.name = _name(self.config)
+    self._base = base
+    self.control = ""
+    if whole.data.shuffle_users:
+      self.control = SHUFFLED
+    elif whole.data.swap_choices:
+      self.control = SWAPPED
+    folder = self.folder / "checkpoints"
+    steps, fingerprint = [], ""
+    if folder.is_dir():
+      with checkpoint.Checkpoints(folder) as saved:
+        steps = saved.steps
+        if steps:
+          fingerprint = saved.meta(steps[-1])["base"]
+    if not steps:
+      raise ValueError(
+        f"{self.folder} has no checkpoint to evaluate; train it to the end "
+        "first, with the command it was started with"
+      )
+    if fingerprint != base.fingerprint:
+      raise ValueError(
+        f"{self.folder} was trained on base {fingerprint}, and this is "
+        f"{base.fingerprint}; only runs on the same base say anything about "
+        "each other"
+      )
+    self.step = steps[-1]
+
+  @functools.cached_property
+  def _loaded(self) -> tuple[pdpo.SplitPolicy, users_lib.UserIndex]:
+    return pdpo.load(self.config, self._base, self.folder)
+
+  @property
+  def users(self) -> users_lib.UserIndex:
+    return self._loaded[1]
+
+  @functools.cached_property
+  def policy(self) -> policy_lib.Policy:
+    return self._loaded[0].merge()
+
+  def row_of(self, user_id: str | None) -> int:
+    """The user's row, or the generic one of whoever is unknown."""
+    return self.users.row_of(user_id) if user_id in self.users else 0
+
+  def scores(
+    self, dataset: dataset_lib.Dataset
+  ) -> dict[str, scores_lib.Scores]:
+    """Scores of held-out pairs by part: kept ones, or made now and kept."""
+    files = {
+      part: scores_lib.file_of(self.folder, part, self.step)
+      for part in experiment.EVALUATED
+      if getattr(dataset, part)
+    }
+    missing = [part for part, file in files.items() if not file.is_file()]
+    if missing:
+      data = experiment.tokenize_parts(
+        self.config, self._base, dataset, missing
+      )
+      for part, made in data.parts.items():
+        batches = experiment.make_batches(self.config, self._base, made)
+        experiment.score(
+          self.config, self._loaded[0], batches, made, files[part]
+        )
+    return {
+      part: scores_lib.read(file)
+      for part, file in files.items()
+      if file.is_file()
+    }
+
+  def responses(
+    self,
+    examples: Sequence[structs.PreferenceExample],
+    config: config_lib.Config,
+  ) -> dict[str, str]:
+    """What it says to the prompts of samples, each as the sample's user.
+
+    Kept in the training's folder as JSONL, and generated only once.
+
+    Args:
+      config: `answers`, the prompt limit and `seed` apply, the same for all
+        contenders.
+
+    Returns:
+      Responses by sample key.
+    """
+    keys = [scores_lib.sample_key(each) for each in examples]
+    kept = self.kept_responses(config)
+    missing = [place for place, key in enumerate(keys) if key not in kept]
+    # In pieces, so that little is lost when it is interrupted.
+    for start in range(0, len(missing), 4 * config.answers.batch_size):
+      places = missing[start : start + 4 * config.answers.batch_size]
+      seeds = [
+        (config.seed + int(keys[place][:8], 16)) % 2**32 for place in places
+      ]
+      owners = [examples[place].user_id for place in places]
+      said = answers.respond(
+        self.policy,
+        self._base,
+        [
+          structs.PromptExample(
+            examples[place].prompt, examples[place].user_text
+          )
+          for place in places
+        ],
+        [self.row_of(owner) for owner in owners],
+        seeds,
+        config,
+      )
+      file = self._responses_file(config)
+      file.parent.mkdir(exist_ok=True)
+      with file.open("a") as out:
+        for place, text, owner, seed in zip(
+          places, said, owners, seeds, strict=True
+        ):
+          line = {
+            "sample": keys[place],
+            "user_id": owner,
+            "row": self.row_of(owner),
+            "seed": seed,
+            "response": text,
+          }
+          out.write(json.dumps(line, ensure_ascii=False) + "\n")
+      kept |= {keys[p]: text for p, text in zip(places, said, strict=True)}
+    return {key: kept[key] for key in keys}
+
+  def kept_responses(self, config: config_lib.Config) -> dict[str, str]:
+    """Those that were generated before with the same settings."""
+    file = self._responses_file(config)
+    found = {}
+    if file.is_file():
+      for line in file.read_text().splitlines():
+        try:
+          row = json.loads(line)
+        except json.JSONDecodeError:  # the last line, cut off by a kill
+          continue
+        found[row["sample"]] = row["response"]
+    return found
+
+  def _responses_file(self, config: config_lib.Config) -> pathlib.Path:
+    spec = answers.sampling_spec(config.answers)
+    settings = f"{spec} {config.data.max_prompt_tokens} {config.seed}"
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    return self.folder / "responses" / f"{self.step}_{digest}.jsonl"
+
+
+def _name(config: config_lib.Config) -> str:
+  if config.user.kind == "none":
+    return "vanilla DPO"
+  if config.user.kind == "cluster":
+    return f"P-DPO, {config.user.num_clusters} clusters"
+  return "P-DPO, individual"
+
+
+def open_contenders(
+  workdir: pathlib.Path, against: Sequence[pathlib.Path], base: base_lib.Base
+) -> list[Contender]:
+  """A run's own training, its vanilla one, and the other runs' own.
+
+  Raises:
+    ValueError: if one is no run folder, was not trained, or on another base.
+  """
+  found = []
+  for place in (workdir, *against):
+    own = run_folder.training_name(run_folder.read_config(place))
+    found.append(Contender(place, own, base))
+    if place == workdir and own != experiment.VANILLA:
+      vanilla = place / experiment.VANILLA
+      if (vanilla / "checkpoints").is_dir():
+        found.append(Contender(place, experiment.VANILLA, base))
+  for each in found:
+    if each.control:
+      each.name += f", {each.control}"
+  names = [each.name for each in found]
+  for each in found:
+    if names.count(each.name) > 1:
+      each.name += f" ({each.workdir.name})"
+  names = [each.name for each in found]
+  twice = {name for name in names if names.count(name) > 1}
+  if twice:
+    raise ValueError(
+      f"--workdir and --against name {', '.join(sorted(twice))} twice; give "
+      "each run once, in a folder of its own name"
+    )
+  return found

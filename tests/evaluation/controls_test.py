@@ -1,0 +1,34 @@
+import pytest
+
+from pdpo_jax import structs
+from pdpo_jax.evaluation import accuracy, controls
+
+
+def of_margins(**margins):
+  return accuracy.Accuracy(0.5, dict.fromkeys(margins, 0.5), margins)
+
+
+def test_a_user_flips_when_the_margin_changes_its_sign():
+  before = of_margins(a=1.0, b=2.0, c=-0.5, d=3.0)
+  after = of_margins(a=-0.1, b=0.5, c=0.2, d=2.0, stranger=1.0)
+  found = controls.flips(before, after, {"a", "b", "elsewhere"})
+  assert found == controls.Flips(
+    swapped=2, flipped=1, others=2, others_flipped=1
+  )
+
+
+def example(user, chosen, *rejected):
+  return structs.PreferenceExample("?", chosen, rejected, user)
+
+
+def test_the_oracle_knows_who_prefers_short():
+  examples = [
+    example("s", "one", "one two", "one"),  # right, and equal
+    example("l", "one two", "one"),
+    example("l", "one", "one two"),  # wrong
+    example("unknown", "one", "one two"),
+  ]
+  assert controls.oracle(examples, ["s"], ["l"]) == pytest.approx(
+    (0.75 + 0.5) / 2
+  )
+  assert controls.oracle(examples, [], []) is None
