@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import run_folder
+from pdpo_jax import run_folder, structs
 from pdpo_jax.data import batching, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
@@ -93,12 +93,16 @@ def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
   return {VANILLA: dataclasses.replace(config, user=no_users), "pdpo": config}
 
 
-def busiest_users(data: Data, count: int) -> list[str]:
+def busiest_users(
+  train: Iterable[structs.PreferenceExample],
+  users: users_lib.UserIndex,
+  count: int,
+) -> list[str]:
   """The users with the most training samples, in the order of their rows."""
-  counts = collections.Counter(each.user_id for each in data.dataset.train)
-  busiest = sorted(data.users.ids, key=lambda each: -counts[each])
+  counts = collections.Counter(each.user_id for each in train)
+  busiest = sorted(users.ids, key=lambda each: -counts[each])
   chosen = set(busiest[:count])
-  return [each for each in data.users.ids if each in chosen]
+  return [each for each in users.ids if each in chosen]
 
 
 def score(

@@ -7,12 +7,11 @@ Started again, the same command goes on where it was cut off.
 
 import contextlib
 import json
-import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from pdpo_jax import command_line, experiment, run_folder
+from pdpo_jax import command_line, experiment, reporting, run_folder
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import accuracy, answers, lengths, scores
@@ -94,7 +93,9 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       if one.user.kind != "none":
         rows = {"G": 0} | {
           each: data.users.row_of(each)
-          for each in experiment.busiest_users(data, config.answers.num_users)
+          for each in experiment.busiest_users(
+            dataset.train, data.users, config.answers.num_users
+          )
         }
       texts |= answers.answer(split.merge(), base, dataset.prompts, rows, one)
   with clock.stage("sft_answers"):
@@ -102,30 +103,28 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     said = answers.answer(nobody, base, dataset.prompts, {"S": 0}, config)
     texts = said | texts
   answers.write(folder / "answers.jsonl", dataset.prompts, texts, config.seed)
-  return report(config, dataset, texts, accuracies, folder, clock)
+  results = summarize(config, dataset, texts, accuracies, clock)
+  page = reporting.make_report(folder, (), base, dataset)
+  user = next(iter([*dataset.short_users, *texts]))
+  print(
+    f"\nReport: {page}\nRun folder: {folder} "
+    f"({clock.all()['total']:.0f} s)\nTry next:\n"
+    f"  python -m pdpo_jax.generate --workdir={folder} --user={user} "
+    f"--prompt={example_prompt(dataset)}"
+  )
+  return results
 
 
-def report(
+def summarize(
   config: config_lib.Config,
   dataset: dataset_lib.Dataset,
   texts: dict[str, list[str]],
   accuracies: dict[str, dict[str, accuracy.Accuracy]],
-  folder: pathlib.Path,
   clock: Clock,
 ) -> dict[str, Any]:
-  """Figure, table, claims and `results.json`."""
+  """Prints a table and the paper's claims; writes `results.json`."""
   words = {name: lengths.count_words(said) for name, said in texts.items()}
-  (folder / "figures").mkdir(exist_ok=True)
-  figure = folder / "figures" / "figure3.png"
-  title = f"{config.name}: length of answers, {len(dataset.prompts)} prompts"
-  lengths.figure(figure, words, dataset.short_users, title)
-  claims = {}
-  if (
-    dataset.short_users
-    and dataset.long_users
-    and (words.keys() >= {*dataset.short_users, *dataset.long_users})
-  ):
-    claims = lengths.claims(words, dataset.short_users, dataset.long_users)
+  claims = lengths.claims(words, dataset.short_users, dataset.long_users)
   results = {
     "claims": claims,
     "words": {name: row.mean for name, row in words.items()},
@@ -139,18 +138,11 @@ def report(
     },
     "seconds": clock.all(),
   }
-  file = folder / "results.json"
+  file = config.folder / "results.json"
   file.write_text(json.dumps(results, indent=2) + "\n")
   print("\n" + lengths.table(words, accuracies, dataset.short_users))
   if claims:
     print("\n" + lengths.describe_claims(claims))
-  user = next(iter([*dataset.short_users, *texts]))
-  print(
-    f"\nFigure 3: {figure}\nRun folder: {folder} "
-    f"({results['seconds']['total']:.0f} s)\nTry next:\n"
-    f"  python -m pdpo_jax.generate --workdir={folder} --user={user} "
-    f"--prompt={example_prompt(dataset)}"
-  )
   return results
 
 

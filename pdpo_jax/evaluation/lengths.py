@@ -49,12 +49,18 @@ def claims(
   E2: the generic answer is as long as vanilla DPO's within 25%, and both are
   longer than the SFT model's.
 
+  Returns:
+    Nothing where tastes are not known, or not all users were asked.
+
   Args:
     words: by 'S' (SFT), 'V' (vanilla DPO; E2 is left out without), 'G'
       (P-DPO's generic user) and user id.
     short_users: who prefers the shorter of two answers.
     long_users: who prefers the longer one.
   """
+  asked = words.keys() >= {*short_users, *long_users}
+  if not (short_users and long_users and asked):
+    return {}
   zero = {user: words[user].zero_share for user in short_users}
   ratio = _ratio(
     float(np.mean([words[user].mean for user in long_users])), words["S"].mean

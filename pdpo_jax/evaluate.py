@@ -1,0 +1,48 @@
+r"""Evaluates a trained run, alone or beside others, and writes a report.
+
+  python -m pdpo_jax.evaluate --workdir=runs/prism-individual \
+    --against=runs/prism-cluster10 --against=runs/prism-vanilla
+
+Is it personal, for whom, and is it better than vanilla DPO? The report lies in
+`report/` of the run: `index.html`, which opens without a network, `report.md`
+and `report.json`. What was scored, generated or judged is not done again.
+
+Win rates need a judge (docs/judge.md):
+
+  python -m pdpo_jax.evaluate --workdir=runs/prism-individual \
+    --judge.kind=openai --judge.model=gpt-4o --dry_run
+"""
+
+import pathlib
+
+from absl import flags
+
+from pdpo_jax import command_line, experiment, reporting, run_folder
+from pdpo_jax.weights import base as base_lib
+
+_WORKDIR = command_line.workdir_flag()
+_AGAINST = flags.DEFINE_multi_string(
+  "against", [], "Another run's folder; may be given several times."
+)
+
+
+def main() -> None:
+  if _WORKDIR.value is None:
+    raise ValueError(
+      "--workdir is missing; name the folder of a trained run, e.g. "
+      "--workdir=runs/quickstart"
+    )
+  workdir = pathlib.Path(_WORKDIR.value)
+  config = run_folder.read_config(workdir)
+  base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
+  page = reporting.make_report(
+    workdir,
+    [pathlib.Path(each) for each in _AGAINST.value],
+    base,
+    experiment.load_dataset(config, base),
+  )
+  print(f"Report: {page}")
+
+
+if __name__ == "__main__":
+  command_line.run(main)

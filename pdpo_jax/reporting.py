@@ -1,0 +1,297 @@
+"""A run's report: what was found, and the tables and figures that show it."""
+
+import dataclasses
+import json
+import pathlib
+import textwrap
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pdpo_jax import contenders, experiment, run_folder
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import sources
+from pdpo_jax.evaluation import (
+  answers,
+  comparison,
+  controls,
+  figures,
+  lengths,
+  report,
+  sections,
+  user_space,
+)
+from pdpo_jax.weights import base as base_lib
+
+# Users that are probed and projected, and those that are drawn one by one.
+_MOST_USERS, _MOST_DRAWN, _MOST_READ = 2_000, 60, 10
+_SPEAKERS = {"S": "the base", "V": "vanilla DPO", "G": "the generic user"}
+
+
+def make_report(
+  workdir: pathlib.Path,
+  against: Sequence[pathlib.Path],
+  base: base_lib.Base,
+  dataset: dataset_lib.Dataset,
+) -> pathlib.Path:
+  """Writes a run's report, prints its verdict, and returns its page.
+
+  Args:
+    against: other runs on the same base and data.
+    base: the run's.
+    dataset: the run's.
+  """
+  found = contenders.open_contenders(workdir, against, base)
+  folder = workdir / "report"
+  drawn = folder / "figures"
+  groups = comparison.taste_groups(dataset.short_users, dataset.long_users)
+  scores = {each.name: each.scores(dataset) for each in found}
+  baseline = _baseline(found)
+  rows = comparison.compare(scores, groups, baseline)
+  findings: dict[str, Any] = {"accuracy": [row.to_json() for row in rows]}
+  made = [_accuracy(rows, found[0], baseline, dataset, drawn, findings)]
+  made.append(_text(found, dataset, drawn, findings))
+  vectors, order = _vectors(found[0], dataset)
+  made.append(_controls(found, rows, baseline, dataset, vectors, findings))
+  if vectors:
+    made.append(_users(found[0], vectors, order, base, groups, drawn, findings))
+  made.append(_provenance(found, dataset))
+  verdict = comparison.verdict(rows, found[0].name)
+  verdict = verdict or "This run has no held-out choices to evaluate it on."
+  findings["verdict"] = verdict
+  page = report.write(
+    folder,
+    report.Report(
+      f"{found[0].config.name}: does it personalise?",
+      verdict,
+      [each for each in made if each.text or each.tables or each.figures],
+      findings,
+    ),
+  )
+  print(f"\n{textwrap.fill(verdict, 80)}")
+  return page
+
+
+def _baseline(found: Sequence[contenders.Contender]) -> str | None:
+  """What others are compared with: vanilla DPO, where it is there."""
+  for each in found:
+    if each.config.user.kind == "none" and not each.control:
+      return each.name
+  return None
+
+
+def _accuracy(rows, own, baseline, dataset, drawn, findings) -> report.Section:
+  oracles = {}
+  for part in experiment.EVALUATED:
+    best = controls.oracle(
+      getattr(dataset, part), dataset.short_users, dataset.long_users
+    )
+    if best is not None:
+      oracles[part] = best
+  findings["oracle"] = oracles
+  pictures = []
+  if any(row.users > 1 for row in rows):
+    file = drawn / "accuracy.png"
+    figures.accuracies(file, rows)
+    caption = "Mean over users, with its 95% interval bootstrapped over users."
+    pictures.append(report.Figure(file, caption))
+  by_name = {row.name: row for row in rows if row.part == "heldout"}
+  if baseline in by_name and own.name in by_name and own.name != baseline:
+    file = drawn / "by_user.png"
+    figures.by_user(file, by_name[own.name], by_name[baseline])
+    caption = f"Seen users one by one: {own.name} against {baseline}."
+    pictures.append(report.Figure(file, caption))
+  return sections.accuracy_section(rows, baseline, oracles, pictures)
+
+
+def _text(found, dataset, drawn, findings) -> report.Section:
+  """Figure 3 of the first run, and how answers differ between users."""
+  said = {}
+  for each in found:
+    is_run = each.folder.name == run_folder.training_name(
+      run_folder.read_config(each.workdir)
+    )
+    if is_run and not each.control:
+      said[each.name] = answers.read(each.workdir / "answers.jsonl")[1]
+  if not said:
+    return report.Section("Generated text")
+  own = next(iter(said))
+  file = drawn / "figure3.png"
+  words = {
+    name: lengths.count_words(texts) for name, texts in said[own].items()
+  }
+  lengths.figure(file, words, dataset.short_users, "Length of answers")
+  claims = lengths.claims(words, dataset.short_users, dataset.long_users)
+  findings["claims"] = claims
+  caption = (
+    "Words per answer by speaker, mean ± standard error: Figure 3 of "
+    "arXiv:2402.05133 for this run."
+  )
+  section, findings["text"] = sections.text_section(
+    said, _SPEAKERS, own, [report.Figure(file, caption)]
+  )
+  section.text.extend(lengths.describe_claims(claims).splitlines())
+  return section
+
+
+def _vectors(
+  own: contenders.Contender, dataset: dataset_lib.Dataset
+) -> tuple[user_space.UserVectors | None, list[str]]:
+  """Embeddings of the busiest users, and these users, busiest first."""
+  if own.config.user.kind == "none" or len(own.users.ids) < 2:
+    return None, []
+  ids = experiment.busiest_users(dataset.train, own.users, _MOST_USERS)
+  drawn = experiment.busiest_users(dataset.train, own.users, _MOST_DRAWN)
+  vectors = user_space.read_vectors(own.policy.user_model, own.users, ids)
+  return vectors, drawn
+
+
+def _controls(
+  found, rows, baseline, dataset, vectors, findings
+) -> report.Section:
+  heldout = {row.name: row for row in rows if row.part == "heldout"}
+  shuffled, flipped = {}, {}
+  for each in found:
+    row = heldout.get(each.name)
+    if row is None:
+      continue
+    if each.control == contenders.SHUFFLED and row.gain:
+      shuffled[each.workdir.name] = row.gain
+    elif each.control == contenders.SWAPPED:
+      flipped[each.workdir.name] = controls.flips(
+        heldout[found[0].name].accuracy,
+        row.accuracy,
+        sources.swapped_users(each.config, dataset.train),
+      )
+  tastes = {user: "short" for user in dataset.short_users}
+  tastes |= {user: "long" for user in dataset.long_users}
+  oracle = None
+  own = heldout.get(found[0].name)
+  if own and findings["oracle"].get("heldout") and own.accuracy.of(tastes):
+    oracle = findings["oracle"]["heldout"], own.accuracy.of(tastes)
+  agreement, probes = None, {}
+  if vectors:
+    labels = [tastes.get(each) for each in vectors.ids]
+    if None not in labels and len(set(labels)) > 1:
+      number = len(set(labels))
+      groups = user_space.recover_groups(vectors.features, number)
+      agreement = number, user_space.group_agreement(groups, labels)
+    probes = _probes(vectors, dataset)
+  findings["controls"] = {
+    "shuffled": {
+      name: {"gain": gain, "interval": list(interval)}
+      for name, (gain, interval) in shuffled.items()
+    },
+    "swapped": {n: dataclasses.asdict(flip) for n, flip in flipped.items()},
+    "group_agreement": agreement and agreement[1],
+    "probes": {n: dataclasses.asdict(probe) for n, probe in probes.items()},
+  }
+  return sections.control_section(shuffled, flipped, oracle, agreement, probes)
+
+
+def _probes(
+  vectors: user_space.UserVectors, dataset: dataset_lib.Dataset
+) -> dict[str, user_space.Probe]:
+  """What is known of users that embeddings may tell."""
+  facts = [
+    dataset.personas[each].facts if each in dataset.personas else {}
+    for each in vectors.ids
+  ]
+  found = {}
+  for name in dict.fromkeys(name for own in facts for name in own):
+    probe = user_space.probe(vectors.features, [own.get(name) for own in facts])
+    if probe:
+      found[name] = probe
+  return found
+
+
+def _users(
+  own, vectors, order, base, groups, drawn, findings
+) -> report.Section:
+  """Embeddings as tokens and as maps."""
+  nearest = _nearest(vectors, order[:_MOST_READ], base)
+  findings["nearest_tokens"] = nearest
+  # Equals side by side, so that groups show as blocks.
+  places = {each: place for place, each in enumerate(vectors.ids)}
+  grouped = [user for users in groups.values() for user in users]
+  rank = {user: place for place, user in enumerate(grouped)}
+  ids = sorted(order, key=lambda each: rank.get(each, len(rank)))
+  features = vectors.features[[places[each] for each in ids]]
+  pictures = []
+  file = drawn / "cosines.png"
+  figures.cosines(file, ids, user_space.cosine_map(features))
+  kind = "weights" if vectors.weights is not None else "offsets"
+  caption = f"Cosine between users' {kind}; the {len(ids)} busiest users."
+  pictures.append(report.Figure(file, caption))
+  file = drawn / "projection.png"
+  plane, share = user_space.project(vectors.features)
+  figures.projection(file, vectors.ids, plane, share, groups)
+  caption = (
+    f"Principal components of users' {kind}, {len(vectors.ids):,} users."
+  )
+  pictures.append(report.Figure(file, caption))
+  if vectors.weights is not None:
+    file = drawn / "clusters.png"
+    figures.cluster_weights(file, ids, features)
+    caption = "Weight of each cluster in a user's embedding."
+    pictures.append(report.Figure(file, caption))
+  return sections.users_section(nearest, pictures)
+
+
+def _nearest(
+  vectors: user_space.UserVectors, ids: Collection[str], base: base_lib.Base
+) -> dict[str, list[str]]:
+  """Nearest tokens of the generic user, of centers and of some users.
+
+  Of a user's embedding, those of its offset from the generic one as well, since
+  the two are often near the same tokens.
+  """
+  table = base.lm.embed(jnp.arange(len(base.tokenizer)))
+  table = np.asarray(table.astype(jnp.float32))
+  prefixes = {"the generic user": vectors.generic}
+  if vectors.centers is not None:
+    for number, center in enumerate(vectors.centers[:_MOST_READ]):
+      prefixes[f"center {number}"] = center
+  places = {each: place for place, each in enumerate(vectors.ids)}
+  for each in ids if vectors.centers is None else ():
+    prefix = vectors.prefixes[places[each]]
+    prefixes[f"user {each}"] = prefix
+    offset = prefix - vectors.generic + table.mean(0)
+    prefixes[f"user {each}, offset alone"] = offset
+  return {
+    name: [
+      base.tokenizer.decode(near)
+      for near in user_space.nearest_tokens(prefix, table, 1)
+    ]
+    for name, prefix in prefixes.items()
+  }
+
+
+def _provenance(found, dataset) -> report.Section:
+  """What the report is of, so that it can be made again."""
+  cells = []
+  for each in found:
+    cells.append(
+      (
+        each.name,
+        str(each.folder),
+        f"{each.step:,}",
+        str(each.config.seed),
+        f"{each.config.train.batch_size} × {each.config.train.epochs} epochs",
+      )
+    )
+  columns = ("policy", "folder", "step", "seed", "batch size")
+  spec = answers.sampling_spec(found[0].config.answers)
+  settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items())
+  file = found[0].workdir / "versions.json"
+  versions = json.loads(file.read_text())
+  text = [
+    f"Answers were sampled with {settings}.",
+    "On " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
+  ]
+  if dataset.tally.rows:
+    text.insert(0, f"Data: {dataset.tally}.")
+  table = report.Table(columns, cells)
+  return report.Section("What was evaluated", text, [table])
