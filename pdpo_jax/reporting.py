@@ -293,5 +293,5 @@ def _provenance(found, dataset) -> report.Section:
   ]
   if dataset.tally.rows:
     text.insert(0, f"Data: {dataset.tally}.")
-  table = report.Table(columns, cells)
+  table = report.Table(columns, cells, numbers=False)
   return report.Section("What was evaluated", text, [table])

@@ -23,11 +23,13 @@ class Table:
 
   Attributes:
     note: what a reader must know to read it.
+    numbers: whether the cells after the first are, or else text.
   """
 
   columns: tuple[str, ...]
   rows: list[tuple[str, ...]]
   note: str = ""
+  numbers: bool = True
 
   def __post_init__(self):
     for row in self.rows:
@@ -101,8 +103,13 @@ def _environment(folder: pathlib.Path, name: str) -> jinja2.Template:
   )
   environment.filters["data_url"] = _data_url
   environment.filters["beside"] = lambda file: file.relative_to(folder)
-  environment.filters["cell"] = lambda text: text.replace("|", "\\|")
+  environment.filters["cell"] = _cell
   return environment.get_template(name)
+
+
+def _cell(text: str) -> str:
+  """In Markdown, a cell is one line."""
+  return " ".join(text.split()).replace("|", "\\|")
 
 
 def _data_url(file: pathlib.Path) -> str:

@@ -324,7 +324,8 @@ def control_section(
     "--config.data.swap_choices=0.3 add the first two, by --against."
   )
   columns = ("control", "found", "expected of a personal result")
-  return report.Section("Controls", [], [report.Table(columns, cells, note)])
+  table = report.Table(columns, cells, note, numbers=False)
+  return report.Section("Controls", [], [table])
 
 
 def users_section(
@@ -339,5 +340,6 @@ def users_section(
     "For each user token, the nearest of the vocabulary, by cosine with the "
     "table's mean taken off. A soft prefix need not be near any."
   )
-  tables = [report.Table(("embedding of", "nearest tokens"), cells, note)]
+  columns = ("embedding of", "nearest tokens")
+  tables = [report.Table(columns, cells, note, numbers=False)]
   return report.Section("Users", [], tables if cells else [], list(figures))

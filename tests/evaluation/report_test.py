@@ -38,7 +38,11 @@ def written(tmp_path):
   section = report.Section(
     "Lengths",
     ["A <b>paragraph</b>."],
-    [report.Table(("user", "words"), [("a|b <script>", "3.0")], "A note.")],
+    [
+      report.Table(
+        ("user", "words"), [("a|b <script>", "3.0\nof 4")], "A note."
+      )
+    ],
     [report.Figure(figure, "Words & users")],
   )
   made = report.Report("Run", "It works.", [section], {"words": {"ä": 3.0}})
@@ -64,7 +68,7 @@ def test_markdown_names_figures_beside_it(written):
   folder, _ = written
   text = (folder / "report.md").read_text()
   assert "![Words & users](figures/words.png)" in text
-  assert "| user | words |\n|---|---:|\n| a\\|b <script> | 3.0 |" in text
+  assert "| user | words |\n|---|---:|\n| a\\|b <script> | 3.0 of 4 |" in text
   assert "\n\n\n\n" not in text
 
 
