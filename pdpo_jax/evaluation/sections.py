@@ -156,7 +156,7 @@ def text_section(
         f"{words.mean:.1f} ± {words.standard_error:.1f}",
         percent(words.zero_share),
         "–" if name == "S" else _plus_minus(*drift.words),
-        "–" if name == "S" else _plus_minus(*drift.repetition, factor=100),
+        "–" if name == "S" else _plus_minus(*drift.repetition, factor=100.0),
       )
     )
   tables.append(
@@ -186,7 +186,7 @@ def text_section(
   return report.Section("Generated text", [], tables, list(figures)), findings
 
 
-def _plus_minus(mean: float, error: float, factor: float = 1) -> str:
+def _plus_minus(mean: float, error: float, factor: float = 1.0) -> str:
   return f"{factor * mean:+.1f} ± {factor * error:.1f}"
 
 

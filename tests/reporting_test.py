@@ -1,0 +1,155 @@
+"""`evaluate` on small runs, from their folders to a report."""
+
+import json
+import shutil
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from pdpo_jax import contenders, evaluate, experiment, main
+from pdpo_jax.weights import base as base_lib
+from tests import tiny
+
+
+def run_config(folder, base):
+  config = tiny.tiny_config(folder)
+  config.cache = str(base.parent / "cache")
+  config.base.path = str(base)
+  config.train.epochs = 1
+  config.train.checkpoint_every = 100
+  config.train.eval_every = 100
+  config.answers.max_new_tokens = 4
+  config.answers.batch_size = 8
+  return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """P-DPO beside vanilla, clusters alone, and both controls."""
+  folder = tmp_path_factory.mktemp("runs")
+  config = tiny.tiny_config(folder / "x")
+  dataset = experiment.load_dataset(config, None)
+  base_lib.write_base(folder / "base", tiny.tiny_base(dataset))
+  for name in ("individual", "cluster", "shuffled", "swapped"):
+    config = run_config(folder / name, folder / "base")
+    config.name = name
+    config.vanilla = name == "individual"
+    if name == "cluster":
+      config.user.kind = "cluster"
+      config.user.num_clusters = 2
+    config.data.shuffle_users = name == "shuffled"
+    config.data.swap_choices = 0.5 if name == "swapped" else 0.0
+    main.train_and_answer(config)
+  return folder
+
+
+def call(workdir, *against, **others):
+  """As `python -m pdpo_jax.evaluate` does; returns the findings."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["tests"])
+  with flagsaver.flagsaver(
+    workdir=str(workdir), against=[str(each) for each in against], **others
+  ):
+    evaluate.main()
+  return json.loads((workdir / "report" / "report.json").read_text())
+
+
+def test_a_run_ends_with_its_report(runs):
+  report = runs / "individual" / "report"
+  found = json.loads((report / "report.json").read_text())
+  names = [row["name"] for row in found["accuracy"]]
+  assert names == ["P-DPO, individual", "vanilla DPO"]
+  results = json.loads((runs / "individual" / "results.json").read_text())
+  for name, row in zip(("pdpo", "vanilla"), found["accuracy"], strict=True):
+    before = results["reward_accuracy"][name]["heldout"]
+    assert row["by_user"] == before["by_user"]
+  assert found["oracle"] == {"heldout": 1.0}
+  page = (report / "index.html").read_text()
+  assert page.count("data:image/png") == 5
+  assert found["verdict"].split(":")[0] in page
+
+
+def test_runs_are_compared_on_the_same_pairs(runs, capsys):
+  found = call(
+    runs / "individual", runs / "cluster", runs / "shuffled", runs / "swapped"
+  )
+  names = [row["name"] for row in found["accuracy"]]
+  assert names == [
+    "P-DPO, individual",
+    "vanilla DPO",
+    "P-DPO, 2 clusters",
+    "P-DPO, individual, shuffled users",
+    "P-DPO, individual, swapped choices",
+  ]
+  by_name = {row["name"]: row for row in found["accuracy"]}
+  vanilla = by_name["vanilla DPO"]
+  assert "gain" not in vanilla
+  for name in names[2:]:
+    gains = [
+      by_name[name]["by_user"][user] - vanilla["by_user"][user]
+      for user in vanilla["by_user"]
+    ]
+    assert by_name[name]["gain"]["mean"] == pytest.approx(
+      sum(gains) / len(gains)
+    )
+  assert found["controls"]["shuffled"].keys() == {"shuffled"}
+  flips = found["controls"]["swapped"]["swapped"]
+  assert (flips["swapped"], flips["others"]) == (2, 1)
+  out = capsys.readouterr().out
+  assert out.rstrip().endswith("index.html")
+
+
+def test_a_cluster_run_shows_its_weights(runs):
+  call(runs / "cluster")
+  figures = runs / "cluster" / "report" / "figures"
+  assert (figures / "clusters.png").is_file()
+
+
+def test_missing_scores_are_made_again_the_same(runs):
+  folder = runs / "cluster" / "pdpo" / "scores"
+  (file,) = folder.iterdir()
+  before = file.read_text()
+  file.unlink()
+  call(runs / "cluster")
+  assert file.read_text() == before
+
+
+def test_missing_answers_say_what_to_do(runs, tmp_path):
+  copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
+  (copy / "answers.jsonl").unlink()
+  with pytest.raises(ValueError, match="has not generated any answers"):
+    call(copy)
+
+
+def test_runs_of_other_data_are_refused(runs, tmp_path):
+  config = run_config(tmp_path / "other", runs / "base")
+  config.seed = 1
+  config.vanilla = False
+  main.train_and_answer(config)
+  with pytest.raises(ValueError, match="different samples"):
+    call(runs / "individual", tmp_path / "other")
+
+
+def test_runs_of_another_base_are_refused(runs, tmp_path):
+  dataset = experiment.load_dataset(tiny.tiny_config(tmp_path), None)
+  other = tiny.tiny_base(dataset, seed=5)
+  with pytest.raises(ValueError, match="only runs on the same base"):
+    contenders.open_contenders(runs / "individual", [], other)
+
+
+def test_a_run_without_a_checkpoint_is_refused(runs, tmp_path):
+  copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
+  shutil.rmtree(copy / "pdpo")
+  with pytest.raises(ValueError, match="no checkpoint to evaluate"):
+    call(copy)
+
+
+def test_a_run_named_twice_is_refused(runs):
+  with pytest.raises(ValueError, match="give each run once"):
+    call(runs / "individual", runs / "individual")
+
+
+def test_a_folder_that_is_no_run_is_named(runs, tmp_path):
+  with pytest.raises(ValueError, match="is no run folder"):
+    call(runs / "individual", tmp_path)
