@@ -70,10 +70,12 @@ class FilesConfig(sections.Section):
   # Users that are kept from training, to see how the unknown are served.
   unseen_users: float = 0.0
   # Only users with so many comparisons, the busiest `max_users` of them (0:
-  # all), and at most so many comparisons of each (0: all).
+  # all), and at most so many comparisons of each (0: all), in training and of
+  # those held out.
   min_per_user: int = 1
   max_users: int = 0
   max_per_user: int = 0
+  max_heldout_per_user: int = 0
   # The column that holds the user's id, where it is not "user_id".
   user_column: str = "user_id"
 

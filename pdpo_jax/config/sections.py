@@ -87,5 +87,6 @@ _MAY_BE_ZERO = {
   "top_aspects",
   "max_users",
   "max_per_user",
+  "max_heldout_per_user",
   "num_users",
 }

@@ -42,7 +42,10 @@ def load(config: config_lib.Config) -> dataset.Dataset:
     sum(example.user_id in strangers for example in train),
   )
   train = [example for example in train if example.user_id not in strangers]
-  train = splits.at_most(train, files.max_per_user, config.seed, tally)
+  limit = "max_per_user", files.max_per_user
+  train = splits.at_most(train, *limit, config.seed, tally)
+  limit = "max_heldout_per_user", files.max_heldout_per_user
+  heldout = splits.at_most(heldout, *limit, config.seed, tally)
   seen = {example.user_id for example in train} | {None}
   known = [example for example in heldout if example.user_id in seen]
   for name, part in (("training", train), ("held-out", known)):

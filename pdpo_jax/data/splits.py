@@ -94,20 +94,24 @@ def draw_users(train: Examples, share: float, seed: int) -> set[str]:
 
 
 def at_most(
-  train: Examples, limit: int, seed: int, tally: rows.Tally
+  examples: Examples, name: str, limit: int, seed: int, tally: rows.Tally
 ) -> Examples:
-  """At most so many comparisons of each user; 0 is no limit."""
+  """At most so many comparisons of each user; 0 is no limit.
+
+  Args:
+    name: of the limit, under which the others are counted.
+  """
   if not limit:
-    return train
+    return examples
   places = collections.defaultdict(list)
-  for place, example in enumerate(train):
+  for place, example in enumerate(examples):
     places[example.user_id].append(place)
   rng = random.Random(f"at most {seed}")
   kept = set(places.pop(None, []))
   for own in places.values():
     kept |= set(own if len(own) <= limit else rng.sample(own, limit))
-  tally.drop("comparisons beyond max_per_user", len(train) - len(kept))
-  return [train[place] for place in sorted(kept)]
+  tally.drop(f"comparisons beyond {name}", len(examples) - len(kept))
+  return [examples[place] for place in sorted(kept)]
 
 
 def draw_prompts(

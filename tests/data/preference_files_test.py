@@ -385,6 +385,18 @@ def test_only_the_busiest_users_up_to_a_limit(tmp_path):
   assert found.tally.dropped["comparisons beyond max_per_user"] == 3
 
 
+def test_held_out_comparisons_of_a_user_have_a_limit_of_their_own(tmp_path):
+  heldout = write_jsonl(
+    tmp_path / "held.jsonl", *(ROW | {"prompt": f"{n}?"} for n in range(9))
+  )
+  config = config_of(
+    tmp_path, [ROW], heldout_path=str(heldout), max_heldout_per_user=4
+  )
+  found = preference_files.load(config)
+  assert (len(found.train), len(found.heldout)) == (1, 4)
+  assert found.tally.dropped["comparisons beyond max_heldout_per_user"] == 5
+
+
 def test_held_out_comparisons_that_training_has_are_dropped(tmp_path):
   # Somebody else's opposite choice between the same two.
   other = ROW | {"chosen": "c", "rejected": "b", "user_id": "v"}
