@@ -130,9 +130,7 @@ class Contender:
     # In pieces, so that little is lost when it is interrupted.
     for start in range(0, len(missing), 4 * config.answers.batch_size):
       places = missing[start : start + 4 * config.answers.batch_size]
-      seeds = [
-        (config.seed + int(keys[place][:8], 16)) % 2**32 for place in places
-      ]
+      seeds = [seed_of(keys[place], config) for place in places]
       owners = [examples[place].user_id for place in places]
       said = answers.respond(
         self.policy,
@@ -182,6 +180,11 @@ class Contender:
     settings = f"{spec} {config.data.max_prompt_tokens} {config.seed}"
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return self.folder / "responses" / f"{self.step}_{digest}.jsonl"
+
+
+def seed_of(key: str, config: config_lib.Config) -> int:
+  """A sample's seed, the same for whoever responds to it."""
+  return (config.seed + int(key[:8], 16)) % 2**32
 
 
 def _name(config: config_lib.Config) -> str:

@@ -17,13 +17,25 @@ import pathlib
 
 from absl import flags
 
-from pdpo_jax import command_line, experiment, reporting, run_folder
+from pdpo_jax import (
+  command_line,
+  contenders,
+  experiment,
+  judged,
+  reporting,
+  run_folder,
+)
+from pdpo_jax.config import judge as judge_config
 from pdpo_jax.weights import base as base_lib
 
 _WORKDIR = command_line.workdir_flag()
 _AGAINST = flags.DEFINE_multi_string(
   "against", [], "Another run's folder; may be given several times."
 )
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Only print what the judge would be asked, and its price."
+)
+_JUDGE = command_line.judge_flag()
 
 
 def main() -> None:
@@ -32,14 +44,22 @@ def main() -> None:
       "--workdir is missing; name the folder of a trained run, e.g. "
       "--workdir=runs/quickstart"
     )
+  judge = _JUDGE.value
+  judge_config.validate(judge)
+  if _DRY_RUN.value and not judge.kind:
+    raise ValueError("--dry_run needs a judge, e.g. --judge.kind=openai")
   workdir = pathlib.Path(_WORKDIR.value)
+  against = [pathlib.Path(each) for each in _AGAINST.value]
   config = run_folder.read_config(workdir)
   base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
+  dataset = experiment.load_dataset(config, base)
+  if _DRY_RUN.value:
+    found = contenders.open_contenders(workdir, against, base)
+    scores = found[0].scores(dataset)
+    print(judged.estimate(found, dataset, scores, judge, workdir))
+    return
   page = reporting.make_report(
-    workdir,
-    [pathlib.Path(each) for each in _AGAINST.value],
-    base,
-    experiment.load_dataset(config, base),
+    workdir, against, base, dataset, judge if judge.kind else None
   )
   print(f"Report: {page}")
 

@@ -10,7 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pdpo_jax import contenders, experiment, run_folder
+from pdpo_jax import contenders, experiment, judged, run_folder
+from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import sources
 from pdpo_jax.evaluation import (
@@ -35,6 +36,7 @@ def make_report(
   against: Sequence[pathlib.Path],
   base: base_lib.Base,
   dataset: dataset_lib.Dataset,
+  judge: judge_config.JudgeConfig | None = None,
 ) -> pathlib.Path:
   """Writes a run's report, prints its verdict, and returns its page.
 
@@ -42,6 +44,7 @@ def make_report(
     against: other runs on the same base and data.
     base: the run's.
     dataset: the run's.
+    judge: for win rates; none without.
   """
   found = contenders.open_contenders(workdir, against, base)
   folder = workdir / "report"
@@ -53,6 +56,11 @@ def make_report(
   findings: dict[str, Any] = {"accuracy": [row.to_json() for row in rows]}
   made = [_accuracy(rows, found[0], baseline, dataset, drawn, findings)]
   made.append(_text(found, dataset, drawn, findings))
+  if judge:
+    rates = judged.win_rates(
+      found, base, dataset, scores[found[0].name], judge, workdir
+    )
+    made.append(_win_rates(rates, judge, findings))
   vectors, order = _vectors(found[0], dataset)
   made.append(_controls(found, rows, baseline, dataset, vectors, findings))
   if vectors:
@@ -134,6 +142,17 @@ def _text(found, dataset, drawn, findings) -> report.Section:
   )
   section.text.extend(lengths.describe_claims(claims).splitlines())
   return section
+
+
+def _win_rates(rates, judge, findings) -> report.Section:
+  findings["win_rates"] = [
+    {"name": name, "against": other, "of": group, **found.to_json()}
+    for (name, other), by_group in rates.items()
+    for group, found in by_group.items()
+  ]
+  findings["judge"] = dataclasses.asdict(judge)
+  who = f"{judge.kind} {judge.model}".strip()
+  return sections.win_rate_section(rates, who)
 
 
 def _vectors(

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from pdpo_jax import config as config_lib
+from pdpo_jax.config import sections
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -28,12 +29,12 @@ def set_field(config, path, value):
 )
 def test_an_unknown_field_is_an_error_that_names_the_near_ones(path, near):
   with pytest.raises(ValueError, match=re.escape(near)):
-    config_lib.check_field(path)
+    sections.check_field(config_lib.Config(), "config", path)
 
 
 def test_a_known_field_passes():
-  config_lib.check_field("loss.beta")
-  config_lib.check_field("user")
+  sections.check_field(config_lib.Config(), "config", "loss.beta")
+  sections.check_field(config_lib.Config(), "config", "user")
 
 
 def test_a_config_file_cannot_set_an_unknown_field():

@@ -1,5 +1,6 @@
 """`evaluate` on small runs, from their folders to a report."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,7 +8,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from pdpo_jax import contenders, evaluate, experiment, main
+from pdpo_jax import contenders, evaluate, experiment, main, run_folder
+from pdpo_jax.config import judge as judge_config
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 
@@ -153,3 +155,80 @@ def test_a_run_named_twice_is_refused(runs):
 def test_a_folder_that_is_no_run_is_named(runs, tmp_path):
   with pytest.raises(ValueError, match="is no run folder"):
     call(runs / "individual", tmp_path)
+
+
+def judge(**fields):
+  return judge_config.JudgeConfig(**fields)
+
+
+def test_a_rule_judges_and_the_journal_keeps_it(runs, capsys):
+  rule = judge(kind="rule", against=("vanilla", "chosen"), samples_per_user=2)
+  with flagsaver.flagsaver(judge=rule, dry_run=True):
+    call(runs / "individual", runs / "cluster")
+  # 3 users with 2 samples each, in both orders; two policies against vanilla
+  # DPO, three against what was chosen.
+  assert "60 calls (0 more" in capsys.readouterr().out
+  with flagsaver.flagsaver(judge=rule):
+    found = call(runs / "individual", runs / "cluster")
+  pairs = {(row["name"], row["against"]) for row in found["win_rates"]}
+  assert pairs == {
+    ("P-DPO, individual", "vanilla DPO"),
+    ("P-DPO, 2 clusters", "vanilla DPO"),
+    ("P-DPO, individual", "chosen response"),
+    ("P-DPO, 2 clusters", "chosen response"),
+    ("vanilla DPO", "chosen response"),
+  }
+  for row in found["win_rates"]:
+    assert (row["judgements"], row["users"]["count"]) == (12, 3)
+    assert row["agreement"] == 1.0
+  journal = runs / "individual" / "judgements.jsonl"
+  assert len(journal.read_text().splitlines()) == 60
+  with flagsaver.flagsaver(judge=rule, dry_run=True):
+    call(runs / "individual", runs / "cluster")
+  assert "0 calls (60 more" in capsys.readouterr().out
+  markdown = (runs / "individual" / "report" / "report.md").read_text()
+  assert "| in the paper, on PRISM | vanilla DPO | 64.47 |" in markdown
+
+
+def test_responses_are_kept_with_their_seeds(runs):
+  config = run_folder.read_config(runs / "individual")
+  dataset = experiment.load_dataset(config, None)
+  base = base_lib.read_base(config.base.path, config.base)
+  found = contenders.open_contenders(runs / "individual", [], base)
+  examples = dataset.heldout[:3]
+  said = found[0].responses(examples, config)
+  again = contenders.open_contenders(runs / "individual", [], base)[0]
+  kept = again.kept_responses(config)
+  assert {key: kept[key] for key in said} == said
+  other = dataclasses.replace(config, seed=config.seed + 1)
+  assert again.kept_responses(other) == {}
+
+
+@pytest.mark.parametrize(
+  "fields,message",
+  [
+    ({"users": ("nobody",)}, "nobody have no held-out sample"),
+    ({"kind": "openai", "model": "m", "key_variable": "NO_KEY"}, "NO_KEY is"),
+  ],
+)
+def test_a_judge_that_cannot_be_asked_is_an_error(runs, fields, message):
+  config = judge(**{"kind": "rule", **fields})
+  with (
+    flagsaver.flagsaver(judge=config),
+    pytest.raises(ValueError, match=message),
+  ):
+    call(runs / "individual")
+
+
+def test_without_anything_to_compare_with_the_judge_says_so(runs):
+  config = judge(kind="rule", against=("vanilla",))
+  with (
+    flagsaver.flagsaver(judge=config),
+    pytest.raises(ValueError, match="none of them is there to compare with"),
+  ):
+    call(runs / "cluster")
+
+
+def test_a_dry_run_without_a_judge_is_an_error(runs):
+  with pytest.raises(ValueError, match="--dry_run needs a judge"):
+    call(runs / "cluster", dry_run=True)

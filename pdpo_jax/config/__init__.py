@@ -7,7 +7,6 @@ A file in `configs/` returns a `Config` with what differs from the defaults;
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 from pdpo_jax.config import data as data_config
 from pdpo_jax.config import sections
@@ -208,26 +207,6 @@ def check_variant(file: str, variant: str, variants: tuple[str, ...]) -> None:
       f"configs/{file} has no variant {variant!r}; it has "
       f"{', '.join(map(repr, variants))}"
     )
-
-
-def check_field(path: str) -> None:
-  """Checks that `Config` has the field of a dotted path such as "loss.beta".
-
-  Raises:
-    ValueError: naming the near ones.
-  """
-  owner: Any = Config()
-  for place, name in enumerate(path.split(".")):
-    names = [field.name for field in dataclasses.fields(owner)]
-    if name not in names:
-      section = ".".join(["config", *path.split(".")[:place]])
-      raise ValueError(sections.unknown_field(section, name, names))
-    owner = getattr(owner, name)
-    if not dataclasses.is_dataclass(owner):
-      rest = path.split(".")[place + 1 :]
-      if rest:
-        raise ValueError(f"config.{path}: {name!r} has no fields")
-      return
 
 
 def validate(config: Config) -> None:

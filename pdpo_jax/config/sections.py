@@ -27,6 +27,29 @@ def unknown_field(owner: str, name: str, names: list[str]) -> str:
   return f"{owner} has no field {name!r}; {hint}"
 
 
+def check_field(owner: Section, flag: str, path: str) -> None:
+  """Checks that a section has the field of a dotted path such as "loss.beta".
+
+  Args:
+    flag: what the section is called on the command line.
+
+  Raises:
+    ValueError: naming the near ones.
+  """
+  holder: Any = owner
+  for place, name in enumerate(path.split(".")):
+    names = [field.name for field in dataclasses.fields(holder)]
+    if name not in names:
+      section = ".".join([flag, *path.split(".")[:place]])
+      raise ValueError(unknown_field(section, name, names))
+    holder = getattr(holder, name)
+    if not dataclasses.is_dataclass(holder):
+      rest = path.split(".")[place + 1 :]
+      if rest:
+        raise ValueError(f"{flag}.{path}: {name!r} has no fields")
+      return
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """`{"loss": {"beta": 1}}` as `{"loss.beta": 1}`."""
   flat = {}
@@ -53,6 +76,9 @@ def check_types(section: Section, path: str = "") -> None:
         isinstance(each, item) for each in value
       ):
         raise ValueError(f"{name} {value!r} must be a tuple of {item.__name__}")
+      if item is str and len(value) == 1:
+        # How a command line gives several.
+        value = [each.strip() for each in value[0].split(",")]
       setattr(section, field.name, tuple(value))
     elif type(value) is not hint:
       raise ValueError(f"{name} {value!r} must be of type {hint.__name__}")
@@ -89,4 +115,7 @@ _MAY_BE_ZERO = {
   "max_per_user",
   "max_heldout_per_user",
   "num_users",
+  "num_examples",
+  "requests_per_minute",
+  "retries",
 }

@@ -1,0 +1,295 @@
+"""Who judges: a service, a model that runs here, or a rule."""
+
+import concurrent.futures
+import dataclasses
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import openai
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.config import judge as judge_config
+from pdpo_jax.evaluation import answers, judge_prompt
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.weights import base as base_lib
+
+# Of a local judge.
+_BATCH_SIZE = 8
+_LONGEST_WAIT = 60.0  # seconds between two tries
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """One verdict that is asked for.
+
+  Attributes:
+    prompts: what a language model reads.
+    a, b: the responses.
+    prefers: "shorter" or "longer", where the user is known to; or "".
+  """
+
+  prompts: judge_prompt.Prompts
+  a: str
+  b: str
+  prefers: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What the judge said.
+
+  Attributes:
+    text: reasons and verdict.
+    input_tokens, output_tokens: as the service counts them; 0 if it does not.
+    seconds: from the last try's beginning.
+  """
+
+  text: str
+  input_tokens: int = 0
+  output_tokens: int = 0
+  seconds: float = 0.0
+
+
+class Failed(Exception):
+  """One verdict could not be had; others may."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+  """Answers in any order, as they come."""
+
+  def answers(
+    self, asked: Sequence[Asked]
+  ) -> Iterator[tuple[int, Answer | Failed]]:
+    """Yields each one's place with its answer.
+
+    Raises:
+      ValueError: if no verdict can be had at all, with what to do.
+    """
+    ...
+
+
+def make_judge(config: judge_config.JudgeConfig) -> Judge:
+  """The judge that the configuration describes.
+
+  Raises:
+    ValueError: if it lacks a key or a model.
+  """
+  return _JUDGES[config.kind](config)
+
+
+class OpenAIJudge:
+  """Any endpoint that speaks OpenAI's chat completions."""
+
+  def __init__(self, config: judge_config.JudgeConfig):
+    key = os.environ.get(config.key_variable, "")
+    if not key and not config.base_url:
+      raise ValueError(
+        f"the environment variable {config.key_variable} is not set; put the "
+        "key in it, name another by --judge.key_variable, or name one's own "
+        "server by --judge.base_url"
+      )
+    self._config = config
+    self._client = openai.OpenAI(
+      # Servers of one's own often want none, and the client wants some.
+      api_key=key or "none",
+      base_url=config.base_url or None,
+      timeout=config.timeout,
+      max_retries=0,
+    )
+    self._reached = False
+    self._pace = _Pace(config.requests_per_minute)
+
+  def answers(
+    self, asked: Sequence[Asked]
+  ) -> Iterator[tuple[int, Answer | Failed]]:
+    pool = concurrent.futures.ThreadPoolExecutor(self._config.concurrency)
+    try:
+      waiting = {
+        pool.submit(self._answer, each.prompts): place
+        for place, each in enumerate(asked)
+      }
+      for done in concurrent.futures.as_completed(waiting):
+        try:
+          yield waiting[done], done.result()
+        except Failed as failure:
+          yield waiting[done], failure
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+  def _answer(self, prompts: judge_prompt.Prompts) -> Answer:
+    """One answer, after as many tries as it takes or as are allowed."""
+    for attempt in range(self._config.retries + 1):
+      self._pace.wait()
+      try:
+        answer = self._ask(prompts)
+        self._reached = True
+        return answer
+      except openai.OpenAIError as error:
+        self._raise_if_final(error)
+        reason = f"{type(error).__name__}: {error}"
+        wait = _retry_after(error)
+      except (ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = f"the answer is malformed ({error})"
+        wait = None
+      if attempt < self._config.retries:
+        if wait is None:
+          wait = 0.5 * 2**attempt * random.uniform(0.5, 1.5)
+        time.sleep(min(wait, _LONGEST_WAIT))
+    raise Failed(f"{reason}, after {self._config.retries + 1} tries")
+
+  def _ask(self, prompts: judge_prompt.Prompts) -> Answer:
+    start = time.perf_counter()
+    # OpenAI's newer models know the one name, other servers the other.
+    limit = "max_tokens" if self._config.base_url else "max_completion_tokens"
+    completion = self._client.chat.completions.create(
+      model=self._config.model,
+      messages=[
+        {"role": "system", "content": prompts.system},
+        {"role": "user", "content": prompts.user},
+      ],
+      temperature=self._config.temperature,
+      **{limit: self._config.max_tokens},
+    )
+    text = completion.choices[0].message.content
+    if not isinstance(text, str):
+      raise TypeError("there is no text in it")
+    usage = completion.usage
+    return Answer(
+      text,
+      usage.prompt_tokens if usage else 0,
+      usage.completion_tokens if usage else 0,
+      round(time.perf_counter() - start, 3),
+    )
+
+  def _raise_if_final(self, error: openai.OpenAIError) -> None:
+    """Raises what trying again cannot help."""
+    place = f"{self._client.base_url} (model {self._config.model!r})"
+    if isinstance(
+      error, openai.AuthenticationError | openai.PermissionDeniedError
+    ):
+      raise ValueError(
+        f"{place} refuses the key in {self._config.key_variable}: {error}"
+      ) from error
+    if isinstance(error, openai.NotFoundError):
+      raise ValueError(
+        f"{place} has no such model, or --judge.base_url is not its API: "
+        f"{error}"
+      ) from error
+    if getattr(error, "code", None) == "insufficient_quota":
+      raise ValueError(
+        f"{place}: the account has no credit: {error}"
+      ) from error
+    if (
+      isinstance(
+        error, openai.BadRequestError | openai.UnprocessableEntityError
+      )
+      or getattr(error, "status_code", 0) == 413
+    ):
+      raise Failed(f"the request is refused: {error}") from error
+    down = isinstance(error, openai.APIConnectionError) and not isinstance(
+      error, openai.APITimeoutError
+    )
+    if down and not self._reached:
+      raise ValueError(
+        f"nothing answers at {place}: {error.__cause__ or error}; is the "
+        "server running, and --judge.base_url right?"
+      ) from error
+
+
+def _retry_after(error: openai.OpenAIError) -> float | None:
+  """Seconds that the service asks to wait, where it does."""
+  response = getattr(error, "response", None)
+  try:
+    return max(0.0, float(response.headers["retry-after"]))
+  except (AttributeError, KeyError, TypeError, ValueError):
+    return None
+
+
+class _Pace:
+  """Keeps requests of all threads to so many a minute."""
+
+  def __init__(self, per_minute: int):
+    self._gap = 60 / per_minute if per_minute else 0.0
+    self._lock = threading.Lock()
+    self._next = 0.0
+
+  def wait(self) -> None:
+    with self._lock:
+      now = time.monotonic()
+      turn = max(now, self._next)
+      self._next = turn + self._gap
+    time.sleep(turn - now)
+
+
+class LocalJudge:
+  """Any base that this project runs, in batches."""
+
+  def __init__(self, config: judge_config.JudgeConfig):
+    self._config = config_lib.Config()
+    self._config.base.dtype = self._config.base.param_dtype = "bfloat16"
+    self._base = base_lib.read_base(config.model, self._config.base)
+    room = self._base.lm.arch.max_positions - config.max_tokens
+    if room < 1:
+      raise ValueError(
+        f"judge.max_tokens {config.max_tokens} leaves no room for a prompt in "
+        f"the {self._base.lm.arch.max_positions} positions of "
+        f"{config.model!r}; lower it"
+      )
+    self._config.data.max_prompt_tokens = room
+    self._config.answers.max_new_tokens = config.max_tokens
+    self._config.answers.temperature = config.temperature
+    self._config.answers.batch_size = _BATCH_SIZE
+    self._policy = policy_lib.base_policy(self._base.lm)
+
+  def answers(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
+    for start in range(0, len(asked), _BATCH_SIZE):
+      begin = time.perf_counter()
+      batch = [
+        structs.PromptExample(
+          # As a turn of a dialogue, it is never cut.
+          (structs.Message("user", each.prompts.user),),
+          each.prompts.system,
+        )
+        for each in asked[start : start + _BATCH_SIZE]
+      ]
+      texts = answers.respond(
+        self._policy,
+        self._base,
+        batch,
+        [0] * len(batch),
+        list(range(start, start + len(batch))),
+        self._config,
+      )
+      seconds = round((time.perf_counter() - begin) / len(batch), 3)
+      for place, text in enumerate(texts, start):
+        yield place, Answer(text, seconds=seconds)
+
+
+class RuleJudge:
+  """Knows whether a user prefers the longer or the shorter, in words."""
+
+  def __init__(self, config: judge_config.JudgeConfig):
+    del config  # It has nothing to be told.
+
+  def answers(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
+    for place, each in enumerate(asked):
+      if not each.prefers:
+        raise ValueError(
+          "--judge.kind=rule is for users whose taste in length is known, as "
+          "with the data sources 'synthetic' and 'tldr'; use 'openai' or "
+          "'local'"
+        )
+      more = len(each.a.split()) - len(each.b.split())
+      if each.prefers == "shorter":
+        more = -more
+      verdict = "Output (a)" if more > 0 else "Output (b)" if more else "TIE"
+      yield place, Answer(f"This user prefers the {each.prefers}.\n{verdict}")
+
+
+_JUDGES = {"openai": OpenAIJudge, "local": LocalJudge, "rule": RuleJudge}

@@ -1,0 +1,178 @@
+"""The judge's path against a real server that fails in every way."""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pdpo_jax.evaluation import judging, winrate
+from tests.evaluation import judge_server
+
+FAULTS = (None, 429, None, 500, "slow", None, "garbage", "empty", "null", 503)
+
+
+def lines_of(journal):
+  return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_every_pair_is_judged_once_through_faults_and_a_kill(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+  server = judge_server.Server(faults=FAULTS)
+  root = pathlib.Path(__file__).parent.parent.parent
+  with server.running() as url:
+    command = [sys.executable, "-m", "tests.evaluation.judge_server"]
+    first = subprocess.Popen(
+      [*command, str(journal), url],
+      cwd=root,
+      env=os.environ | {"PYTHONPATH": str(root)},
+      stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not journal.is_file() or len(journal.read_text().splitlines()) < 150:
+      assert first.poll() is None and time.monotonic() < deadline
+      time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    at_kill = journal.read_text().count("\n")
+    assert 150 <= at_kill < 500
+    # As if it had been cut off while it wrote.
+    with journal.open("a") as out:
+      out.write('{"key": "half')
+    found = judging.judge(
+      judge_server.questions(), judge_server.config_of(url), journal
+    )
+  lines = lines_of(journal)
+  assert len(lines) == len({line["key"] for line in lines}) == 500
+  pairs = collections.Counter(
+    (line["sample"], line["ours_first"]) for line in lines
+  )
+  assert len(pairs) == 500 and set(pairs.values()) == {1}
+  assert len(found) == 500
+  # Each answer was paid for once, but for those on their way at the kill.
+  twice = sum(server.delivered.values()) - 500
+  assert 0 <= twice <= judge_server.CONCURRENCY
+  assert len(server.delivered) == 500
+  # Every fault was met, and met often.
+  assert all(server.seen[fault] >= 30 for fault in FAULTS)
+  # A judge who always says (a) gives half to both sides.
+  rates = winrate.win_rates(found)
+  assert rates.samples.rate == rates.theirs_samples.rate == 0.5
+  assert (rates.first_share, rates.agreement) == (1.0, 0.0)
+
+
+def test_nothing_is_asked_twice(tmp_path):
+  journal = tmp_path / "j" / "judgements.jsonl"
+  server = judge_server.Server()
+  questions = judge_server.questions(5)
+  with server.running() as url:
+    config = judge_server.config_of(url)
+    before = judging.judge(questions, config, journal)
+    again = judging.judge(questions, config, journal)
+    assert before == again
+    assert sum(server.tries.values()) == 10
+    # A changed response is another question.
+    changed = [dataclasses.replace(questions[0], ours="new"), *questions[1:]]
+    judging.judge(changed, config, journal)
+    assert sum(server.tries.values()) == 12
+
+
+def test_a_verdict_keeps_prompts_answer_and_cost(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+  server = judge_server.Server(say=lambda user: "Since.\nOutput (b)")
+  with server.running() as url:
+    config = judge_server.config_of(url, temperature=0.5, max_tokens=77)
+    found = judging.judge(judge_server.questions(1), config, journal)
+  # (b) is theirs where ours came first, and ours in the other order.
+  assert [(each.ours_first, each.winner) for each in found] == [
+    (True, winrate.THEIRS),
+    (False, winrate.OURS),
+  ]
+  line = next(line for line in lines_of(journal) if line["ours_first"])
+  assert (line["verdict"], line["answer"]) == ("b", "Since.\nOutput (b)")
+  assert (line["input_tokens"], line["output_tokens"]) == (7, 3)
+  assert "Question 0?" in line["user"] and "standing in" in line["system"]
+  path, request, _ = server.requests[0]
+  assert path == "/v1/chat/completions"
+  assert request["model"] == "some-model" and request["temperature"] == 0.5
+  assert request["max_tokens"] == 77
+
+
+def test_an_unreadable_answer_is_kept_and_counted(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+  server = judge_server.Server(say=lambda user: "Hard to say.")
+  with server.running() as url:
+    config = judge_server.config_of(url)
+    for _ in range(2):
+      found = judging.judge(judge_server.questions(3), config, journal)
+  assert sum(server.tries.values()) == 6
+  rates = winrate.win_rates(found)
+  assert (rates.unreadable, rates.unjudged_samples) == (6, 3)
+
+
+def test_one_random_order_is_the_same_each_time(tmp_path):
+  server = judge_server.Server()
+  with server.running() as url:
+    config = judge_server.config_of(url, order="random")
+    found = judging.judge(
+      judge_server.questions(40), config, tmp_path / "judgements.jsonl"
+    )
+  firsts = [each.ours_first for each in found]
+  assert len(firsts) == 40 and 8 < sum(firsts) < 32
+  again = judging._verdicts(judge_server.questions(40), config)
+  assert [each.ours_first for each in again] == firsts
+
+
+def test_failures_leave_what_was_judged(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+  refused = lambda user: "Question 1?" in user  # noqa: E731
+
+  class Picky(judge_server.Server):
+    def handle(self, handler):
+      self.faults = (None,)
+      super().handle(handler)
+
+  server = Picky(say=lambda user: None if refused(user) else "Output (a)")
+  questions = judge_server.questions(4)
+  with server.running() as url:
+    config = judge_server.config_of(url, retries=1)
+    with pytest.raises(ValueError, match="2 of 8 verdicts could not be had"):
+      judging.judge(questions, config, journal)
+    assert len(lines_of(journal)) == 6
+    assert judging.estimate(questions, config, journal).calls == 2
+    server.say = lambda user: "Output (a)"
+    assert len(judging.judge(questions, config, journal)) == 8
+  assert len(lines_of(journal)) == 8
+
+
+def test_a_dry_run_counts_what_is_missing(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+  server = judge_server.Server()
+  questions = judge_server.questions(10)
+  with server.running() as url:
+    config = judge_server.config_of(
+      url, max_tokens=100, input_price=2.5, output_price=10.0
+    )
+    judging.judge(questions[:3], config, journal)
+    found = judging.estimate(questions, config, journal)
+  assert (found.calls, found.kept, found.output_tokens) == (14, 6, 1400)
+  # The two prompts of a call have some 530 characters together.
+  assert 14 * 100 < found.input_tokens < 14 * 200
+  assert found.dollars == pytest.approx(
+    (2.5 * found.input_tokens + 10 * 1400) / 1e6
+  )
+  assert str(found).startswith("14 calls (6 more are in the journal), about")
+
+
+def test_a_broken_journal_names_the_line(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+  journal.write_text('{"key": "x"}\nnonsense\n{"key": "y"}\n')
+  with pytest.raises(ValueError, match=r"judgements\.jsonl:2 is broken"):
+    judging.estimate([], judge_server.config_of("http://x"), journal)
