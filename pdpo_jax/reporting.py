@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -197,7 +197,7 @@ def _controls(
       number = len(set(labels))
       groups = user_space.recover_groups(vectors.features, number)
       agreement = number, user_space.group_agreement(groups, labels)
-    probes = _probes(vectors, dataset)
+    probes = _probes(vectors, dataset, tastes)
   findings["controls"] = {
     "shuffled": {
       name: {"gain": gain, "interval": list(interval)}
@@ -211,13 +211,17 @@ def _controls(
 
 
 def _probes(
-  vectors: user_space.UserVectors, dataset: dataset_lib.Dataset
+  vectors: user_space.UserVectors,
+  dataset: dataset_lib.Dataset,
+  tastes: Mapping[str, str],
 ) -> dict[str, user_space.Probe]:
   """What is known of users that embeddings may tell."""
-  facts = [
-    dataset.personas[each].facts if each in dataset.personas else {}
-    for each in vectors.ids
-  ]
+  facts = []
+  for each in vectors.ids:
+    known = dataset.personas.get(each)
+    facts.append(dict(known.facts) if known else {})
+    if each in tastes:
+      facts[-1]["taste in length"] = tastes[each]
   found = {}
   for name in dict.fromkeys(name for own in facts for name in own):
     probe = user_space.probe(vectors.features, [own.get(name) for own in facts])
