@@ -105,6 +105,18 @@ def busiest_users(
   return [each for each in users.ids if each in chosen]
 
 
+def speakers(config: config_lib.Config, data: Data) -> dict[str, int]:
+  """User rows of those who answer besides the generic user.
+
+  Raises:
+    ValueError: if `answers.users` names somebody who is not trained on.
+  """
+  ids = config.answers.users or busiest_users(
+    data.dataset.train, data.users, config.answers.num_users
+  )
+  return {each: data.users.row_of(each) for each in ids}
+
+
 def score(
   config: config_lib.Config,
   split: pdpo.SplitPolicy,

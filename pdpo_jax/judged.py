@@ -21,12 +21,7 @@ from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import base as base_lib
 
-# What responses are compared with, by its name in `judge.against`.
-_OPPONENTS = {
-  "vanilla": "vanilla DPO",
-  "chosen": "chosen response",
-  "base": "the base",
-}
+_CHOSEN, _BASE = "chosen response", "the base"
 
 # By policy and opponent, then by whose users: "all users" and parts.
 Rates = dict[tuple[str, str], dict[str, winrate.WinRates]]
@@ -96,7 +91,7 @@ def estimate(
   config = found[0].config
   samples = draw(dataset, scores, judge, config.seed)
   chosen = {key: each.chosen for key, each in samples.examples.items()}
-  said = {_OPPONENTS[name]: chosen for name in judge.against}
+  said = dict.fromkeys(_opponents(found, judge), chosen)
   said |= {
     each.name: chosen | each.kept_responses(config)
     for each in found
@@ -105,6 +100,17 @@ def estimate(
   asked = _questions(found, samples, said, dataset, judge)
   everything = [each for own in asked.values() for each in own]
   return judging.estimate(everything, judge, _journal(workdir))
+
+
+def _opponents(
+  found: Sequence[contenders.Contender], judge: judge_config.JudgeConfig
+) -> list[str]:
+  """The names of what `judge.against` says, where it is there."""
+  names = {"chosen": _CHOSEN, "base": _BASE, "run": found[0].name}
+  for each in found:
+    if each.config.user.kind == "none" and not each.control:
+      names.setdefault("vanilla", each.name)
+  return [names[each] for each in judge.against if each in names]
 
 
 def _journal(workdir: pathlib.Path) -> pathlib.Path:
@@ -166,13 +172,11 @@ def _sources(found, base, judge, config):
     )
   sources = {}
   if "chosen" in judge.against:
-    sources[_OPPONENTS["chosen"]] = lambda examples: {
+    sources[_CHOSEN] = lambda examples: {
       scores_lib.sample_key(each): each.chosen for each in examples
     }
   if "base" in judge.against:
-    sources[_OPPONENTS["base"]] = lambda examples: _of_base(
-      base, examples, config
-    )
+    sources[_BASE] = lambda examples: _of_base(base, examples, config)
   for each in found:
     if not each.control:
       sources[each.name] = lambda examples, each=each: each.responses(
@@ -211,8 +215,8 @@ def _questions(
   tastes |= {user: "longer" for user in dataset.long_users}
   asked = {}
   for each in found:
-    for opponent in (_OPPONENTS[name] for name in judge.against):
-      if each.control or each.name == opponent or opponent not in said:
+    for opponent in _opponents(found, judge):
+      if each.control or each.name == opponent:
         continue
       asked[each.name, opponent] = [
         judging.Question(
@@ -230,7 +234,7 @@ def _questions(
   if not asked:
     raise ValueError(
       f"judge.against {judge.against}: none of them is there to compare with; "
-      "add a vanilla run by --against, or use 'chosen' or 'base'"
+      "add another run by --against, or use 'chosen' or 'base'"
     )
   return asked
 

@@ -61,6 +61,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     data = experiment.tokenize_parts(config, base, dataset)
     for part in data.parts.values():
       print(part)
+  speakers = experiment.speakers(config, data)
   accuracies, texts = {}, {}
   for name, one in experiment.trainings(config).items():
     with clock.stage(f"{name}_reference"):
@@ -91,12 +92,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     with clock.stage(f"{name}_answers"):
       rows = {"V": 0}
       if one.user.kind != "none":
-        rows = {"G": 0} | {
-          each: data.users.row_of(each)
-          for each in experiment.busiest_users(
-            dataset.train, data.users, config.answers.num_users
-          )
-        }
+        rows = {"G": 0} | speakers
       texts |= answers.answer(split.merge(), base, dataset.prompts, rows, one)
   with clock.stage("sft_answers"):
     nobody = policy_lib.base_policy(base.lm)

@@ -133,6 +133,17 @@ def test_runs_of_other_data_are_refused(runs, tmp_path):
     call(runs / "individual", tmp_path / "other")
 
 
+def test_only_the_users_named_answer(runs, tmp_path):
+  config = run_config(tmp_path / "named", runs / "base")
+  config.vanilla = False
+  config.answers.users = ("3", "nobody")
+  with pytest.raises(ValueError, match="'nobody' is none of this run's 3"):
+    main.train_and_answer(config)
+  config.workdir = str(tmp_path / "right")
+  config.answers.users = ("3",)
+  assert main.train_and_answer(config)["words"].keys() == {"S", "G", "3"}
+
+
 def test_runs_of_another_base_are_refused(runs, tmp_path):
   dataset = experiment.load_dataset(tiny.tiny_config(tmp_path), None)
   other = tiny.tiny_base(dataset, seed=5)
@@ -218,6 +229,17 @@ def test_a_judge_that_cannot_be_asked_is_an_error(runs, fields, message):
     pytest.raises(ValueError, match=message),
   ):
     call(runs / "individual")
+
+
+def test_other_runs_are_judged_against_the_run_itself(runs):
+  config = judge(kind="rule", against=("run",))
+  with flagsaver.flagsaver(judge=config):
+    found = call(runs / "individual", runs / "cluster", runs / "shuffled")
+  pairs = {(row["name"], row["against"]) for row in found["win_rates"]}
+  assert pairs == {
+    ("P-DPO, 2 clusters", "P-DPO, individual"),
+    ("vanilla DPO", "P-DPO, individual"),
+  }
 
 
 def test_without_anything_to_compare_with_the_judge_says_so(runs):

@@ -137,8 +137,10 @@ class AnswersConfig(sections.Section):
 
   # Held-out prompts, each answered for every speaker.
   num_prompts: int = 50
-  # The users with the most training samples, each a speaker.
+  # The users with the most training samples, each a speaker. Or the ids of
+  # some.
   num_users: int = 10
+  users: tuple[str, ...] = ()
   batch_size: int = 64
   max_new_tokens: int = 64
   # Until so many tokens the answer cannot end; 0 allows the empty answer.

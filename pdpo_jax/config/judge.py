@@ -5,7 +5,7 @@ import pathlib
 
 from pdpo_jax.config import sections
 
-OPPONENTS = ("vanilla", "chosen", "base")
+OPPONENTS = ("vanilla", "chosen", "base", "run")
 
 
 @dataclasses.dataclass
@@ -22,7 +22,7 @@ class JudgeConfig(sections.Section):
   # The environment variable that holds the key.
   key_variable: str = "OPENAI_API_KEY"
   # What responses are compared with: "vanilla" DPO, the data set's "chosen"
-  # response, the "base".
+  # response, the "base", or those of the "run" itself, for other runs.
   against: tuple[str, ...] = ("vanilla", "chosen")
   # Users that are judged, drawn from the seen and as many from the unseen; and
   # samples of each. Or the ids of some.
