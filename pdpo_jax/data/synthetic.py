@@ -10,12 +10,8 @@ perhaps where or when), and a summary tells the first one, two … of them:
   TL;DR, please. Anna sold bikes. Bob broke books.
 
 Now and then the author leaves the summary out, so that a model of this language
-knows that one may be empty; nobody compares such summaries.
-
-The prompt ends with a full stop, as each sentence of a summary does. So whether
-to go on is decided after the same token everywhere, and a taste for stopping
-early, which comparisons show between sentences only, reaches the place before
-the first one.
+knows that one may be empty. The summaries that workers compare are drawn in the
+same way: now and then, one of the two is empty.
 """
 
 import dataclasses
@@ -134,7 +130,12 @@ def _make_facts(rng: random.Random) -> list[str]:
 
 
 def _summarize(facts: Sequence[str], rng: random.Random) -> str:
-  """Tells the first of the facts, one to all of them, without details."""
+  """Tells the first of the facts, one to all of them, without details.
+
+  A share of summaries is empty.
+  """
+  if rng.random() < EMPTY_SHARE:
+    return ""
   count = rng.randint(1, len(facts))
   told = [" ".join(fact.split()[:3]) for fact in facts[:count]]
   return "".join(f" {phrase}." for phrase in told)
@@ -143,11 +144,7 @@ def _summarize(facts: Sequence[str], rng: random.Random) -> str:
 def sft_pairs(posts: Sequence[Post], seed: int) -> list[tuple[str, str]]:
   """(prompt, summary) of each post; some summaries are empty."""
   rng = random.Random(f"summaries {seed}")
-  pairs = []
-  for post in posts:
-    summary = _summarize(post.facts, rng)
-    pairs.append((post.prompt, "" if rng.random() < EMPTY_SHARE else summary))
-  return pairs
+  return [(post.prompt, _summarize(post.facts, rng)) for post in posts]
 
 
 def comparisons(
@@ -158,8 +155,9 @@ def comparisons(
 ) -> list[structs.PreferenceExample]:
   """One comparison a post, equally many for each worker.
 
-  Both summaries tell something and differ in their number of words. Workers
-  take turns; posts that do not fill a turn are left over.
+  Both summaries are such as the base was taught, so that one may be empty, and
+  differ in their number of words. Workers take turns; posts that do not fill a
+  turn are left over.
 
   Args:
     posts: as many as workers, or more.

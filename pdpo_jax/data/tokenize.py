@@ -85,6 +85,8 @@ def tokenize_examples(
 ) -> Tokenized:
   """Token ids of comparisons, with the token that ends a response after each.
 
+  An empty response is that token alone.
+
   Args:
     max_response_tokens: the limit of a response with its end token.
     long_response: what becomes of a response over the limit: "error" stops;
@@ -93,8 +95,8 @@ def tokenize_examples(
       whose last turn is too long for a prompt is an error, or else dropped.
 
   Raises:
-    ValueError: if a prompt or response is empty, something is over its limit
-      and must not be, a user is not in `users`, or nothing is left.
+    ValueError: if a prompt is empty, something is over its limit and must not
+      be, a user is not in `users`, or nothing is left.
   """
   for place, example in enumerate(examples):
     _check_example(place, example)
@@ -231,10 +233,6 @@ def _check_example(place: int, example: structs.PreferenceExample):
   name = _name(place, example)
   if not example.rejected:
     raise ValueError(f"{name} has no rejected response; give one or more")
-  if not example.chosen.strip():
-    raise ValueError(f"{name} has an empty chosen response; drop it")
-  if not all(text.strip() for text in example.rejected):
-    raise ValueError(f"{name} has an empty rejected response; drop it")
 
 
 def listed(counts: collections.Counter[str]) -> str:

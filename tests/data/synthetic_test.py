@@ -102,11 +102,17 @@ def test_workers_prefer_by_length_and_have_equally_many_comparisons():
   for example in examples:
     (rejected,) = example.rejected
     words = [len(text.split()) for text in (example.chosen, rejected)]
-    assert min(words) > 0
     assert (words[0] < words[1]) == (example.user_id == "2")
     assert words[0] != words[1]
     for text in (example.chosen, rejected):
       assert synthetic.faithfulness(example.prompt, text) == 1.0
+
+
+def test_summaries_are_as_often_empty_in_comparisons_as_in_the_base():
+  examples = synthetic.comparisons(POSTS, WORKERS, ["2"], 0)
+  empty = [not all((e.chosen, *e.rejected)) for e in examples]
+  # One of two different summaries: more often than one alone.
+  assert synthetic.EMPTY_SHARE < sum(empty) / len(empty) < 0.5
 
 
 def test_comparisons_use_a_post_once():

@@ -155,8 +155,6 @@ def test_a_last_turn_over_the_limit_is_an_error_or_dropped(tokenizer):
   ("fields", "message"),
   [
     ({"prompt": ""}, "prompt 1 of 2 is empty"),
-    ({"chosen": " "}, r"examples\[1\] \(user None\) has an empty chosen"),
-    ({"rejected": (" a", "")}, r"examples\[1\].* empty rejected"),
     ({"rejected": ()}, r"examples\[1\].* no rejected"),
     ({"user_id": "bib"}, "'bib' is none of this run's 2 users; near: 'bob'"),
   ],
@@ -164,6 +162,12 @@ def test_a_last_turn_over_the_limit_is_an_error_or_dropped(tokenizer):
 def test_faulty_samples_are_named(tokenizer, fields, message):
   with pytest.raises(ValueError, match=message):
     run(tokenizer, example(), example(**fields))
+
+
+def test_an_empty_response_is_its_end_token(tokenizer):
+  (sample,) = run(tokenizer, example(rejected=("", " a"))).examples
+  assert sample.responses[1].tolist() == [tokenizer.eos_token_id]
+  assert len(sample.responses[2]) > 1
 
 
 @pytest.mark.parametrize("limits", [{"prompt": 0}, {"response": 0}])
