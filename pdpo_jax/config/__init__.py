@@ -118,6 +118,10 @@ class TrainConfig(sections.Section):
   # Of the user model. 0: the same as `learning_rate`.
   user_learning_rate: float = 0.0
   warmup_steps: int = 150
+  # A step touches the rows of its own users alone, at a cost that does not
+  # depend on how many users there are; others keep their Adam moments as they
+  # are. Without, all rows follow their momentum at every step.
+  sparse_users: bool = False
   weight_decay: float = 0.0
   # Global gradient norm above which gradients are scaled down; 0: never.
   clip_norm: float = 1.0

@@ -18,6 +18,10 @@ class UserParam(nnx.Variable):
   """A trained weight of the user model, always float32."""
 
 
+class UserRowParam(UserParam):
+  """One with a row for each user, row 0 being the generic user's."""
+
+
 @dataclasses.dataclass(frozen=True)
 class UserSpec:
   """What a user model is made of.
@@ -120,7 +124,7 @@ class IndividualUsers(nnx.Module):
     else:
       normal = jax.random.normal(rngs.params(), offsets_shape)
       offsets = spec.init_std * normal
-    self.offsets = UserParam(offsets)
+    self.offsets = UserRowParam(offsets)
 
   @property
   def num_rows(self) -> int:
@@ -149,7 +153,7 @@ class ClusterUsers(nnx.Module):
     self.centers = UserParam(centers)
     common = 0.0 if self.softmax else 1.0 / spec.num_clusters
     noise = jax.random.normal(rngs.params(), (num_rows, spec.num_clusters))
-    self.weights = UserParam(common + spec.init_std * noise)
+    self.weights = UserRowParam(common + spec.init_std * noise)
 
   @property
   def num_rows(self) -> int:

@@ -129,6 +129,7 @@ def train(
     transformation,
     accumulation_steps=train_config.accumulation_steps,
     dropout=config.lora.dropout > 0,
+    sparse_users=train_config.sparse_users and config.user.kind != "none",
     seed=config.seed,
   )
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from pdpo_jax import structs
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import logprobs, losses, optimizer
+from pdpo_jax.training import sparse_users as sparse_users_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +183,7 @@ def make_train_step(
   *,
   accumulation_steps: int = 1,
   dropout: bool = False,
+  sparse_users: bool = False,
   seed: int = 0,
 ) -> Callable:
   """The jitted step `(state, frozen, batch) -> (state, metrics)`.
@@ -196,6 +198,8 @@ def make_train_step(
     accumulation_steps: parts that a batch is run in, one after the other; B
       must be a multiple.
     dropout: whether LoRA's dropout is on.
+    sparse_users: whether a step touches its own users' rows alone; see
+      `training/sparse_users.py`.
     seed: of dropout.
   """
 
@@ -239,7 +243,17 @@ def make_train_step(
     state = structs.TrainState(state.step + 1, trainable, opt_state)
     return state, metrics | {"sample_loss": sample_loss}
 
-  return jax.jit(train_step, donate_argnums=0)
+  def sparse_step(state, frozen, batch):
+    num_rows = sparse_users_lib.num_rows(state.trainable)
+    rows, places = sparse_users_lib.batch_rows(batch.user_row, num_rows)
+    small, metrics = train_step(
+      sparse_users_lib.take(state, rows),
+      frozen,
+      dataclasses.replace(batch, user_row=places),
+    )
+    return sparse_users_lib.put(state, small, rows), metrics
+
+  return jax.jit(sparse_step if sparse_users else train_step, donate_argnums=0)
 
 
 def _accumulate(gradients_of, inputs, parts):

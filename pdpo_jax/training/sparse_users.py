@@ -1,0 +1,91 @@
+"""A step that touches the rows of its own users alone, however long the table.
+
+The rows of a batch's users are gathered into a small table before the gradient
+is taken; the step runs on that, optimizer and all, as it would on the whole.
+Then the rows are written back. Duplicates are one row of the small table, so
+that their gradients add up.
+
+Users who are not in a batch keep their rows and their Adam moments as they are
+("lazy" moments). With a dense step, such rows go on moving with the momentum
+that they have, and their moments decay. For users who are in every batch the
+two are the same.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Int
+
+from pdpo_jax.models import user_model
+
+
+def batch_rows(
+  user_row: Int[Array, " B"], num_rows: int
+) -> tuple[Int[Array, " R"], Int[Array, " B"]]:
+  """The rows that a batch touches, and where in them each sample's is.
+
+  Row 0, the generic user's, is always the first. R is B + 1; places that are
+  left over hold `num_rows`, which is no row.
+
+    user_row  7 0 7 3   ->  rows  0 3 7 10 10, places  2 0 2 1   (10 rows)
+  """
+  batch = user_row.shape[0]
+  # Row 0 is put apart, so that it is not found twice.
+  known = jnp.where(user_row > 0, user_row, num_rows)
+  found = jnp.unique(known, size=batch, fill_value=num_rows)
+  places = jnp.where(user_row > 0, jnp.searchsorted(found, user_row) + 1, 0)
+  zero = jnp.zeros((1,), found.dtype)
+  return jnp.concatenate([zero, found]), places.astype(user_row.dtype)
+
+
+def take(tree: Any, rows: Int[Array, " R"]) -> Any:
+  """The same tree, with these rows in place of all in what has a row a user."""
+
+  def gather(table):
+    return jnp.take(table, rows, axis=0, mode="clip")
+
+  return _map_rows(lambda variable: jax.tree.map(gather, variable), tree)
+
+
+def put(tree: Any, small: Any, rows: Int[Array, " R"]) -> Any:
+  """`tree` with the rows of `small` written back, and all else from `small`."""
+
+  def scatter(table, values):
+    return table.at[rows].set(values, mode="drop", unique_indices=False)
+
+  return _map_rows(
+    lambda variable, own: jax.tree.map(scatter, variable, own),
+    tree,
+    small,
+    others=lambda _, own: own,
+  )
+
+
+def num_rows(trainable: nnx.State) -> int:
+  """U of the user table; 0 where there is none."""
+  for leaf in _variables(trainable):
+    if isinstance(leaf, user_model.UserRowParam):
+      return leaf.get_value().shape[0]
+  return 0
+
+
+def _variables(tree: Any) -> list[Any]:
+  return jax.tree.leaves(
+    tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+  )
+
+
+def _map_rows(change, tree, *more, others=lambda variable: variable):
+  """Maps variables with a row a user by `change`, and the rest by `others`."""
+  return jax.tree.map(
+    lambda variable, *own: (
+      change(variable, *own)
+      if isinstance(variable, user_model.UserRowParam)
+      else others(variable, *own)
+    ),
+    tree,
+    *more,
+    is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+  )
