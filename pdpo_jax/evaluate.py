@@ -26,7 +26,6 @@ from pdpo_jax import (
   run_folder,
 )
 from pdpo_jax.config import judge as judge_config
-from pdpo_jax.weights import base as base_lib
 
 _WORKDIR = command_line.workdir_flag()
 _AGAINST = flags.DEFINE_multi_string(
@@ -51,7 +50,7 @@ def main() -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   against = [pathlib.Path(each) for each in _AGAINST.value]
   config = run_folder.read_config(workdir)
-  base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
+  base = experiment.read_base(config, workdir)
   dataset = experiment.load_dataset(config, base)
   if _DRY_RUN.value:
     found = contenders.open_contenders(workdir, against, base)

@@ -13,7 +13,7 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import scores as scores_lib
-from pdpo_jax.training import pdpo, reference
+from pdpo_jax.training import pdpo, reference, sharding
 from pdpo_jax.weights import base as base_lib
 
 VANILLA = "vanilla"
@@ -34,6 +34,18 @@ class Data:
   dataset: dataset_lib.Dataset
   users: users_lib.UserIndex
   parts: dict[str, parts_lib.Part]
+
+
+def read_base(config: config_lib.Config, folder: pathlib.Path) -> base_lib.Base:
+  """The base of the run in `folder`, on the devices that there are.
+
+  Raises:
+    ValueError: as `base_lib.read_base`, or if devices and mesh do not match.
+  """
+  sharding.check_batch(config)
+  place = sharding.of_base(sharding.make_mesh(config.mesh))
+  path = run_folder.base_path(config, folder)
+  return base_lib.read_base(path, config.base, place)
 
 
 def load_dataset(

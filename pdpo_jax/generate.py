@@ -12,11 +12,10 @@ import sys
 
 from absl import flags
 
-from pdpo_jax import command_line, run_folder, structs
+from pdpo_jax import command_line, experiment, run_folder, structs
 from pdpo_jax import config as config_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.training import pdpo
-from pdpo_jax.weights import base as base_lib
 
 _WORKDIR = command_line.workdir_flag()
 _USERS = flags.DEFINE_multi_string(
@@ -60,7 +59,7 @@ def main() -> None:
     )
   workdir = pathlib.Path(_WORKDIR.value)
   config = run_config(workdir)
-  base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
+  base = experiment.read_base(config, workdir)
   trained = workdir / run_folder.training_name(config)
   split, users = pdpo.load(config, base, trained)
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}

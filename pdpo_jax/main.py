@@ -49,8 +49,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   own = folder / "base"
   if config.base.path or base_lib.is_whole(own):
     with clock.stage("base"):
-      path = run_folder.base_path(config, folder)
-      base = base_lib.read_base(path, config.base)
+      base = experiment.read_base(config, folder)
   with clock.stage("data"):
     dataset = experiment.load_dataset(config, base)
     print(f"data: {dataset.tally}")

@@ -159,6 +159,18 @@ class AnswersConfig(sections.Section):
 
 
 @dataclasses.dataclass
+class MeshConfig(sections.Section):
+  """How devices share the work; see `training/sharding.py`."""
+
+  # Devices that split the batch; 0: all that the others leave.
+  data: int = 0
+  # That split the batch, and weights and users as well.
+  fsdp: int = 1
+  # That split the products with the weights.
+  tensor: int = 1
+
+
+@dataclasses.dataclass
 class Config(sections.Section):
   """One experiment."""
 
@@ -180,6 +192,7 @@ class Config(sections.Section):
   lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
   loss: LossConfig = dataclasses.field(default_factory=LossConfig)
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   answers: AnswersConfig = dataclasses.field(default_factory=AnswersConfig)
 
   @property
@@ -277,7 +290,7 @@ def validate(config: Config) -> None:
       "lora.targets () and user.kind 'none' leave nothing to train; name some "
       "layers or choose a user model"
     )
-  for name in ("train", "sft", "answers"):
+  for name in ("train", "sft", "answers", "mesh"):
     sections.check_integers(getattr(config, name), name)
   sections.require(
     train.learning_rate > 0, "train.learning_rate", train.learning_rate, "> 0"

@@ -118,4 +118,5 @@ _MAY_BE_ZERO = {
   "num_examples",
   "requests_per_minute",
   "retries",
+  "data",
 }

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import sharding as jax_sharding
 from orbax.checkpoint import v1 as ocp
@@ -247,7 +248,7 @@ def restore(
   names = [jax.tree_util.keystr(path) for path, _ in leaves]
   opt_state = treedef.unflatten([items["optimizer"][name] for name in names])
   return structs.TrainState(
-    step=jax.numpy.asarray(step, jax.numpy.int32),
+    step=jax.device_put(np.int32(step), state.step.sharding),
     trainable=load_trainable(state.trainable, items),
     opt_state=opt_state,
   )

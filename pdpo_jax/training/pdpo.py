@@ -17,7 +17,7 @@ from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import layers, user_model
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import checkpoint, loop, losses, optimizer
+from pdpo_jax.training import checkpoint, loop, losses, optimizer, sharding
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -72,7 +72,11 @@ def make_policy(
 
   table = base.lm.embed(jnp.arange(arch.vocab_size))
   graphdef = nnx.graphdef(nnx.eval_shape(make, table))
-  return SplitPolicy(graphdef, jax.jit(trainable_of)(table), base.params)
+  places = sharding.of_trainable(
+    jax.eval_shape(trainable_of, table), sharding.mesh_of(base.params)
+  )
+  trainable = jax.jit(trainable_of, out_shardings=places)(table)
+  return SplitPolicy(graphdef, trainable, base.params)
 
 
 def make_objective(config: config_lib.Config) -> step_lib.Objective:
@@ -123,6 +127,14 @@ def train(
   total_steps = train_config.epochs * batches.num_batches
   transformation = optimizer.make_optimizer(train_config, total_steps)
   objective = make_objective(config)
+  state = structs.TrainState(
+    jnp.zeros((), jnp.int32),
+    split.trainable,
+    transformation.init(split.trainable),
+  )
+  places = sharding.pinned(state)
+  if places is not None:
+    state = jax.device_put(state, places)
   train_step = step_lib.make_train_step(
     split.graphdef,
     objective,
@@ -131,7 +143,9 @@ def train(
     dropout=config.lora.dropout > 0,
     sparse_users=train_config.sparse_users and config.user.kind != "none",
     seed=config.seed,
+    places=places,
   )
+  place = sharding.batch_placer(sharding.mesh_of(split.frozen))
 
   def evaluate(state):
     trained = dataclasses.replace(split, trainable=state.trainable)
@@ -154,13 +168,9 @@ def train(
     loop.Training(
       name=folder.name,
       folder=folder,
-      state=structs.TrainState(
-        jnp.zeros((), jnp.int32),
-        split.trainable,
-        transformation.init(split.trainable),
-      ),
+      state=state,
       step=lambda state, batch: train_step(state, split.frozen, batch),
-      batch=batches.batch,
+      batch=lambda number: place(batches.batch(number)),
       total_steps=total_steps,
       samples=train_config.batch_size,
       evaluate=evaluate if heldout else None,
@@ -182,9 +192,10 @@ def heldout_ratios(
     `d(chosen) - d(rejected)` in nats; NaN where a sample has no such pair.
   """
   score = step_lib.make_score(split.graphdef, logits_chunk)
+  place = sharding.batch_placer(sharding.mesh_of(split.frozen))
   found = {}
   for batch in batches.in_order():
-    logps = np.asarray(score(split.trainable, split.frozen, batch))
+    logps = np.asarray(score(split.trainable, split.frozen, place(batch)))
     ratios = logps - batch.reference_logps
     ratios = ratios[:, :1] - ratios[:, 1:]
     exists = batch.response_mask[:, 1:].any(-1)

@@ -18,6 +18,7 @@ from flax import nnx
 from pdpo_jax import structs
 from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import sharding
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -67,6 +68,7 @@ def reference_logps(
     return logps
   graphdef, params = nnx.split(policy_lib.base_policy(base.lm))
   score = step_lib.make_score(graphdef, logits_chunk)
+  place = sharding.batch_placer(sharding.mesh_of(params))
   saved = time.monotonic()
   # Everyone is the generic user to a model without users.
   for batch in tqdm.tqdm(
@@ -79,7 +81,7 @@ def reference_logps(
     rows = batch.index[batch.index >= 0]
     if not missing[rows].any():
       continue
-    values = np.asarray(score(nnx.State({}), params, batch))
+    values = np.asarray(score(nnx.State({}), params, place(batch)))
     logps[rows] = 0.0  # also where a sample has fewer responses than others
     logps[rows, : values.shape[1]] = values[batch.index >= 0]
     if not np.isfinite(logps[rows]).all():

@@ -15,7 +15,7 @@ from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import batching, prompts, tokenize
 from pdpo_jax.models import attention, gptj
-from pdpo_jax.training import loop, optimizer
+from pdpo_jax.training import loop, optimizer, sharding
 from pdpo_jax.weights import base as base_lib
 
 
@@ -131,4 +131,5 @@ def train_base(
   base = base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
   base_lib.write_base(folder, base)
   # As any later command finds it, in the configured precision.
-  return base_lib.read_base(str(folder), config.base)
+  place = sharding.of_base(sharding.make_mesh(config.mesh))
+  return base_lib.read_base(str(folder), config.base, place)

@@ -185,6 +185,7 @@ def make_train_step(
   dropout: bool = False,
   sparse_users: bool = False,
   seed: int = 0,
+  places: Any = None,
 ) -> Callable:
   """The jitted step `(state, frozen, batch) -> (state, metrics)`.
 
@@ -201,6 +202,7 @@ def make_train_step(
     sparse_users: whether a step touches its own users' rows alone; see
       `training/sparse_users.py`.
     seed: of dropout.
+    places: where the new state lies, as `sharding.pinned`; anywhere without.
   """
 
   def gradients_of(trainable, frozen, part, scales, key):
@@ -253,7 +255,11 @@ def make_train_step(
     )
     return sparse_users_lib.put(state, small, rows), metrics
 
-  return jax.jit(sparse_step if sparse_users else train_step, donate_argnums=0)
+  return jax.jit(
+    sparse_step if sparse_users else train_step,
+    donate_argnums=0,
+    out_shardings=None if places is None else (places, None),
+  )
 
 
 def _accumulate(gradients_of, inputs, parts):

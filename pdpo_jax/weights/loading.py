@@ -18,9 +18,11 @@ from jax import sharding as jax_sharding
 
 from pdpo_jax.models import policy as policy_lib
 
-# Where a parameter goes, by its path: None is the default device, a mesh has
-# automatic axes.
-ShardingOf = Callable[[tuple[str, ...]], jax_sharding.Sharding | None]
+# Where a parameter goes, by its path and shape: None is the default device, a
+# mesh has automatic axes.
+ShardingOf = Callable[
+  [tuple[str, ...], tuple[int, ...]], jax_sharding.Sharding | None
+]
 
 _PREFIX = {"gptj": "transformer.", "llama": "model."}
 _STACKS = {"gptj": "h", "llama": "layers"}
@@ -210,7 +212,7 @@ def load_tensors(
   loaded = []
   for path, variable in variables(lm):
     like = variable.get_value()
-    place = sharding(path) if sharding else None
+    place = sharding(path, like.shape) if sharding else None
     array = jnp.zeros(like.shape, like.dtype, device=place)
     for layer, name in enumerate(tensor_names(lm.arch, path)):
       array = _write(

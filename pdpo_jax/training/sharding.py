@@ -1,0 +1,188 @@
+"""Where everything lies on a mesh of devices.
+
+Axes of the mesh: `data` splits the batch alone; `fsdp` splits the batch, and
+weights and users as well; `tensor` splits the products with the weights. XLA
+puts in what has to be sent.
+
+One table of rules says which dimension of a parameter is split by which axis,
+by the parameter's path in a `Policy`. A dimension that an axis does not divide
+is whole on every device. On one device there is no mesh, and nothing here does
+anything.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import sharding as jax_sharding
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.weights import loading
+
+AXES = ("data", "fsdp", "tensor")
+
+Spec = tuple[str | None, ...]
+
+# Paths and the axis of each dimension; layers are stacked in front. Products
+# take turns: those of `_IN` split what they give, those of `_OUT` what they
+# take.
+_IN = r"lm\..*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc_in)\."
+_OUT = r"lm\..*\.(o_proj|out_proj|down_proj|fc_out)\."
+RULES: tuple[tuple[str, Spec], ...] = (
+  (_IN + "kernel", (None, "fsdp", "tensor")),
+  (_IN + "bias", (None, "tensor")),
+  (_IN + "lora_a", (None, "fsdp", None)),
+  (_IN + "lora_b", (None, None, "tensor")),
+  (_OUT + "kernel", (None, "tensor", "fsdp")),
+  (_OUT + "bias", (None, "fsdp")),
+  (_OUT + "lora_a", (None, "tensor", None)),
+  (_OUT + "lora_b", (None, None, "fsdp")),
+  (r"lm\.(wte|embed_tokens)\.lora_a", ("tensor", None)),
+  (r"lm\.(wte|embed_tokens)\.lora_b", (None, "fsdp")),
+  (r"lm\.(wte|embed_tokens|lm_head)\.weight", ("tensor", "fsdp")),
+  (r"lm\.lm_head\.bias", ("tensor",)),
+  (r"lm\..*(ln_1|layernorm)\.(weight|bias)", (None, None)),
+  (r"lm\.(ln_f|norm)\.(weight|bias)", (None,)),
+  (r"user_model\.(offsets|weights)", ("fsdp",)),
+  (r"user_model\.(generic_prefix|centers)", ()),
+)
+
+
+def make_mesh(config: config_lib.MeshConfig) -> jax.sharding.Mesh | None:
+  """The mesh that the configuration describes; None for a single device.
+
+  Raises:
+    ValueError: if it does not make use of all devices.
+  """
+  devices = jax.devices()
+  others = config.fsdp * config.tensor
+  data = config.data or max(1, len(devices) // others)
+  sizes = (data, config.fsdp, config.tensor)
+  if math.prod(sizes) != len(devices):
+    raise ValueError(
+      f"mesh.data {config.data}, mesh.fsdp {config.fsdp} and mesh.tensor "
+      f"{config.tensor} make {math.prod(sizes)} devices, and there are "
+      f"{len(devices)}; their product must be that (mesh.data 0 takes what the "
+      "others leave)"
+    )
+  if len(devices) == 1:
+    return None
+  return jax_sharding.Mesh(np.array(devices).reshape(sizes), AXES)
+
+
+def check_batch(config: config_lib.Config) -> None:
+  """Checks that each part of a batch can be split over the devices.
+
+  Raises:
+    ValueError: with both numbers.
+  """
+  mesh = make_mesh(config.mesh)
+  if mesh is None:
+    return
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  part = config.train.batch_size // config.train.accumulation_steps
+  if part % shards:
+    raise ValueError(
+      f"train.batch_size {config.train.batch_size} in train.accumulation_steps "
+      f"{config.train.accumulation_steps} parts leaves {part} samples, which "
+      f"the {shards} devices of mesh axes 'data' and 'fsdp' do not divide; use "
+      "a multiple"
+    )
+
+
+def spec_of(path: str) -> Spec:
+  """The rule for a parameter's path such as "lm.h.attn.q_proj.kernel".
+
+  Raises:
+    ValueError: if no rule names it, or more than one does.
+  """
+  found = [spec for rule, spec in RULES if re.fullmatch(rule, path)]
+  if len(found) != 1:
+    raise ValueError(
+      f"parameter {path} has {len(found)} sharding rules and needs one; see "
+      "RULES in training/sharding.py"
+    )
+  return found[0]
+
+
+def place_of(
+  path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+) -> jax.sharding.NamedSharding:
+  """Where a parameter lies."""
+  spec = spec_of(path)
+  spec += (None,) * (len(shape) - len(spec))
+  axes = [
+    axis if axis and size % mesh.shape[axis] == 0 else None
+    for axis, size in zip(spec, shape, strict=True)
+  ]
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
+def of_base(mesh: jax.sharding.Mesh | None) -> loading.ShardingOf | None:
+  """Where the weights of a base go as they are loaded."""
+  if mesh is None:
+    return None
+  return lambda path, shape: place_of(".".join(("lm", *path)), shape, mesh)
+
+
+def of_trainable(
+  trainable: nnx.State, mesh: jax.sharding.Mesh | None
+) -> nnx.State | None:
+  """The same tree with places; None without a mesh."""
+  if mesh is None:
+    return None
+  flat = [
+    (
+      path,
+      variable.replace(
+        place_of(".".join(map(str, path)), variable.get_value().shape, mesh)
+      ),
+    )
+    for path, variable in nnx.to_flat_state(trainable)
+  ]
+  return nnx.from_flat_state(flat)
+
+
+def mesh_of(tree: Any) -> jax.sharding.Mesh | None:
+  """The mesh that a tree of arrays lies on; None on a single device."""
+  for leaf in jax.tree.leaves(tree):
+    place = getattr(leaf, "sharding", None)
+    if isinstance(place, jax.sharding.NamedSharding):
+      return place.mesh
+  return None
+
+
+def batch_placer(
+  mesh: jax.sharding.Mesh | None,
+) -> Callable[[structs.PreferenceBatch], structs.PreferenceBatch]:
+  """Puts a batch's samples on the devices that share them."""
+  if mesh is None:
+    return lambda batch: batch
+  split = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(("data", "fsdp"))
+  )
+  return lambda batch: jax.device_put(batch, split)
+
+
+def pinned(state: structs.TrainState) -> Any:
+  """Where a step must leave its state: where it was; None without a mesh.
+
+  What has no place of its own yet, such as counters, is whole everywhere.
+  """
+  mesh = mesh_of(state.trainable)
+  if mesh is None:
+    return None
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.tree.map(
+    lambda leaf: (
+      leaf.sharding
+      if isinstance(leaf.sharding, jax.sharding.NamedSharding)
+      else whole
+    ),
+    state,
+  )

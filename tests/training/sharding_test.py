@@ -1,0 +1,200 @@
+"""Meshes of eight simulated devices, beside a single one.
+
+  python -m tests.training.sharding_test
+
+checks what needs eight devices, which a process has from its start or not at
+all; the tests here run that.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from pdpo_jax import config as config_lib
+from pdpo_jax.models import gptj, layers, llama, user_model
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import checkpoint, optimizer, pdpo, sharding
+from pdpo_jax.weights import base as base_lib
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+
+ARCHITECTURES = {
+  "llama": (llama.Llama, llama.Architecture(256, 24, 2, 4, 2, 6, 40)),
+  "gptj": (gptj.GPTJ, gptj.Architecture(256, 24, 2, 2, 96, 8, 64)),
+}
+
+EMBEDDINGS = {"llama": ("embed_tokens",), "gptj": ("wte",)}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["individual", "cluster"])
+def test_each_parameter_has_one_rule(name, kind):
+  make, arch = ARCHITECTURES[name]
+  lora = layers.LoraSpec((*arch.linears, *EMBEDDINGS[name]), 4, 8.0)
+  lm = nnx.eval_shape(lambda: make(arch, lora=lora, rngs=nnx.Rngs(0)))
+  spec = user_model.UserSpec(kind=kind)
+  users = nnx.eval_shape(
+    lambda: user_model.make_user_model(
+      spec, 9, jax.numpy.zeros((256, 24)), nnx.Rngs(0)
+    )
+  )
+  paths = [
+    ".".join(map(str, path))
+    for path, _ in nnx.to_flat_state(nnx.state(policy_lib.Policy(lm, users)))
+  ]
+  assert len(paths) > 15
+  specs = {path: sharding.spec_of(path) for path in paths}
+  assert any("tensor" in spec for spec in specs.values())
+
+
+def test_a_parameter_without_a_rule_is_named():
+  with pytest.raises(ValueError, match=r"lm\.h\.new has 0 sharding rules"):
+    sharding.spec_of("lm.h.new")
+
+
+def test_a_parameter_with_two_rules_is_named(monkeypatch):
+  more = (*sharding.RULES, (r".*\.offsets", ()))
+  monkeypatch.setattr(sharding, "RULES", more)
+  with pytest.raises(ValueError, match="offsets has 2 sharding rules"):
+    sharding.spec_of("user_model.offsets")
+
+
+def test_one_device_has_no_mesh():
+  assert sharding.make_mesh(config_lib.MeshConfig()) is None
+
+
+@pytest.mark.slow
+def test_eight_devices_do_what_one_does():
+  env = os.environ | {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "JAX_PLATFORMS": "cpu",
+  }
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.training.sharding_test"],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=900,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-4000:]
+  assert done.stdout.splitlines()[-1] == "all is well"
+
+
+def _base(mesh, folder):
+  return base_lib.read_base(
+    str(folder), config_lib.BaseConfig(), sharding.of_base(mesh)
+  )
+
+
+def _train(config, base, data, folder):
+  users, batches, heldout, dataset = data
+  return pdpo.train(
+    config, base, users, batches, heldout, dataset.train, folder
+  )
+
+
+def _metrics(folder):
+  text = (folder / "metrics.jsonl").read_text()
+  return [line for line in text.splitlines() if '"loss"' in line]
+
+
+def _losses(folder):
+  return [json.loads(line)["loss"] for line in _metrics(folder)]
+
+
+def _close(one, other, what):
+  for a, b in zip(one, other, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=what)
+
+
+def _values(split):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(split.trainable)]
+
+
+def _check_eight(folder: pathlib.Path) -> None:
+  """Ten steps on each mesh, a checkpoint that moves, and wrong meshes."""
+  assert jax.device_count() == 8
+  config = tiny.tiny_config(folder / "run")
+  config.data.synthetic.num_workers = 7  # eight rows, with the generic one
+  config.data.synthetic.train_per_worker = 12
+  config.train.epochs = 1
+  config.train.batch_size = 8
+  config.train.warmup_steps = 0
+  config.train.checkpoint_every = 5
+  base, *data = tiny.tiny_parts(config)
+  base_lib.write_base(folder / "base", base)
+  single = _train(config, _base(None, folder / "base"), data, folder / "one")
+  losses = _losses(folder / "one")
+  assert len(losses) >= 10 and losses[-1] != losses[0]
+  scores = pdpo.heldout_ratios(single, data[2], 128)
+  for sizes in MESHES:
+    mesh = sharding.make_mesh(config_lib.MeshConfig(*sizes))
+    name = "x".join(map(str, sizes))
+    on_mesh = _base(mesh, folder / "base")
+    split = _train(config, on_mesh, data, folder / name)
+    _close(_losses(folder / name), losses, f"losses on {name}")
+    _close(_values(split), _values(single), f"weights on {name}")
+    found = pdpo.heldout_ratios(split, data[2], 128)
+    # Sums over a whole response, of a model that has learnt.
+    np.testing.assert_allclose(found, scores, atol=1e-3)
+    _check_places(split, mesh)
+    print(f"{name}: as on one device")
+  _check_moments(config, split, mesh)
+  # What one mesh saved goes on on another, as if it had not moved.
+  half = folder / "2x2x2" / "checkpoints"
+  with checkpoint.Checkpoints(half, 9) as saved:
+    last = saved.steps[-1]
+  shutil.rmtree(half / str(last))
+  mesh = sharding.make_mesh(config_lib.MeshConfig(1, 8, 1))
+  moved = _train(config, _base(mesh, folder / "base"), data, folder / "2x2x2")
+  _close(_values(moved), _values(single), "moved to another mesh")
+  print("a checkpoint moves between meshes")
+  with pytest.raises(ValueError, match="make 6 devices, and there are 8"):
+    sharding.make_mesh(config_lib.MeshConfig(3, 2, 1))
+  config.train.batch_size = 12
+  with pytest.raises(
+    ValueError, match="leaves 12 samples, which the 8 devices"
+  ):
+    sharding.check_batch(config)
+
+
+def _check_places(split, mesh) -> None:
+  """Weights and users are split as the rules say."""
+  flat = nnx.to_flat_state(nnx.merge_state(split.trainable, split.frozen))
+  for path, variable in flat:
+    array = variable.get_value()
+    want = sharding.place_of(".".join(map(str, path)), array.shape, mesh)
+    assert array.sharding.is_equivalent_to(want, array.ndim), path
+
+
+def _check_moments(config, split, mesh) -> None:
+  """Adam's moments lie where their parameters do."""
+  transformation = optimizer.make_optimizer(config.train, 10)
+  state = transformation.init(split.trainable)
+  places = {
+    (leaf.shape, str(leaf.sharding))
+    for leaf in jax.tree.leaves(split.trainable)
+  }
+  moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+  assert moments
+  for leaf in moments:
+    assert (leaf.shape, str(leaf.sharding)) in places, leaf.sharding
+
+
+if __name__ == "__main__":
+  with tempfile.TemporaryDirectory() as temporary:
+    _check_eight(pathlib.Path(temporary))
+  print("all is well")
