@@ -6,6 +6,7 @@ dialogue holds the answer that the user chose in its history.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from pdpo_jax import structs
@@ -43,7 +44,7 @@ def gather(
       among them.
   """
   same, others = [], []
-  for each in candidates:
+  for each in _one_a_turn(candidates):
     if each.user_id != judged.user_id or each.prompt == judged.prompt:
       continue
     if judged.dialogue_id and each.dialogue_id == judged.dialogue_id:
@@ -52,9 +53,25 @@ def gather(
     elif not _gives_away(each, judged):
       others.append(each)
   # The turns nearest to the judged one, in their order.
-  chosen = same[-num_examples:] if num_examples else []
+  length = _length(judged.prompt)
+  same.sort(key=lambda each: abs(_length(each.prompt) - length))
+  chosen = sorted(same[:num_examples], key=lambda each: _length(each.prompt))
   chosen += others[: num_examples - len(chosen)]
   return Evidence(persona, judged.feedback, tuple(chosen))
+
+
+def _one_a_turn(
+  candidates: Sequence[structs.PreferenceExample],
+) -> list[structs.PreferenceExample]:
+  """Brings together a turn whose rejected responses are samples each."""
+  turns: dict[tuple, structs.PreferenceExample] = {}
+  for each in candidates:
+    key = (each.user_id, each.dialogue_id, each.prompt, each.chosen)
+    if key in turns:
+      rejected = dict.fromkeys((*turns[key].rejected, *each.rejected))
+      each = dataclasses.replace(turns[key], rejected=tuple(rejected))
+    turns[key] = each
+  return list(turns.values())
 
 
 def _length(prompt: structs.Prompt) -> int:
@@ -65,9 +82,13 @@ def _gives_away(
   example: structs.PreferenceExample, judged: structs.PreferenceExample
 ) -> bool:
   """Whether it holds the response that was chosen in the judged turn."""
+  said = [example.chosen, *example.rejected]
+  chosen = judged.chosen.strip()
   if isinstance(example.prompt, str):
-    said = [example.prompt]
+    # A dialogue as a plain text: lines of its own, or after "Assistant:".
+    line = rf"(?:^|:)\s*{re.escape(chosen)}\s*$"
+    if chosen and re.search(line, example.prompt, re.MULTILINE):
+      return True
   else:
-    said = [turn.content for turn in example.prompt]
-  said += [example.chosen, *example.rejected]
-  return judged.chosen.strip() in {text.strip() for text in said}
+    said += [turn.content for turn in example.prompt]
+  return chosen in {text.strip() for text in said}

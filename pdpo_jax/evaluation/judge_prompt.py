@@ -12,9 +12,15 @@ from pdpo_jax.evaluation import evidence as evidence_lib
 
 _FOLDER = pathlib.Path(__file__).parent / "templates"
 _ASPECTS = 3  # as many as the paper's judge is told
+_SIDE = r"\(\W{0,4}[ab]\W{0,4}\)"
 _VERDICT = re.compile(
-  r"\boutput\W{0,4}\(\s*(?P<side>[ab])\s*\)|\b(?P<tie>TIE)\b", re.IGNORECASE
+  r"\boutput\W{0,8}\(\W{0,4}(?P<side>[ab])\W{0,4}\)|\b(?P<tie>TIE)\b",
+  re.IGNORECASE,
 )
+# "Output (a) or (b)" names the choice, not one side.
+_EITHER = re.compile(rf"{_SIDE}\W{{0,4}}(?:or\W{{0,4}}|[/|,]\s*){_SIDE}", re.I)
+# What a reasoning model thinks, also where the answer ends before the thought.
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +122,12 @@ def parse(answer: str) -> str | None:
 
   The last verdict counts, as reasons may mention others before. Different
   verdicts on one line, or on lines one after the other that hold nothing else,
-  are none: they repeat the task rather than answer it.
+  are none: they repeat the task rather than answer it. What stands in <think>
+  does not count.
   """
   last: str | None = None
   previous_bare: str | None = None
-  for line in filter(str.strip, answer.splitlines()):
+  for line in filter(str.strip, _THOUGHT.sub("", answer).splitlines()):
     found = _verdicts(line)
     bare = None
     if len(found) > 1:
@@ -138,6 +145,8 @@ def parse(answer: str) -> str | None:
 
 def _verdicts(line: str) -> set[str]:
   """What a line says; "a tie" in prose is no verdict."""
+  if _EITHER.search(line):
+    return {"a", "b"} if _VERDICT.search(line) else set()
   return {
     (match["side"] or "tie").lower()
     for match in _VERDICT.finditer(line)

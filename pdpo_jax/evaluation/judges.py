@@ -1,9 +1,9 @@
 """Who judges: a service, a model that runs here, or a rule."""
 
+import collections
 import concurrent.futures
 import dataclasses
 import os
-import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,15 @@ import openai
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.config import judge as judge_config
-from pdpo_jax.evaluation import answers, judge_prompt
+from pdpo_jax.data import prompts as prompts_lib
+from pdpo_jax.evaluation import answers, judge_prompt, pacing
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import base as base_lib
 
 # Of a local judge.
 _BATCH_SIZE = 8
-_LONGEST_WAIT = 60.0  # seconds between two tries
+# Why no connection was made; by name, as clients differ in their HTTP library.
+_NO_CONNECTION = ("ConnectError", "UnsupportedProtocol")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ class OpenAIJudge:
   """Any endpoint that speaks OpenAI's chat completions."""
 
   def __init__(self, config: judge_config.JudgeConfig):
-    key = os.environ.get(config.key_variable, "")
+    key = os.environ.get(config.key_variable, "").strip()
     if not key and not config.base_url:
       raise ValueError(
         f"the environment variable {config.key_variable} is not set; put the "
@@ -103,44 +105,57 @@ class OpenAIJudge:
       max_retries=0,
     )
     self._reached = False
-    self._pace = _Pace(config.requests_per_minute)
+    self._pace = pacing.Pace(config.requests_per_minute)
 
   def answers(
     self, asked: Sequence[Asked]
   ) -> Iterator[tuple[int, Answer | Failed]]:
     pool = concurrent.futures.ThreadPoolExecutor(self._config.concurrency)
+    stop = threading.Event()
+    fatal = None
     try:
       waiting = {
-        pool.submit(self._answer, each.prompts): place
+        pool.submit(self._answer, each.prompts, stop): place
         for place, each in enumerate(asked)
       }
       for done in concurrent.futures.as_completed(waiting):
-        try:
+        error = done.exception()
+        if error is None:
           yield waiting[done], done.result()
-        except Failed as failure:
-          yield waiting[done], failure
+        elif isinstance(error, Failed):
+          yield waiting[done], error
+        else:
+          # What is on its way is paid for, so it is waited for.
+          stop.set()
+          fatal = fatal or error
     finally:
+      stop.set()
       pool.shutdown(cancel_futures=True)
+    if fatal:
+      raise fatal
 
-  def _answer(self, prompts: judge_prompt.Prompts) -> Answer:
+  def _answer(
+    self, prompts: judge_prompt.Prompts, stop: threading.Event
+  ) -> Answer:
     """One answer, after as many tries as it takes or as are allowed."""
+    reason = "it was not asked for"
     for attempt in range(self._config.retries + 1):
-      self._pace.wait()
+      if not stop.is_set():
+        self._pace.wait()
+      if stop.is_set():
+        raise Failed(f"{reason}; then the judge was stopped")
+      last = attempt == self._config.retries
       try:
         answer = self._ask(prompts)
         self._reached = True
         return answer
       except openai.OpenAIError as error:
-        self._raise_if_final(error)
-        reason = f"{type(error).__name__}: {error}"
-        wait = _retry_after(error)
+        self._raise_if_final(error, last)
+        problem, reason = error, f"{type(error).__name__}: {error}"
       except (ValueError, TypeError, AttributeError, IndexError) as error:
-        reason = f"the answer is malformed ({error})"
-        wait = None
-      if attempt < self._config.retries:
-        if wait is None:
-          wait = 0.5 * 2**attempt * random.uniform(0.5, 1.5)
-        time.sleep(min(wait, _LONGEST_WAIT))
+        problem, reason = error, f"the answer is malformed ({error})"
+      if not last:
+        stop.wait(pacing.seconds_after(problem, attempt))
     raise Failed(f"{reason}, after {self._config.retries + 1} tries")
 
   def _ask(self, prompts: judge_prompt.Prompts) -> Answer:
@@ -162,13 +177,14 @@ class OpenAIJudge:
     usage = completion.usage
     return Answer(
       text,
-      usage.prompt_tokens if usage else 0,
-      usage.completion_tokens if usage else 0,
+      usage.prompt_tokens or 0 if usage else 0,
+      usage.completion_tokens or 0 if usage else 0,
       round(time.perf_counter() - start, 3),
     )
 
-  def _raise_if_final(self, error: openai.OpenAIError) -> None:
-    """Raises what trying again cannot help."""
+  def _raise_if_final(self, error: openai.OpenAIError, last: bool) -> None:
+    """Raises what trying again cannot help, or did not at the last try."""
+    self._reached |= isinstance(error, openai.APIStatusError)
     place = f"{self._client.base_url} (model {self._config.model!r})"
     if isinstance(
       error, openai.AuthenticationError | openai.PermissionDeniedError
@@ -192,39 +208,13 @@ class OpenAIJudge:
       or getattr(error, "status_code", 0) == 413
     ):
       raise Failed(f"the request is refused: {error}") from error
-    down = isinstance(error, openai.APIConnectionError) and not isinstance(
-      error, openai.APITimeoutError
-    )
+    down = type(error.__cause__).__name__ in _NO_CONNECTION
+    down |= last and isinstance(error, openai.APIConnectionError)
     if down and not self._reached:
       raise ValueError(
         f"nothing answers at {place}: {error.__cause__ or error}; is the "
         "server running, and --judge.base_url right?"
       ) from error
-
-
-def _retry_after(error: openai.OpenAIError) -> float | None:
-  """Seconds that the service asks to wait, where it does."""
-  response = getattr(error, "response", None)
-  try:
-    return max(0.0, float(response.headers["retry-after"]))
-  except (AttributeError, KeyError, TypeError, ValueError):
-    return None
-
-
-class _Pace:
-  """Keeps requests of all threads to so many a minute."""
-
-  def __init__(self, per_minute: int):
-    self._gap = 60 / per_minute if per_minute else 0.0
-    self._lock = threading.Lock()
-    self._next = 0.0
-
-  def wait(self) -> None:
-    with self._lock:
-      now = time.monotonic()
-      turn = max(now, self._next)
-      self._next = turn + self._gap
-    time.sleep(turn - now)
 
 
 class LocalJudge:
@@ -242,32 +232,47 @@ class LocalJudge:
         f"{config.model!r}; lower it"
       )
     self._config.data.max_prompt_tokens = room
+    self._encoder = prompts_lib.PromptEncoder(
+      self._base.tokenizer, self._config.data.template, room
+    )
     self._config.answers.max_new_tokens = config.max_tokens
     self._config.answers.temperature = config.temperature
     self._config.answers.batch_size = _BATCH_SIZE
     self._policy = policy_lib.base_policy(self._base.lm)
 
-  def answers(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
-    for start in range(0, len(asked), _BATCH_SIZE):
+  def answers(
+    self, asked: Sequence[Asked]
+  ) -> Iterator[tuple[int, Answer | Failed]]:
+    # As a turn of a dialogue, the user prompt is never cut.
+    turns = [(structs.Message("user", each.prompts.user),) for each in asked]
+    prompts = [
+      structs.PromptExample(turn, each.prompts.system)
+      for turn, each in zip(turns, asked, strict=True)
+    ]
+    fit = []
+    too_long = Failed(
+      f"it is over the {self._encoder.max_tokens} tokens that the model has "
+      "room for; lower judge.max_tokens, or use a model with more positions"
+    )
+    encoded = self._encoder.encode(prompts, collections.Counter())
+    for place, ids in enumerate(encoded):
+      if ids is None:
+        yield place, too_long
+      else:
+        fit.append(place)
+    for start in range(0, len(fit), _BATCH_SIZE):
       begin = time.perf_counter()
-      batch = [
-        structs.PromptExample(
-          # As a turn of a dialogue, it is never cut.
-          (structs.Message("user", each.prompts.user),),
-          each.prompts.system,
-        )
-        for each in asked[start : start + _BATCH_SIZE]
-      ]
+      batch = fit[start : start + _BATCH_SIZE]
       texts = answers.respond(
         self._policy,
         self._base,
-        batch,
+        [prompts[place] for place in batch],
         [0] * len(batch),
-        list(range(start, start + len(batch))),
+        batch,
         self._config,
       )
       seconds = round((time.perf_counter() - begin) / len(batch), 3)
-      for place, text in enumerate(texts, start):
+      for place, text in zip(batch, texts, strict=True):
         yield place, Answer(text, seconds=seconds)
 
 

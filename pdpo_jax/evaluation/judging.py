@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -100,7 +100,7 @@ def judge(
   """
   verdicts = _verdicts(questions, config)
   kept = _read(journal)
-  missing = [each for each in verdicts if each.key not in kept]
+  missing = _missing(verdicts, kept)
   if missing:
     failures = _ask(missing, config, journal, kept)
     if failures:
@@ -120,18 +120,26 @@ def estimate(
   """What `judge` would ask now."""
   verdicts = _verdicts(questions, config)
   kept = _read(journal)
-  missing = [each.asked.prompts for each in verdicts if each.key not in kept]
+  missing = [each.asked.prompts for each in _missing(verdicts, kept)]
   letters = sum(len(each.system) + len(each.user) for each in missing)
   tokens_in = letters // _CHARACTERS_A_TOKEN
   tokens_out = config.max_tokens * len(missing)
   dollars = tokens_in * config.input_price + tokens_out * config.output_price
   return Estimate(
     len(missing),
-    len(verdicts) - len(missing),
+    len({each.key for each in verdicts} & kept.keys()),
     tokens_in,
     tokens_out,
     dollars / 1e6,
   )
+
+
+def _missing(
+  verdicts: Sequence[_Verdict], kept: Mapping[str, Any]
+) -> list[_Verdict]:
+  """What is to be asked, each once: two policies may respond the same."""
+  by_key = {each.key: each for each in verdicts}
+  return [each for key, each in by_key.items() if key not in kept]
 
 
 def _verdicts(
@@ -188,7 +196,9 @@ def _ask(
   judge = judges.make_judge(config)
   failures = []
   journal.parent.mkdir(parents=True, exist_ok=True)
-  with journal.open("a") as out:
+  _mend(journal)
+  # A service may send half a character, which is no text but can be escaped.
+  with journal.open("a", errors="backslashreplace") as out:
     bar = tqdm.tqdm(
       judge.answers([each.asked for each in missing]),
       desc="judge",
@@ -229,21 +239,14 @@ def _line(
 
 
 def _read(journal: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """The verdicts of a journal by key; mends one that was cut off.
+  """The verdicts of a journal by key, without a last line that was cut off.
 
   Raises:
-    ValueError: if a line other than the last is broken.
+    ValueError: if another line is broken.
   """
   if not journal.is_file():
     return {}
-  text = journal.read_bytes()
-  whole, newline, rest = text.rpartition(b"\n")
-  if rest:
-    logger.warning(
-      "%s: the last line was cut off and is asked for again", journal
-    )
-    with journal.open("r+b") as file:
-      file.truncate(len(whole) + len(newline))
+  whole, _, _ = journal.read_bytes().rpartition(b"\n")
   kept = {}
   for number, line in enumerate(whole.splitlines(), 1):
     try:
@@ -255,6 +258,19 @@ def _read(journal: pathlib.Path) -> dict[str, dict[str, Any]]:
         "it said is asked for again"
       ) from error
   return kept
+
+
+def _mend(journal: pathlib.Path) -> None:
+  """Takes out a last line that was cut off."""
+  if not journal.is_file():
+    return
+  whole, newline, rest = journal.read_bytes().rpartition(b"\n")
+  if rest:
+    logger.warning(
+      "%s: the last line was cut off and is asked for again", journal
+    )
+    with journal.open("r+b") as file:
+      file.truncate(len(whole) + len(newline))
 
 
 def _judgement(verdict: _Verdict, line: dict[str, Any]) -> winrate.Judgement:

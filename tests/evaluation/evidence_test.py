@@ -1,3 +1,5 @@
+import dataclasses
+
 from pdpo_jax import structs
 from pdpo_jax.evaluation import evidence
 
@@ -62,6 +64,35 @@ def test_the_nearest_turns_come_before_other_dialogues():
     "e best 1",
   ]
   assert gather(DIALOGUE[1], [*others, *DIALOGUE], 0) == []
+
+
+def test_the_nearest_turns_are_before_and_after_where_later_ones_are_shown():
+  assert gather(DIALOGUE[1], DIALOGUE, 2, later=True) == [
+    "d best 0",
+    "d best 2",
+  ]
+
+
+def test_a_turn_with_a_sample_a_rejected_response_is_one_example():
+  samples = [
+    dataclasses.replace(each, rejected=(f"no {number}",))
+    for each in DIALOGUE
+    for number in range(3)
+  ]
+  found = evidence.gather(samples[6], samples, PERSONA, 3, False)
+  assert [(each.chosen, each.rejected) for each in found.examples] == [
+    ("d best 0", ("no 0", "no 1", "no 2")),
+    ("d best 1", ("no 0", "no 1", "no 2")),
+  ]
+
+
+def test_a_plain_text_that_holds_the_judged_answer_is_not_shown():
+  judged = structs.PreferenceExample("why?", "so (it is)", ("no",), "ann")
+  leak = structs.PreferenceExample(
+    "User: why?\n\nAssistant: so (it is)\n\nUser: how?", "x", ("y",), "ann"
+  )
+  other = structs.PreferenceExample("why so (it is) odd", "z", ("y",), "ann")
+  assert gather(judged, [leak, other]) == ["z"]
 
 
 def test_nobody_elses_choices_are_shown():

@@ -17,9 +17,10 @@ import time
 
 from pdpo_jax import structs
 from pdpo_jax.config import judge as judge_config
-from pdpo_jax.evaluation import evidence, judging
+from pdpo_jax.evaluation import evidence, judging, pacing
 
-TIMEOUT = 0.4
+# Far more than an answer takes on a busy machine.
+TIMEOUT = 1.0
 CONCURRENCY = 16
 NOBODY = evidence.Evidence(structs.Persona(), "", ())
 
@@ -30,12 +31,18 @@ class Server:
   Args:
     say: the answer to a request's user prompt.
     faults: what goes wrong with tries, in turns: a status, "slow", "garbage",
-      "empty" or "null"; None goes well. Which turn a prompt begins with depends
-      on the prompt.
+      "empty", "null" or "drop"; None goes well. Which turn a prompt begins with
+      depends on the prompt.
   """
 
-  def __init__(self, say=lambda user: "Because.\nOutput (a)", faults=(None,)):
+  def __init__(
+    self,
+    say=lambda user: "Because.\nOutput (a)",
+    faults=(None,),
+    retry_after=0.02,
+  ):
     self.say, self.faults = say, faults
+    self.retry_after = retry_after
     self.tries = collections.Counter()
     self.delivered = collections.Counter()
     self.requests = []
@@ -78,6 +85,9 @@ class Server:
       self.tries[user] += 1
       self.seen[fault] += 1
       self.requests.append((handler.path, request, time.monotonic()))
+    if fault == "drop":
+      handler.close_connection = True
+      return
     status, headers = 200, {}
     body = {
       "id": "1",
@@ -95,9 +105,11 @@ class Server:
     }
     if isinstance(fault, int):
       status, body = fault, {"error": {"message": "not now", "code": None}}
-      headers = {"retry-after": "0.02"} if fault in (429, 503) else {}
+      headers = (
+        {"retry-after": str(self.retry_after)} if fault in (429, 503) else {}
+      )
     elif fault == "slow":
-      time.sleep(2 * TIMEOUT)
+      time.sleep(1.5 * TIMEOUT)
     elif fault == "empty":
       body["choices"] = []
     elif fault == "null":
@@ -143,4 +155,5 @@ def questions(count=250):
 
 
 if __name__ == "__main__":
+  pacing.FIRST_WAIT = 0.01
   judging.judge(questions(), config_of(sys.argv[2]), pathlib.Path(sys.argv[1]))

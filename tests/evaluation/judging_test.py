@@ -12,10 +12,12 @@ import time
 
 import pytest
 
-from pdpo_jax.evaluation import judging, winrate
+from pdpo_jax.evaluation import judging, pacing, winrate
 from tests.evaluation import judge_server
 
-FAULTS = (None, 429, None, 500, "slow", None, "garbage", "empty", "null", 503)
+FAULTS = (
+  None, 429, None, 500, "slow", None, "garbage", "empty", "null", None, "drop"
+)  # fmt: skip
 
 
 def lines_of(journal):
@@ -23,7 +25,10 @@ def lines_of(journal):
 
 
 @pytest.mark.slow
-def test_every_pair_is_judged_once_through_faults_and_a_kill(tmp_path):
+def test_every_pair_is_judged_once_through_faults_and_a_kill(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(pacing, "FIRST_WAIT", 0.01)
   journal = tmp_path / "judgements.jsonl"
   server = judge_server.Server(faults=FAULTS)
   root = pathlib.Path(__file__).parent.parent.parent
@@ -169,6 +174,61 @@ def test_a_dry_run_counts_what_is_missing(tmp_path):
     (2.5 * found.input_tokens + 10 * 1400) / 1e6
   )
   assert str(found).startswith("14 calls (6 more are in the journal), about")
+
+
+def test_two_policies_with_the_same_response_are_judged_once(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+  server = judge_server.Server()
+  questions = judge_server.questions(2) * 3
+  with server.running() as url:
+    config = judge_server.config_of(url)
+    assert judging.estimate(questions, config, journal).calls == 4
+    found = judging.judge(questions, config, journal)
+  assert sum(server.tries.values()) == len(lines_of(journal)) == 4
+  assert len(found) == 12 and found[:4] == found[4:8] == found[8:]
+
+
+def test_what_was_on_its_way_is_kept_when_the_judge_must_stop(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+
+  class Revoked(judge_server.Server):
+    def handle(self, handler):
+      with self.lock:
+        self.tries["all"] += 1
+        self.faults = (401,) if self.tries["all"] == 30 else (None,)
+      if self.faults == (None,):
+        time.sleep(0.2)  # until well after the refusal
+        self.faults = (None,)
+      super().handle(handler)
+
+  server = Revoked()
+  with server.running() as url:
+    with pytest.raises(ValueError, match="refuses the key"):
+      judging.judge(
+        judge_server.questions(40), judge_server.config_of(url), journal
+      )
+    assert 29 <= sum(server.delivered.values()) < 60
+    assert len(lines_of(journal)) == sum(server.delivered.values())
+
+
+def test_half_a_character_is_kept(tmp_path):
+  journal = tmp_path / "judgements.jsonl"
+  said = "So \ud83d\nOutput (a)"
+  server = judge_server.Server(say=lambda user: said)
+  with server.running() as url:
+    config = judge_server.config_of(url)
+    judging.judge(judge_server.questions(1), config, journal)
+    judging.judge(judge_server.questions(1), config, journal)
+  assert [line["answer"] for line in lines_of(journal)] == [said] * 2
+  assert sum(server.tries.values()) == 2
+
+
+def test_a_dry_run_leaves_a_journal_as_it_is(tmp_path):
+  # Another process may be in the middle of its last line.
+  journal = tmp_path / "judgements.jsonl"
+  journal.write_text('{"key": "x"}\n{"key": "ha')
+  judging.estimate([], judge_server.config_of("http://x"), journal)
+  assert journal.read_text() == '{"key": "x"}\n{"key": "ha'
 
 
 def test_a_broken_journal_names_the_line(tmp_path):
