@@ -50,7 +50,7 @@ def main() -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   against = [pathlib.Path(each) for each in _AGAINST.value]
   config = run_folder.read_config(workdir)
-  base = experiment.read_base(config, workdir)
+  base = experiment.read_base(config, workdir, reading=True)
   dataset = experiment.load_dataset(config, base)
   if _DRY_RUN.value:
     found = contenders.open_contenders(workdir, against, base)

@@ -36,14 +36,22 @@ class Data:
   parts: dict[str, parts_lib.Part]
 
 
-def read_base(config: config_lib.Config, folder: pathlib.Path) -> base_lib.Base:
+def read_base(
+  config: config_lib.Config, folder: pathlib.Path, reading: bool = False
+) -> base_lib.Base:
   """The base of the run in `folder`, on the devices that there are.
+
+  Args:
+    reading: for a run that is only read, perhaps on another machine than it was
+      trained on: its weights are split over whatever devices there are.
 
   Raises:
     ValueError: as `base_lib.read_base`, or if devices and mesh do not match.
   """
-  sharding.check_batch(config)
-  place = sharding.of_base(sharding.make_mesh(config.mesh))
+  mesh = sharding.reading_mesh() if reading else config.mesh
+  if not reading:
+    sharding.check_batch(config)
+  place = sharding.of_base(sharding.make_mesh(mesh))
   path = run_folder.base_path(config, folder)
   return base_lib.read_base(path, config.base, place)
 

@@ -59,7 +59,7 @@ def main() -> None:
     )
   workdir = pathlib.Path(_WORKDIR.value)
   config = run_config(workdir)
-  base = experiment.read_base(config, workdir)
+  base = experiment.read_base(config, workdir, reading=True)
   trained = workdir / run_folder.training_name(config)
   split, users = pdpo.load(config, base, trained)
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}

@@ -75,6 +75,11 @@ def make_mesh(config: config_lib.MeshConfig) -> jax.sharding.Mesh | None:
   return jax_sharding.Mesh(np.array(devices).reshape(sizes), AXES)
 
 
+def reading_mesh() -> config_lib.MeshConfig:
+  """For what is not trained: all devices share the weights."""
+  return config_lib.MeshConfig(data=1, fsdp=len(jax.devices()))
+
+
 def check_batch(config: config_lib.Config) -> None:
   """Checks that each part of a batch can be split over the devices.
 
@@ -160,13 +165,22 @@ def mesh_of(tree: Any) -> jax.sharding.Mesh | None:
 def batch_placer(
   mesh: jax.sharding.Mesh | None,
 ) -> Callable[[structs.PreferenceBatch], structs.PreferenceBatch]:
-  """Puts a batch's samples on the devices that share them."""
+  """Puts a batch's samples on the devices that share them.
+
+  Where these do not divide a batch, which training does not allow, it is whole
+  on every device.
+  """
   if mesh is None:
     return lambda batch: batch
-  split = jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec(("data", "fsdp"))
-  )
-  return lambda batch: jax.device_put(batch, split)
+  split = jax.sharding.PartitionSpec(("data", "fsdp"))
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+
+  def place(batch):
+    whole = batch.index.shape[0] % shards
+    spec = jax.sharding.PartitionSpec() if whole else split
+    return jax.device_put(batch, jax.sharding.NamedSharding(mesh, spec))
+
+  return place
 
 
 def pinned(state: structs.TrainState) -> Any:

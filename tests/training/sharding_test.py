@@ -6,6 +6,7 @@ checks what needs eight devices, which a process has from its start or not at
 all; the tests here run that.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ import pytest
 from flax import nnx
 
 from pdpo_jax import config as config_lib
+from pdpo_jax import experiment
 from pdpo_jax.models import gptj, layers, llama, user_model
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import checkpoint, optimizer, pdpo, sharding
@@ -162,8 +164,22 @@ def _check_eight(folder: pathlib.Path) -> None:
   moved = _train(config, _base(mesh, folder / "base"), data, folder / "2x2x2")
   _close(_values(moved), _values(single), "moved to another mesh")
   print("a checkpoint moves between meshes")
+  # A run is read on whatever devices there are, with any batch size.
+  config.base.path = str(folder / "base")
+  config.mesh = config_lib.MeshConfig(3, 2, 1)
+  base = experiment.read_base(config, folder, reading=True)
+  loaded, _ = pdpo.load(config, base, folder / "2x2x2")
+  _close(_values(loaded), _values(single), "read on other devices")
+  odd = dataclasses.replace(config.train, batch_size=6)
+  config = dataclasses.replace(config, train=odd)
+  part = tiny.tiny_part(config, base, data[0], "heldout")
+  found = pdpo.heldout_ratios(
+    loaded, experiment.make_batches(config, base, part), 128
+  )
+  np.testing.assert_allclose(found, scores, atol=1e-3)
   with pytest.raises(ValueError, match="make 6 devices, and there are 8"):
     sharding.make_mesh(config_lib.MeshConfig(3, 2, 1))
+  config.mesh = config_lib.MeshConfig()
   config.train.batch_size = 12
   with pytest.raises(
     ValueError, match="leaves 12 samples, which the 8 devices"
