@@ -193,7 +193,10 @@ def test_a_rule_judges_and_the_journal_keeps_it(runs, capsys):
     assert (row["judgements"], row["users"]["count"]) == (12, 3)
     assert row["agreement"] == 1.0
   journal = runs / "individual" / "judgements.jsonl"
-  assert len(journal.read_text().splitlines()) == 60
+  lines = map(json.loads, journal.read_text().splitlines())
+  keys = [line["key"] for line in lines]
+  # Policies that respond the same share a verdict.
+  assert 12 <= len(keys) == len(set(keys)) <= 60
   with flagsaver.flagsaver(judge=rule, dry_run=True):
     call(runs / "individual", runs / "cluster")
   assert "0 calls (60 more" in capsys.readouterr().out

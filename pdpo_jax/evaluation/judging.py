@@ -55,7 +55,8 @@ class Estimate:
   """What is still to be asked, and what it costs.
 
   Attributes:
-    calls: verdicts that are asked for.
+    calls: verdicts that are asked for, at most. Equal questions are asked once,
+      but responses that are yet to be generated are not known to be equal.
     kept: verdicts that the journal has already.
     input_tokens: about, by four characters a token.
     output_tokens: at most.
@@ -120,14 +121,14 @@ def estimate(
   """What `judge` would ask now."""
   verdicts = _verdicts(questions, config)
   kept = _read(journal)
-  missing = [each.asked.prompts for each in _missing(verdicts, kept)]
+  missing = [each.asked.prompts for each in verdicts if each.key not in kept]
   letters = sum(len(each.system) + len(each.user) for each in missing)
   tokens_in = letters // _CHARACTERS_A_TOKEN
   tokens_out = config.max_tokens * len(missing)
   dollars = tokens_in * config.input_price + tokens_out * config.output_price
   return Estimate(
     len(missing),
-    len({each.key for each in verdicts} & kept.keys()),
+    len(verdicts) - len(missing),
     tokens_in,
     tokens_out,
     dollars / 1e6,
