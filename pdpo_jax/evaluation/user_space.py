@@ -22,6 +22,9 @@ from pdpo_jax.models import user_model
 
 # Of a class that has fewer, nothing can be said.
 _LEAST_OF_A_CLASS = 3
+# Principal components that a probe reads, and exchanges of labels it compares
+# its accuracy with.
+_COMPONENTS, _PERMUTATIONS = 10, 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Probe:
   Attributes:
     accuracy: balanced, of users that the probe was not fitted to.
     chance: 1 / number of classes.
-    p_value: share of 200 random exchanges of the labels among users that gave
+    p_value: share of 100 random exchanges of the labels among users that gave
       as much.
     users: how many have the attribute.
     classes: of the attribute.
@@ -147,11 +150,11 @@ class Probe:
 def probe(
   features: Float[np.ndarray, "users F"], labels: Sequence[str | None]
 ) -> Probe | None:
-  """A logistic regression from embeddings to an attribute, cross-validated.
+  """A linear classifier from embeddings to an attribute, cross-validated.
 
   Users without the attribute are left out, and those of classes with fewer
-  than three users. The features are reduced to principal components within
-  each fold, as there are often more of them than users.
+  than three users. The features are reduced to principal components first, as
+  there are often more of them than users.
 
   Returns:
     None if fewer than two classes are left.
@@ -161,22 +164,22 @@ def probe(
   if len(classes) < 2:
     return None
   kept = [place for place, label in enumerate(labels) if label in classes]
-  inputs = features[kept].astype(np.float64)
   targets = np.array([labels[place] for place in kept])
+  inputs = features[kept].astype(np.float64)
+  # Once for all folds: it does not look at the labels.
+  size = min(_COMPONENTS, len(kept) - 1, inputs.shape[1])
+  inputs = decomposition.PCA(size, svd_solver="full").fit_transform(inputs)
   folds = min(5, min(counts[each] for each in classes))
-  smallest = len(kept) - -(-len(kept) // folds)
   steps = pipeline.make_pipeline(
-    preprocessing.StandardScaler(with_std=False),
-    decomposition.PCA(min(10, smallest, inputs.shape[1]), svd_solver="full"),
     preprocessing.StandardScaler(),
-    linear_model.LogisticRegression(class_weight="balanced", max_iter=1000),
+    linear_model.RidgeClassifier(class_weight="balanced"),
   )
   score, _, p_value = model_selection.permutation_test_score(
     steps,
     inputs,
     targets,
     cv=model_selection.StratifiedKFold(folds, shuffle=True, random_state=0),
-    n_permutations=200,
+    n_permutations=_PERMUTATIONS,
     random_state=0,
     scoring="balanced_accuracy",
   )
