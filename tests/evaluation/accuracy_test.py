@@ -51,3 +51,11 @@ def test_a_group_is_the_mean_of_those_of_its_users_that_are_there():
   found = accuracy.Accuracy(0.5, {"a": 0.5, "b": 1.0, "c": 0.0}, {})
   assert found.of(["a", "b", "stranger"]) == 0.75
   assert found.of(["stranger"]) is None
+
+
+def test_users_with_more_samples_weigh_more_in_a_mean_over_samples():
+  # Ten of ten, and none of one: a resample has a mean of 1, 10/11 or 0.
+  low, high = accuracy.bootstrap_interval(
+    np.array([10.0, 0.0]), np.array([10, 1])
+  )
+  assert (low, high) == (0.0, 1.0)

@@ -40,6 +40,9 @@ def test_other_samples_are_refused_with_both_names():
   [
     (GOOD, "is more accurate than vanilla DPO: +50.0 points"),
     (VANILLA, "is no more accurate than vanilla DPO, as far as these users"),
+    # A gain of one user in three is none to speak of, up or down.
+    (scored(1, 1, 1, -1, 1, -1), "is no more accurate than vanilla DPO, as"),
+    (scored(-1, -1, 1, -1, 1, -1), "is no more accurate than vanilla DPO, as"),
     (scored(-1, -1, -1, -1, -1, -1), "is less accurate than vanilla DPO: -50"),
   ],
 )

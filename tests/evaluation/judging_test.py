@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from pdpo_jax.evaluation import judging, pacing, winrate
+from pdpo_jax.evaluation import judges, judging, pacing, winrate
 from tests.evaluation import judge_server
 
 FAULTS = (
@@ -87,6 +87,24 @@ def test_nothing_is_asked_twice(tmp_path):
     changed = [dataclasses.replace(questions[0], ours="new"), *questions[1:]]
     judging.judge(changed, config, journal)
     assert sum(server.tries.values()) == 12
+
+
+def test_an_answer_is_on_disk_before_the_next_one_is_asked_for(
+  tmp_path, monkeypatch
+):
+  journal = tmp_path / "judgements.jsonl"
+  seen = []
+
+  class Watching:
+    def answers(self, asked):
+      for place in range(len(asked)):
+        seen.append(len(journal.read_text().splitlines()))
+        yield place, judges.Answer("Output (a)")
+
+  monkeypatch.setattr(judges, "make_judge", lambda config: Watching())
+  config = judge_server.config_of("http://nowhere")
+  judging.judge(judge_server.questions(3), config, journal)
+  assert seen == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_verdict_keeps_prompts_answer_and_cost(tmp_path):
