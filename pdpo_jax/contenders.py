@@ -30,6 +30,7 @@ class Contender:
     workdir: of the run.
     step: of the checkpoint.
     control: `SHUFFLED`, `SWAPPED` or "".
+    is_own: whether it is what its run is for, and not vanilla DPO beside it.
 
   Raises:
     ValueError: if there is no checkpoint, or it is of another base.
@@ -39,6 +40,7 @@ class Contender:
     whole = run_folder.read_config(workdir)
     self.config = experiment.trainings(whole).get(training, whole)
     self.workdir = workdir
+    self.is_own = training == run_folder.training_name(whole)
     self.folder = workdir / training
     self.name = _name(self.config)
     self._base = base

@@ -7,6 +7,7 @@ Started again, the same command goes on where it was cut off.
 
 import contextlib
 import json
+import textwrap
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +53,8 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       base = experiment.read_base(config, folder)
   with clock.stage("data"):
     dataset = experiment.load_dataset(config, base)
-    print(f"data: {dataset.tally}")
+    if dataset.tally.rows:
+      print(f"data: {dataset.tally}")
   if base is None:
     with clock.stage("sft"):
       base = sft.train_base(config, dataset.sft_pairs, own)
@@ -136,8 +138,8 @@ def summarize(
   file = config.folder / "results.json"
   file.write_text(json.dumps(results, indent=2) + "\n")
   print("\n" + lengths.table(words, accuracies, dataset.short_users))
-  if claims:
-    print("\n" + lengths.describe_claims(claims))
+  for sentence in lengths.describe_claims(claims):
+    print("\n" + textwrap.fill(sentence, 80))
   return results
 
 

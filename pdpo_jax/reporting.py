@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pdpo_jax import contenders, experiment, judged, run_folder
+from pdpo_jax import contenders, experiment, judged
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import sources
@@ -118,10 +118,7 @@ def _text(found, dataset, drawn, findings) -> report.Section:
   """Figure 3 of the first run, and how answers differ between users."""
   said = {}
   for each in found:
-    is_run = each.folder.name == run_folder.training_name(
-      run_folder.read_config(each.workdir)
-    )
-    if is_run and not each.control:
+    if each.is_own and not each.control:
       said[each.name] = answers.read(each.workdir / "answers.jsonl")[1]
   if not said:
     return report.Section("Generated text")
@@ -140,7 +137,7 @@ def _text(found, dataset, drawn, findings) -> report.Section:
   section, findings["text"] = sections.text_section(
     said, _SPEAKERS, own, [report.Figure(file, caption)]
   )
-  section.text.extend(lengths.describe_claims(claims).splitlines())
+  section.text.extend(lengths.describe_claims(claims))
   return section
 
 

@@ -51,10 +51,7 @@ def by_user(
   colors = np.where(y > x, _GREEN, np.where(y < x, _ORANGE, _GRAY))
   axes.scatter(x, y, s=22, color=colors, alpha=0.85, linewidths=0)
   if len(users) <= 12:
-    for user, a, b in zip(users, x, y, strict=True):
-      axes.annotate(
-        user, (a, b), (4, 3), textcoords="offset points", fontsize=7
-      )
+    _name_points(axes, users, x, y)
   axes.set_xlabel(f"{baseline.name}, accuracy")
   axes.set_ylabel(f"{ours.name}, accuracy")
   above, below = int((y > x).sum()), int((y < x).sum())
@@ -95,10 +92,7 @@ def projection(
     axes.scatter([], [], color=color, label=name, s=20)
   axes.scatter(places[:, 0], places[:, 1], s=20, c=list(shades), linewidths=0)
   if len(ids) <= 30:
-    for name, (x, y) in zip(ids, places, strict=True):
-      axes.annotate(
-        name, (x, y), (4, 3), textcoords="offset points", fontsize=7
-      )
+    _name_points(axes, ids, *places.T)
   if groups:
     axes.legend(frameon=False, fontsize=8)
   axes.set_xlabel(f"first of two components ({share:.0%} of the variance)")
@@ -123,6 +117,11 @@ def cluster_weights(
   axes.set_xlabel("cluster")
   chart.colorbar(image, ax=axes, label="weight")
   _save(chart, axes, file)
+
+
+def _name_points(axes, names, xs, ys) -> None:
+  for name, x, y in zip(names, xs, ys, strict=True):
+    axes.annotate(name, (x, y), (4, 3), textcoords="offset points", fontsize=7)
 
 
 def _name_ticks(axes, ids: Sequence[str], directions: str) -> None:

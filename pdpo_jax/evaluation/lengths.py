@@ -95,8 +95,8 @@ def _shown(ratio: float | None, form: str) -> str:
   return "–" if ratio is None else format(ratio, form)
 
 
-def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> str:
-  """One line a claim, for the terminal."""
+def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """A sentence for each claim."""
   lines = []
   for name, claim in found.items():
     holds = "holds" if claim["holds"] else "does NOT hold"
@@ -117,7 +117,7 @@ def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> str:
         "words (claimed above 1)"
       )
     lines.append(f"{name} {holds}: {text}.")
-  return "\n".join(lines)
+  return lines
 
 
 def table(
