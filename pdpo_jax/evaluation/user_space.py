@@ -13,8 +13,6 @@ from sklearn import (
   linear_model,
   metrics,
   model_selection,
-  pipeline,
-  preprocessing,
 )
 
 from pdpo_jax.data import users as users_lib
@@ -170,12 +168,12 @@ def probe(
   size = min(_COMPONENTS, len(kept) - 1, inputs.shape[1])
   inputs = decomposition.PCA(size, svd_solver="full").fit_transform(inputs)
   folds = min(5, min(counts[each] for each in classes))
-  steps = pipeline.make_pipeline(
-    preprocessing.StandardScaler(),
-    linear_model.RidgeClassifier(class_weight="balanced"),
-  )
+  # In one unit, so that a component weighs by how much users differ in it:
+  # scaled one by one, those that are noise would drown the others.
+  inputs /= inputs.std() or 1.0
+  model = linear_model.RidgeClassifier(class_weight="balanced")
   score, _, p_value = model_selection.permutation_test_score(
-    steps,
+    model,
     inputs,
     targets,
     cv=model_selection.StratifiedKFold(folds, shuffle=True, random_state=0),

@@ -104,6 +104,15 @@ def test_a_probe_finds_what_embeddings_know():
   assert (found.chance, found.users, found.classes) == (0.5, 18, ("a", "b"))
 
 
+def test_a_probe_finds_one_direction_among_many_of_noise():
+  # As embeddings are: few users, and each with noise of their own.
+  rng = np.random.default_rng(3)
+  features = rng.normal(size=(10, 1000))
+  features[:3] += 2 * rng.normal(size=1000)
+  found = user_space.probe(features, ["short"] * 3 + ["long"] * 7)
+  assert found.accuracy == 1.0 and found.p_value < 0.05
+
+
 def test_a_probe_finds_nothing_where_nothing_is():
   rng = np.random.default_rng(2)
   labels = ["a", "b"] * 20
