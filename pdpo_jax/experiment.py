@@ -51,9 +51,11 @@ def read_base(
   mesh = sharding.reading_mesh() if reading else config.mesh
   if not reading:
     sharding.check_batch(config)
-  place = sharding.of_base(sharding.make_mesh(mesh))
+  mesh = sharding.make_mesh(mesh)
   path = run_folder.base_path(config, folder)
-  return base_lib.read_base(path, config.base, place)
+  place = sharding.of_base(mesh)
+  kernel = sharding.make_kernel(config.base.attention, mesh)
+  return base_lib.read_base(path, config.base, place, kernel)
 
 
 def load_dataset(

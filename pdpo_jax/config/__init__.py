@@ -27,6 +27,9 @@ class BaseConfig(sections.Section):
   param_dtype: str = "float32"
   # What the backward pass recomputes: "none", "dots" or "full".
   remat: str = "none"
+  # How attention is computed: "auto" (by platform), "xla", "blocked" (one
+  # CPU), "cudnn" (NVIDIA GPUs) or "splash" (TPUs); see `models/kernels.py`.
+  attention: str = "auto"
 
 
 @dataclasses.dataclass
@@ -131,8 +134,9 @@ class TrainConfig(sections.Section):
   checkpoint_every: int = 50
   # Newest checkpoints that are kept.
   keep_checkpoints: int = 2
-  # About how many positions have logits over the vocabulary at a time.
-  logits_chunk: int = 128
+  # About how many positions of a device have logits over the vocabulary at a
+  # time. 0: 128 on a CPU, whose cache that suits, and 1024 elsewhere.
+  logits_chunk: int = 0
 
 
 @dataclasses.dataclass
@@ -249,9 +253,14 @@ def validate(config: Config) -> None:
     sections.require(
       value in allowed, f"base.{name}", value, f"one of {allowed}"
     )
-  allowed = ("none", "dots", "full")
-  remat = config.base.remat
-  sections.require(remat in allowed, "base.remat", remat, f"one of {allowed}")
+  for name, allowed in (
+    ("remat", ("none", "dots", "full")),
+    ("attention", ("auto", "xla", "blocked", "cudnn", "splash")),
+  ):
+    value = getattr(config.base, name)
+    sections.require(
+      value in allowed, f"base.{name}", value, f"one of {allowed}"
+    )
   sections.require(
     0 <= loss.alpha <= 1, "loss.alpha", loss.alpha, "from 0 to 1"
   )

@@ -105,6 +105,7 @@ def check_integers(section: Section, path: str) -> None:
 
 
 _MAY_BE_ZERO = {
+  "logits_chunk",
   "warmup_steps",
   "max_new_tokens",
   "min_new_tokens",

@@ -65,7 +65,7 @@ def decode(
   )
   positions = attention.positions_of(mask)
   hidden, cache = policy.lm.hidden(
-    embeddings, positions, attention.prefill(mask)
+    embeddings, positions, attention.prefill(mask, policy.lm.kernel)
   )
   start = embeddings.shape[1]
   # The last new token is not fed back, so it needs no slot.

@@ -11,74 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
+
+from pdpo_jax.models import kernels
 
 # attend(q, k, v, past) -> (out, present): q and out [B, S, H, E], k and v
 # [B, S, K, E]; `past` is this layer's cache and `present` what to keep of it.
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-
-
-def attention(
-  q: Float[Array, "B Q H E"],
-  k: Float[Array, "B S K E"],
-  v: Float[Array, "B S K E"],
-  mask: Bool[Array, "B Q S"],
-) -> Float[Array, "B Q H E"]:
-  """Grouped-query attention, scaled by `E ** -0.5`, softmax in float32.
-
-  A query that may see no key gets a finite, meaningless value.
-  """
-  if jax.default_backend() == "cpu" and jax.device_count() == 1:
-    return blocked_attention(q, k, v, mask)
-  return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-
-
-def blocked_attention(
-  q: Float[Array, "B Q H E"],
-  k: Float[Array, "B S K E"],
-  v: Float[Array, "B S K E"],
-  mask: Bool[Array, "B Q S"],
-  block_bytes: int = 500_000,
-) -> Float[Array, "B Q H E"]:
-  """The same for a CPU: a few heads at a time, so that scores stay in cache.
-
-  The backward pass computes them again.
-
-  Args:
-    block_bytes: what the float32 scores of a block may take, about.
-  """
-  rows, queries, heads, size = q.shape
-  keys, groups = k.shape[1:3]
-  shared = heads // groups  # query heads of one key head
-  pairs = rows * groups
-  block = max(1, min(pairs, block_bytes // (4 * shared * queries * keys)))
-  while pairs % block:
-    block -= 1
-
-  def split(x):  # [B * K, ...] -> [blocks, block, ...]
-    return x.reshape(pairs // block, block, *x.shape[1:])
-
-  q = (q * jnp.asarray(size**-0.5, q.dtype)).reshape(
-    rows, queries, groups, shared, size
-  )
-  q = q.transpose(0, 2, 3, 1, 4).reshape(pairs, shared * queries, size)
-  k, v = (x.transpose(0, 2, 1, 3).reshape(pairs, keys, size) for x in (k, v))
-
-  @jax.checkpoint
-  def attend_block(inputs):
-    q, k, v, row = inputs
-    scores = jnp.einsum(
-      "bqe,bse->bqs", q, k, preferred_element_type=jnp.float32
-    ).reshape(block, shared, queries, keys)
-    scores = jnp.where(mask[row][:, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, -1).astype(v.dtype)
-    weights = weights.reshape(block, shared * queries, keys)
-    return jnp.einsum("bqs,bse->bqe", weights, v)
-
-  row = jnp.arange(pairs) // groups
-  out = jax.lax.map(attend_block, tuple(map(split, (q, k, v, row))))
-  out = out.reshape(rows, groups, shared, queries, size)
-  return out.transpose(0, 3, 1, 2, 4).reshape(rows, queries, heads, size)
 
 
 def positions_of(mask: Bool[Array, "*B S"]) -> Int[Array, "*B S"]:
@@ -90,25 +29,22 @@ def positions_of(mask: Bool[Array, "*B S"]) -> Int[Array, "*B S"]:
   return jnp.maximum(jnp.cumsum(mask, -1) - 1, 0).astype(jnp.int32)
 
 
-def causal_mask(mask: Bool[Array, "B S"]) -> Bool[Array, "B S S"]:
-  """Query i sees key j if j <= i and j is real."""
-  size = mask.shape[-1]
-  return jnp.tril(jnp.ones((size, size), bool)) & mask[:, None, :]
-
-
-def causal(mask: Bool[Array, "B S"]) -> Attend:
+def causal(
+  mask: Bool[Array, "B S"], kernel: kernels.Kernel = kernels.Kernel()
+) -> Attend:
   """Plain sequences, padded on either side."""
-  allowed = causal_mask(mask)
 
   def attend(q, k, v, past):
     del past
-    return attention(q, k, v, allowed), None
+    return kernel(q, k, v, mask, 0), None
 
   return attend
 
 
 def shared_prompt(
-  prompt_mask: Bool[Array, "B P"], response_mask: Bool[Array, "B N R"]
+  prompt_mask: Bool[Array, "B P"],
+  response_mask: Bool[Array, "B N R"],
+  kernel: kernels.Kernel = kernels.Kernel(),
 ) -> Attend:
   """One prompt and its N responses in a row of `P + N * R` positions.
 
@@ -130,24 +66,17 @@ def shared_prompt(
   """
   rows, length = prompt_mask.shape
   _, responses, size = response_mask.shape
-  prompt_allowed = causal_mask(prompt_mask)
-  flat_mask = response_mask.reshape(rows * responses, size)
-  response_allowed = jnp.concatenate(
+  response_real = jnp.concatenate(
     [
-      jnp.broadcast_to(
-        jnp.repeat(prompt_mask, responses, 0)[:, None, :],
-        (rows * responses, size, length),
-      ),
-      causal_mask(flat_mask),
+      jnp.repeat(prompt_mask, responses, 0),
+      response_mask.reshape(rows * responses, size),
     ],
-    -1,
-  )  # [B * N, R, P + R]
+    1,
+  )  # [B * N, P + R]
 
   def attend(q, k, v, past):
     del past
-    prompt = attention(
-      q[:, :length], k[:, :length], v[:, :length], prompt_allowed
-    )
+    prompt = kernel(q[:, :length], k[:, :length], v[:, :length], prompt_mask, 0)
 
     def own(x):  # [B, P + N R, heads, E] -> [B N, R, heads, E]
       return x[:, length:].reshape(rows * responses, size, *x.shape[2:])
@@ -157,20 +86,21 @@ def shared_prompt(
         [jnp.repeat(x[:, :length], responses, 0), own(x)], 1
       )
 
-    response = attention(own(q), keys(k), keys(v), response_allowed)
+    response = kernel(own(q), keys(k), keys(v), response_real, length)
     response = response.reshape(rows, responses * size, *q.shape[2:])
     return jnp.concatenate([prompt, response], 1), None
 
   return attend
 
 
-def prefill(mask: Bool[Array, "B P"]) -> Attend:
+def prefill(
+  mask: Bool[Array, "B P"], kernel: kernels.Kernel = kernels.Kernel()
+) -> Attend:
   """Causal, and hands back keys and values for a cache."""
-  allowed = causal_mask(mask)
 
   def attend(q, k, v, past):
     del past
-    return attention(q, k, v, allowed), (k, v)
+    return kernel(q, k, v, mask, 0), (k, v)
 
   return attend
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from pdpo_jax.models import layers
+from pdpo_jax.models import kernels, layers
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
 LORA_TARGETS = (*LINEARS, "wte")
@@ -185,6 +185,7 @@ class GPTJ(nnx.Module):
     dtype: of activations.
     param_dtype: of base weights.
     remat: a key of `layers.REMAT_POLICIES`.
+    kernel: of attention, for whoever makes an `Attend` for this model.
   """
 
   def __init__(
@@ -195,11 +196,13 @@ class GPTJ(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     remat: str = "none",
+    kernel: kernels.Kernel = kernels.Kernel(),
     rngs: nnx.Rngs,
   ):
     self.arch = arch
     self.dtype = dtype
     self.remat = remat
+    self.kernel = kernel
     self.wte = layers.Embedding(
       "wte",
       arch.vocab_size,

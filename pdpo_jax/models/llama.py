@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from pdpo_jax.models import layers
+from pdpo_jax.models import kernels, layers
 
 LINEARS = (
   "q_proj",
@@ -306,6 +306,7 @@ class Llama(nnx.Module):
     dtype: of activations.
     param_dtype: of base weights.
     remat: a key of `layers.REMAT_POLICIES`.
+    kernel: of attention, for whoever makes an `Attend` for this model.
   """
 
   def __init__(
@@ -316,11 +317,13 @@ class Llama(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     remat: str = "none",
+    kernel: kernels.Kernel = kernels.Kernel(),
     rngs: nnx.Rngs,
   ):
     self.arch = arch
     self.dtype = dtype
     self.remat = remat
+    self.kernel = kernel
     self.embed_tokens = layers.Embedding(
       "embed_tokens",
       arch.vocab_size,

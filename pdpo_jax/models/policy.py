@@ -134,7 +134,7 @@ class Policy(nnx.Module):
     hidden, _ = self.lm.hidden(
       jnp.concatenate([embeddings, answer], 1),
       jnp.concatenate([positions, after.reshape(rows, -1)], 1),
-      attention.shared_prompt(mask, response_mask),
+      attention.shared_prompt(mask, response_mask, self.lm.kernel),
       dropout_key=dropout_key,
     )
     last = jnp.broadcast_to(

@@ -61,6 +61,7 @@ def make_policy(
       dtype=jnp.dtype(config.base.dtype),
       param_dtype=jnp.dtype(config.base.param_dtype),
       remat=config.base.remat,
+      kernel=base.lm.kernel,
       rngs=nnx.Rngs(params=keys[0], lora=keys[0]),
     )
     users = user_model.make_user_model(spec, num_rows, table, nnx.Rngs(keys[1]))
@@ -79,15 +80,22 @@ def make_policy(
   return SplitPolicy(graphdef, trainable, base.params)
 
 
-def make_objective(config: config_lib.Config) -> step_lib.Objective:
-  """The objective that `loss` and `user` of the config describe."""
+def make_objective(
+  config: config_lib.Config, mesh: jax.sharding.Mesh | None = None
+) -> step_lib.Objective:
+  """The objective that `loss` and `user` of the config describe.
+
+  Args:
+    mesh: of the step.
+  """
   names = {field.name for field in dataclasses.fields(step_lib.Objective)}
   fields = dataclasses.asdict(config.loss)
   fields = {name: fields[name] for name in fields.keys() & names}
   if config.user.kind == "none":
     # Without prefixes the two branches are the same.
     fields |= {"alpha": 1.0, "mixing": "sample"}
-  return step_lib.Objective(**fields, logits_chunk=config.train.logits_chunk)
+  chunk = sharding.logits_chunk(config.train.logits_chunk, mesh)
+  return step_lib.Objective(**fields, logits_chunk=chunk)
 
 
 def _meta(
@@ -126,7 +134,8 @@ def train(
   split = make_policy(config, base, users.num_rows)
   total_steps = train_config.epochs * batches.num_batches
   transformation = optimizer.make_optimizer(train_config, total_steps)
-  objective = make_objective(config)
+  mesh = sharding.mesh_of(split.frozen)
+  objective = make_objective(config, mesh)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
     split.trainable,
@@ -145,7 +154,7 @@ def train(
     seed=config.seed,
     places=places,
   )
-  place = sharding.batch_placer(sharding.mesh_of(split.frozen))
+  place = sharding.batch_placer(mesh)
 
   def evaluate(state):
     trained = dataclasses.replace(split, trainable=state.trainable)
@@ -188,11 +197,17 @@ def heldout_ratios(
 ) -> Float[np.ndarray, "examples M"]:
   """Log-ratio differences of each sample's pairs, read as its own user.
 
+  Args:
+    logits_chunk: as `config.TrainConfig.logits_chunk`.
+
   Returns:
     `d(chosen) - d(rejected)` in nats; NaN where a sample has no such pair.
   """
-  score = step_lib.make_score(split.graphdef, logits_chunk)
-  place = sharding.batch_placer(sharding.mesh_of(split.frozen))
+  mesh = sharding.mesh_of(split.frozen)
+  score = step_lib.make_score(
+    split.graphdef, sharding.logits_chunk(logits_chunk, mesh)
+  )
+  place = sharding.batch_placer(mesh)
   found = {}
   for batch in batches.in_order():
     logps = np.asarray(score(split.trainable, split.frozen, place(batch)))

@@ -57,7 +57,7 @@ def reference_logps(
   Args:
     batches: of `examples`; only their order and padding matter.
     folder: where the cache lies; made if it is missing.
-    logits_chunk: as in `logprobs.response_logps`.
+    logits_chunk: as `config.TrainConfig.logits_chunk`.
     title: of the progress bar.
   """
   file = folder / f"{_key(examples, base)}.npy"
@@ -67,8 +67,11 @@ def reference_logps(
   if not missing.any():
     return logps
   graphdef, params = nnx.split(policy_lib.base_policy(base.lm))
-  score = step_lib.make_score(graphdef, logits_chunk)
-  place = sharding.batch_placer(sharding.mesh_of(params))
+  mesh = sharding.mesh_of(params)
+  score = step_lib.make_score(
+    graphdef, sharding.logits_chunk(logits_chunk, mesh)
+  )
+  place = sharding.batch_placer(mesh)
   saved = time.monotonic()
   # Everyone is the generic user to a model without users.
   for batch in tqdm.tqdm(

@@ -23,7 +23,7 @@ def text_loss(lm: nnx.Module, batch: structs.TextBatch) -> Float[Array, ""]:
   """Mean `-log p` of the target tokens, in nats."""
   positions = attention.positions_of(batch.mask)
   hidden, _ = lm.hidden(
-    lm.embed(batch.tokens), positions, attention.causal(batch.mask)
+    lm.embed(batch.tokens), positions, attention.causal(batch.mask, lm.kernel)
   )
   losses = optax.softmax_cross_entropy_with_integer_labels(
     lm.logits(hidden[:, :-1]), batch.tokens[:, 1:]
@@ -131,5 +131,10 @@ def train_base(
   base = base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
   base_lib.write_base(folder, base)
   # As any later command finds it, in the configured precision.
-  place = sharding.of_base(sharding.make_mesh(config.mesh))
-  return base_lib.read_base(str(folder), config.base, place)
+  mesh = sharding.make_mesh(config.mesh)
+  return base_lib.read_base(
+    str(folder),
+    config.base,
+    sharding.of_base(mesh),
+    sharding.make_kernel(config.base.attention, mesh),
+  )

@@ -22,6 +22,7 @@ from jax import sharding as jax_sharding
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
+from pdpo_jax.models import kernels
 from pdpo_jax.weights import loading
 
 AXES = ("data", "fsdp", "tensor")
@@ -89,7 +90,7 @@ def check_batch(config: config_lib.Config) -> None:
   mesh = make_mesh(config.mesh)
   if mesh is None:
     return
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = batch_shards(mesh)
   part = config.train.batch_size // config.train.accumulation_steps
   if part % shards:
     raise ValueError(
@@ -126,6 +127,30 @@ def place_of(
     for axis, size in zip(spec, shape, strict=True)
   ]
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
+def make_kernel(name: str, mesh: jax.sharding.Mesh | None) -> kernels.Kernel:
+  """The attention kernel for inputs that `batch_placer` and `RULES` split."""
+  return kernels.Kernel(name, mesh, ("data", "fsdp"), "tensor")
+
+
+def logits_chunk(positions: int, mesh: jax.sharding.Mesh | None) -> int:
+  """Positions with logits at a time over all devices that split the batch.
+
+  Args:
+    positions: of one device, as `config.TrainConfig.logits_chunk`.
+  """
+  platform = jax.default_backend()
+  shards = 1
+  if mesh is not None:
+    platform = mesh.devices.flat[0].platform
+    shards = batch_shards(mesh)
+  return shards * (positions or (128 if platform == "cpu" else 1024))
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+  """Devices that split the batch."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def of_base(mesh: jax.sharding.Mesh | None) -> loading.ShardingOf | None:
@@ -173,7 +198,7 @@ def batch_placer(
   if mesh is None:
     return lambda batch: batch
   split = jax.sharding.PartitionSpec(("data", "fsdp"))
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = batch_shards(mesh)
 
   def place(batch):
     whole = batch.index.shape[0] % shards

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from pdpo_jax import structs
 from pdpo_jax.models import policy as policy_lib
@@ -82,13 +82,22 @@ def branch_logps(
     "user": lambda: policy.user_model(batch.user_row),
     "generic": lambda: jnp.repeat(policy.user_model.generic()[None], rows, 0),
   }
-  prefix = jnp.concatenate([prefixes[name]() for name in names])
-  rows_of = {name: _rows_of_branch(batch, name) for name in names}
-  tiled = jax.tree.map(lambda *x: jnp.concatenate(x), *rows_of.values())
+
+  def merge(*branches):
+    # A sample's rows lie beside each other, so that on a mesh they stay on the
+    # devices that have the sample.
+    rest = branches[0].shape[1:]
+    return jnp.stack(branches, 1).reshape(rows * len(names), *rest)
+
   logps = response_logps(
-    policy, tiled, prefix, objective.logits_chunk, dropout_key
+    policy,
+    jax.tree.map(merge, *(_rows_of_branch(batch, name) for name in names)),
+    merge(*(prefixes[name]() for name in names)),
+    objective.logits_chunk,
+    dropout_key,
   )
-  return dict(zip(names, jnp.split(logps, len(names)), strict=True))
+  logps = logps.reshape(rows, len(names), -1)
+  return {name: logps[:, place] for place, name in enumerate(names)}
 
 
 def _rows_of_branch(batch, name):
@@ -114,7 +123,7 @@ def pair_scales(
       alpha mean(pairs of users) + (1 - alpha) mean(pairs of the generic user)
 
   Args:
-    parts: equal parts that the batch is run in, one after the other; "batch"
+    parts: equal parts that the batch is run in, as `split_in_parts`; "batch"
       mixes within each.
   """
   weights = losses.pair_weights(batch.response_mask, batch.weight)
@@ -126,9 +135,9 @@ def pair_scales(
     (objective.alpha, jnp.where(known, weights, 0.0)),
     (1.0 - objective.alpha, jnp.where(known, 0.0, weights)),
   ):
-    by_part = own.reshape(parts, -1)
-    total = jnp.maximum(by_part.sum(1, keepdims=True), 1e-6)
-    scales += share / parts * (by_part / total).reshape(weights.shape)
+    by_part = split_in_parts(own, parts)
+    total = jnp.maximum(by_part.sum((1, 2), keepdims=True), 1e-6)
+    scales += share / parts * _join_parts(by_part / total)
   return scales
 
 
@@ -262,11 +271,25 @@ def make_train_step(
   )
 
 
+def split_in_parts(
+  x: Shaped[Array, "B *rest"], parts: int
+) -> Shaped[Array, "parts B/parts *rest"]:
+  """Parts of a batch: the first has samples 0, `parts`, 2 `parts` and so on.
+
+  On a mesh each device's samples come in a row, and it has its share of each
+  part without anything being sent.
+  """
+  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _join_parts(x):
+  """`split_in_parts` undone."""
+  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
 def _accumulate(gradients_of, inputs, parts):
   """Sums gradients and metrics over `parts` equal parts of the inputs."""
-  split = jax.tree.map(
-    lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs
-  )
+  split = jax.tree.map(lambda x: split_in_parts(x, parts), inputs)
 
   def body(total, inputs):
     part, place = inputs
@@ -281,7 +304,7 @@ def _accumulate(gradients_of, inputs, parts):
   (gradients, metrics), sample_loss = jax.lax.scan(
     body, zeros, (split, jnp.arange(parts))
   )
-  return gradients, metrics, sample_loss.reshape(-1)
+  return gradients, metrics, _join_parts(sample_loss)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import sharding as jax_sharding
 
 from pdpo_jax import config as config_lib
+from pdpo_jax.models import kernels
 from pdpo_jax.weights import (
   gguf,
   gguf_tokenizer,
@@ -112,6 +113,7 @@ def read_base(
   path: str,
   config: config_lib.BaseConfig,
   sharding: loading.ShardingOf | None = None,
+  kernel: kernels.Kernel | None = None,
 ) -> Base:
   """Reads weights and tokenizer.
 
@@ -120,6 +122,7 @@ def read_base(
       understands it.
     config: the types of the model.
     sharding: where each parameter goes; without, to the default device.
+    kernel: of attention on a mesh; without, `config.attention` on one device.
 
   Raises:
     ValueError: if files are missing or damaged, weights do not fit, or the
@@ -130,6 +133,7 @@ def read_base(
     "dtype": jnp.dtype(config.dtype),
     "param_dtype": jnp.dtype(config.param_dtype),
     "remat": config.remat,
+    "kernel": kernel or kernels.Kernel(config.attention),
   }
   if place.suffix == ".gguf":
     file = gguf.open_file(place)

@@ -253,7 +253,7 @@ def read_model(
     file: of Llama architecture, in any quantisation that the gguf library
       dequantises.
     sharding: where each parameter goes; without, to the default device.
-    **kwargs: `dtype`, `param_dtype`, `remat` of the model.
+    **kwargs: `dtype`, `param_dtype`, `remat`, `kernel` of the model.
 
   Raises:
     ValueError: if the architecture, a tensor or its type is not supported.

@@ -109,7 +109,7 @@ def read_model(
   Args:
     folder: with `config.json` and `*.safetensors`.
     sharding: where each parameter goes; without, to the default device.
-    **kwargs: `dtype`, `param_dtype`, `remat` of the model.
+    **kwargs: `dtype`, `param_dtype`, `remat`, `kernel` of the model.
 
   Raises:
     ValueError: if files are missing or damaged, or tensors do not fit the

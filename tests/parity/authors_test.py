@@ -66,8 +66,8 @@ def samples(vocab: int, with_text: bool) -> parts.Part:
 
 
 def both_kinds(batch: structs.PreferenceBatch) -> bool:
-  """Whether a batch is full, and each half has a user's and a generic row."""
-  halves = np.split(batch.user_row > 0, 2)
+  """Whether a batch is full, and each of two parts has rows of both kinds."""
+  halves = step.split_in_parts(batch.user_row > 0, 2)
   return batch.weight.all() and all(0 < sum(half) < 3 for half in halves)
 
 
@@ -148,7 +148,8 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   theirs = Torch(arrays, name, case)
   expected = 0.0
   # Rows after the users' are the same samples as generic rows.
-  for indices in np.split(np.asarray(batch.index), accumulation_steps):
+  for first in range(accumulation_steps):
+    indices = np.asarray(batch.index)[first::accumulation_steps]
     losses = {True: [], False: []}
     for index in indices:
       row = part.tokenized[index % len(part.tokenized)]

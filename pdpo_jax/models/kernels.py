@@ -1,0 +1,260 @@
+"""Scores, softmax and mix of attention, by platform.
+
+All kernels compute the same: query i sees key j if `j <= i + offset` and key j
+is real. `Kernel` chooses. Axes: B batch, Q queries, S keys, H query heads, K
+key/value heads (H a multiple of K), E head size.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+KERNELS = ("auto", "xla", "blocked", "cudnn", "splash")
+
+# Splash attention works on tiles of this many positions and features.
+_LANES = 128
+# Positions of a splash block, at most.
+_SPLASH_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """Grouped-query attention, scaled by `E ** -0.5`, softmax in float32.
+
+  Attributes:
+    name: "xla" keeps all scores in memory and runs everywhere. "blocked" is
+      for one CPU: scores of a few heads at a time stay in cache. "cudnn" is
+      flash attention of NVIDIA's GPUs, for 16-bit activations. "splash" is
+      flash attention of TPUs. "auto" takes the one of the platform, and "xla"
+      where that cannot be.
+    mesh: that the inputs are split over, None for a single device.
+    batch_axes: of the mesh, that split B.
+    head_axis: that splits H and K.
+  """
+
+  name: str = "auto"
+  mesh: jax.sharding.Mesh | None = None
+  batch_axes: tuple[str, ...] = ()
+  head_axis: str | None = None
+
+  def __post_init__(self):
+    if self.name not in KERNELS:
+      raise ValueError(f"attention {self.name!r} is not one of {KERNELS}")
+
+  def __call__(
+    self,
+    q: Float[Array, "B Q H E"],
+    k: Float[Array, "B S K E"],
+    v: Float[Array, "B S K E"],
+    real: Bool[Array, "B S"],
+    offset: int,
+  ) -> Float[Array, "B Q H E"]:
+    """A query that may see no key gets a finite, meaningless value.
+
+    Args:
+      real: which keys may be seen at all.
+      offset: how many keys lie before the first query's own.
+
+    Raises:
+      ValueError: if a kernel asked for by name cannot do it, saying why.
+    """
+    name = self._fitting(q) if self.name == "auto" else self.name
+    if name == "blocked":
+      return blocked(q, k, v, real, offset)
+    if name == "cudnn":
+      problem = _against_cudnn(self._platform, q)
+      if problem:
+        raise ValueError(f"base.attention 'cudnn' {problem}; use 'auto'")
+      return _cudnn(q, k, v, real, offset)
+    if name == "splash":
+      return self._split(_splash)(q, k, v, real, offset)
+    mask = visible(real, q.shape[1], offset)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+
+  @property
+  def _platform(self) -> str:
+    if self.mesh is not None:
+      return self.mesh.devices.flat[0].platform
+    return jax.default_backend()
+
+  def _fitting(self, q):
+    """The kernel of the platform."""
+    if self._platform == "tpu" and q.shape[1] >= _LANES:
+      return "splash"
+    if self._platform == "gpu" and not _against_cudnn("gpu", q):
+      return "cudnn"
+    if self._platform == "cpu" and self.mesh is None:
+      return "blocked"
+    return "xla"
+
+  def _split(self, kernel):
+    """`kernel` on each device's own rows and heads, which need no others."""
+    if self.mesh is None:
+      return kernel
+
+    def split(q, k, v, real, offset):
+      shards = [self.mesh.shape[axis] for axis in self.batch_axes]
+      whole = q.shape[0] % functools.reduce(int.__mul__, shards, 1)
+      batch = None if whole else self.batch_axes
+      heads = self.head_axis
+      if heads is not None and k.shape[2] % self.mesh.shape[heads]:
+        heads = None
+      spec = jax.sharding.PartitionSpec(batch, None, heads, None)
+      return jax.shard_map(
+        lambda *inputs: kernel(*inputs, offset),
+        mesh=self.mesh,
+        in_specs=(spec, spec, spec, jax.sharding.PartitionSpec(batch, None)),
+        out_specs=spec,
+        check_vma=False,
+      )(q, k, v, real)
+
+    return split
+
+
+def visible(
+  real: Bool[Array, "B S"], queries: int, offset: int
+) -> Bool[Array, "B Q S"]:
+  """Which keys each query sees. With S = 3, Q = 2 and offset 1, x sees:
+
+  query 0   x x .
+  query 1   x x x
+  """
+  earlier = jnp.tri(queries, real.shape[1], offset, dtype=bool)
+  return earlier & real[:, None, :]
+
+
+def blocked(
+  q: Float[Array, "B Q H E"],
+  k: Float[Array, "B S K E"],
+  v: Float[Array, "B S K E"],
+  real: Bool[Array, "B S"],
+  offset: int,
+  block_bytes: int = 500_000,
+) -> Float[Array, "B Q H E"]:
+  """For a CPU: a few heads at a time, so that scores stay in cache.
+
+  The backward pass computes them again.
+
+  Args:
+    block_bytes: what the float32 scores of a block may take, about.
+  """
+  rows, queries, heads, size = q.shape
+  keys, groups = k.shape[1:3]
+  shared = heads // groups  # query heads of one key head
+  pairs = rows * groups
+  block = max(1, min(pairs, block_bytes // (4 * shared * queries * keys)))
+  while pairs % block:
+    block -= 1
+  mask = visible(real, queries, offset)
+
+  def split(x):  # [B * K, ...] -> [blocks, block, ...]
+    return x.reshape(pairs // block, block, *x.shape[1:])
+
+  q = (q * jnp.asarray(size**-0.5, q.dtype)).reshape(
+    rows, queries, groups, shared, size
+  )
+  q = q.transpose(0, 2, 3, 1, 4).reshape(pairs, shared * queries, size)
+  k, v = (x.transpose(0, 2, 1, 3).reshape(pairs, keys, size) for x in (k, v))
+
+  @jax.checkpoint
+  def attend_block(inputs):
+    q, k, v, row = inputs
+    scores = jnp.einsum(
+      "bqe,bse->bqs", q, k, preferred_element_type=jnp.float32
+    ).reshape(block, shared, queries, keys)
+    scores = jnp.where(mask[row][:, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, -1).astype(v.dtype)
+    weights = weights.reshape(block, shared * queries, keys)
+    return jnp.einsum("bqs,bse->bqe", weights, v)
+
+  row = jnp.arange(pairs) // groups
+  out = jax.lax.map(attend_block, tuple(map(split, (q, k, v, row))))
+  out = out.reshape(rows, groups, shared, queries, size)
+  return out.transpose(0, 3, 1, 2, 4).reshape(rows, queries, heads, size)
+
+
+def _against_cudnn(platform: str, q: Float[Array, "B Q H E"]) -> str:
+  """Why cuDNN's flash attention cannot be; empty where it can."""
+  if platform != "gpu":
+    return f"is for NVIDIA GPUs, and this is a {platform}"
+  if q.dtype not in (jnp.bfloat16, jnp.float16):
+    return f"needs base.dtype 'bfloat16', not {q.dtype.name!r}"
+  capability = getattr(jax.devices("gpu")[0], "compute_capability", "0")
+  major = int(str(capability).split(".")[0])
+  if major < 8:
+    return f"needs compute capability 8, and this GPU has {capability}"
+  most = 256 if major >= 9 else 128
+  if q.shape[-1] > most or q.shape[-1] % 8:
+    return (
+      f"takes heads of multiples of 8 up to {most} on this GPU, not of "
+      f"{q.shape[-1]}"
+    )
+  return ""
+
+
+def _cudnn(q, k, v, real, offset):
+  """Gradients under a mask need even numbers of queries and keys."""
+  queries = q.shape[1]
+  q = _pad(q, 1, 2)
+  k, v, real = _pad(k, 1, 2), _pad(v, 1, 2), _pad(real, 1, 2)
+  mask = visible(real, q.shape[1], offset)
+  out = jax.nn.dot_product_attention(
+    q, k, v, mask=mask[:, None], implementation="cudnn"
+  )
+  return out[:, :queries]
+
+
+def _splash(q, k, v, real, offset, interpret=False):
+  """Splash attention on whole tiles; padded keys are of a segment of their own.
+
+  Softmax over no key at all would not be finite. So queries whose own key is
+  padding are of the padding's segment, and those that only fill a tile of the
+  real one.
+  """
+  # Here, as it takes a quarter of a second and is for TPUs alone.
+  from jax.experimental.pallas.ops.tpu import splash_attention
+
+  _, queries, heads, size = q.shape
+  own = real[:, offset : offset + queries]
+  q = q * jnp.asarray(size**-0.5, q.dtype)
+  q, k, v = (
+    _pad(_pad(x, 1, _LANES), 3, _LANES).swapaxes(1, 2) for x in (q, k, v)
+  )  # [B, H, Q, E]
+  segments = splash_attention.SegmentIds(
+    q=_pad(own, 1, _LANES, True).astype(jnp.int32),
+    kv=_pad(real, 1, _LANES).astype(jnp.int32),
+  )
+  mask = splash_attention.CausalMask((q.shape[2], k.shape[2]), offset)
+  block_q, block_kv = _splash_block(q.shape[2]), _splash_block(k.shape[2])
+  kernel = splash_attention.make_splash_mha(
+    splash_attention.MultiHeadMask([mask] * heads),
+    head_shards=1,
+    q_seq_shards=1,
+    block_sizes=splash_attention.BlockSizes(
+      block_q=block_q,
+      block_kv=block_kv,
+      block_q_dkv=block_q,
+      block_kv_dkv=block_kv,
+      block_q_dq=block_q,
+      block_kv_dq=block_kv,
+    ),
+    interpret=interpret,
+  )
+  out = jax.vmap(kernel)(q, k, v, segments)
+  return out[:, :, :queries, :size].swapaxes(1, 2)
+
+
+def _splash_block(length: int) -> int:
+  """The largest whole number of tiles that divides a padded length."""
+  sizes = range(_SPLASH_BLOCK, 0, -_LANES)
+  return next(size for size in sizes if length % size == 0)
+
+
+def _pad(x, axis, multiple, value=0):
+  """Pads an axis at its end to a multiple."""
+  width = [(0, 0)] * x.ndim
+  width[axis] = (0, -x.shape[axis] % multiple)
+  return jnp.pad(x, width, constant_values=value)

@@ -1,0 +1,105 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdpo_jax.models import kernels
+
+# Two query heads a key head; as many queries as lie behind the offset.
+B, Q, OFFSET, H, K, E = 3, 7, 5, 6, 3, 11
+
+
+def inputs(queries=Q, offset=OFFSET, seed=0):
+  """Keys of which the first are padding on the left, and some on the right."""
+  keys = jax.random.split(jax.random.key(seed), 3)
+  size = queries + offset
+  q = jax.random.normal(keys[0], (B, queries, H, E))
+  k = jax.random.normal(keys[1], (B, size, K, E))
+  v = jax.random.normal(keys[2], (B, size, K, E))
+  places = np.arange(size)
+  left, right = np.array([[0], [2], [3]]), np.array([[0], [1], [4]])
+  real = (places >= left) & (places < size - right)
+  return q, k, v, jnp.asarray(real)
+
+
+def sees_itself(real, queries, offset):
+  """Queries whose own key is real: what others get is meaningless."""
+  return np.asarray(real[:, offset : offset + queries])[..., None, None]
+
+
+splash = functools.partial(kernels._splash, interpret=True)
+
+
+@pytest.mark.parametrize(
+  ("kernel", "queries", "offset"),
+  [
+    (kernels.blocked, Q, OFFSET),
+    (kernels.blocked, Q, 0),
+    (functools.partial(kernels.blocked, block_bytes=1), Q, OFFSET),
+    (splash, Q, OFFSET),
+    (splash, Q, 0),
+    # Over more than one tile, and tiles that the causal mask leaves out.
+    (splash, 300, 131),
+  ],
+)
+def test_kernels_give_the_values_and_gradients_of_plain_attention(
+  kernel, queries, offset
+):
+  q, k, v, real = inputs(queries, offset)
+  kept = sees_itself(real, queries, offset)
+  slopes = jax.random.normal(jax.random.key(1), q.shape)
+
+  def run(kernel):
+    def total(q, k, v):
+      out = jnp.where(kept, kernel(q, k, v, real, offset), 0.0)
+      return jnp.sum(out * slopes), out
+
+    return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+  (_, out), gradients = run(kernel)
+  (_, expected), expected_gradients = run(kernels.Kernel("xla"))
+  # Sums of up to some hundred float32 terms, in another order.
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+  for own, other in zip(gradients, expected_gradients, strict=True):
+    np.testing.assert_allclose(own, other, atol=2e-5)
+
+
+def test_visible_is_causal_behind_the_offset_and_hides_padding():
+  real = jnp.array([[False, True, True, True]])
+  np.testing.assert_array_equal(
+    kernels.visible(real, 2, 2)[0], [[0, 1, 1, 0], [0, 1, 1, 1]]
+  )
+
+
+def test_what_cannot_be_seen_has_no_influence():
+  q, k, v, real = inputs()
+  spoilt = jnp.where(real[..., None, None], 0.0, 1e4)
+  for kernel in (kernels.Kernel("xla"), kernels.blocked, splash):
+    kept = sees_itself(real, Q, OFFSET)
+    out = jnp.where(kept, kernel(q, k, v, real, OFFSET), 0)
+    other = jnp.where(kept, kernel(q, k + spoilt, v + spoilt, real, OFFSET), 0)
+    np.testing.assert_allclose(out, other, atol=2e-6)
+
+
+def test_a_cpu_without_a_mesh_takes_the_blocked_kernel():
+  q, k, v, real = inputs()
+  text = str(
+    jax.make_jaxpr(lambda *x: kernels.Kernel()(*x, OFFSET))(q, k, v, real)
+  )
+  assert "scan" in text
+  text = str(
+    jax.make_jaxpr(lambda *x: kernels.Kernel("xla")(*x, OFFSET))(q, k, v, real)
+  )
+  assert "scan" not in text
+
+
+def test_an_unknown_kernel_is_an_error_that_lists_the_known():
+  with pytest.raises(ValueError, match=r"'flash' is not one of .*'splash'"):
+    kernels.Kernel("flash")
+
+
+def test_cudnn_on_a_cpu_is_an_error_that_says_what_to_use():
+  with pytest.raises(ValueError, match=r"NVIDIA GPUs.*use 'auto'"):
+    kernels.Kernel("cudnn")(*inputs(), OFFSET)
