@@ -153,7 +153,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  def __init__(self, arch, lora, param_dtype, rngs):
+  def __init__(self, arch, lora, kernel_dtype, param_dtype, rngs):
     def linear(name, in_features, out_features, use_bias):
       return layers.Linear(
         name,
@@ -162,7 +162,7 @@ class Block(nnx.Module):
         use_bias=use_bias,
         lora=lora,
         stream=LINEARS.index(name),
-        param_dtype=param_dtype,
+        param_dtype=kernel_dtype,
         rngs=rngs,
       )
 
@@ -183,7 +183,8 @@ class GPTJ(nnx.Module):
     arch: sizes.
     lora: low-rank updates; the default has none.
     dtype: of activations.
-    param_dtype: of base weights.
+    param_dtype: of base weights; int8 is for kernels of linear layers alone,
+      and the others are as activations.
     remat: a key of `layers.REMAT_POLICIES`.
     kernel: of attention, for whoever makes an `Attend` for this model.
   """
@@ -203,6 +204,8 @@ class GPTJ(nnx.Module):
     self.dtype = dtype
     self.remat = remat
     self.kernel = kernel
+    kernel_dtype = param_dtype
+    param_dtype = layers.other_dtype(param_dtype, dtype)
     self.wte = layers.Embedding(
       "wte",
       arch.vocab_size,
@@ -212,7 +215,9 @@ class GPTJ(nnx.Module):
       rngs=rngs,
     )
     self.h = layers.stack_layers(
-      lambda rngs: Block(arch, lora, param_dtype, rngs), arch.num_layers, rngs
+      lambda rngs: Block(arch, lora, kernel_dtype, param_dtype, rngs),
+      arch.num_layers,
+      rngs,
     )
     self.ln_f = layers.LayerNorm(arch.width, arch.epsilon, param_dtype)
     self.lm_head = layers.Head(

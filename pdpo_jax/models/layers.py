@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import ad_checkpoint
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Int8, Key, Shaped
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 
@@ -62,32 +63,54 @@ def drop(
 
 @jax.custom_vjp
 def product(
-  x: Float[Array, "S I"], kernel: Float[Array, "I O"]
+  x: Float[Array, "S I"], kernel: Shaped[Array, "I O"]
 ) -> Float[Array, "S O"]:
   """`x @ kernel`, with a gradient that XLA's CPU backend is fast at.
 
   In bfloat16, it takes half the time for a product with a transposed matrix
-  whose result is float32 that it takes for one whose result is bfloat16.
+  whose result is float32 that it takes for one whose result is bfloat16. On a
+  GPU it is the other way round.
   """
-  return x @ kernel
+  return x @ kernel.astype(x.dtype)
 
 
 def _product_forward(x, kernel):
-  return x @ kernel, (x, kernel)
+  return product(x, kernel), (x, kernel)
 
 
 def _product_backward(inputs, slope):
   x, kernel = inputs
+  wide = jnp.float32 if jax.default_backend() == "cpu" else None
   towards_x = jax.lax.dot_general(
     slope,
-    kernel,
+    kernel.astype(slope.dtype),
     (((1,), (1,)), ((), ())),
-    preferred_element_type=jnp.float32,
+    preferred_element_type=wide,
   )
-  return towards_x.astype(x.dtype), x.T @ slope
+  # The kernel is frozen. Of one of integers there is no gradient at all.
+  towards_kernel = None
+  if jnp.issubdtype(kernel.dtype, jnp.floating):
+    towards_kernel = x.T @ slope
+  return towards_x.astype(x.dtype), towards_kernel
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def quantize(
+  kernel: Float[Array, "I O"],
+) -> tuple[Int8[Array, "I O"], Float[Array, " O"]]:
+  """Integers and a scale for each output, whose product is near `kernel`."""
+  wide = kernel.astype(jnp.float32)
+  scale = jnp.abs(wide).max(0) / 127
+  # Where all weights of an output are zero, any scale will do.
+  rounded = jnp.round(wide / jnp.where(scale > 0, scale, 1.0))
+  return rounded.astype(jnp.int8), scale
+
+
+def other_dtype(param_dtype: DTypeLike, dtype: DTypeLike) -> DTypeLike:
+  """Of base weights that are no kernels, given those and the activations'."""
+  return dtype if jnp.dtype(param_dtype) == jnp.int8 else param_dtype
 
 
 class Linear(nnx.Module):
@@ -96,6 +119,8 @@ class Linear(nnx.Module):
   Args:
     name: the layer's Hugging Face name, which `lora.targets` refers to.
     stream: tells this layer's dropout from its neighbours'.
+    param_dtype: of kernel and bias. int8 makes a kernel of integers, which
+      `kernel_scale` times by output, and a bias in float32.
   """
 
   def __init__(
@@ -112,9 +137,15 @@ class Linear(nnx.Module):
   ):
     normal = nnx.initializers.normal(0.02)
     shape = (in_features, out_features)
-    self.kernel = nnx.Param(normal(rngs.params(), shape, param_dtype))
+    if jnp.dtype(param_dtype) == jnp.int8:
+      kernel, scale = quantize(normal(rngs.params(), shape))
+      self.kernel, self.kernel_scale = nnx.Param(kernel), nnx.Param(scale)
+    else:
+      self.kernel = nnx.Param(normal(rngs.params(), shape, param_dtype))
+      self.kernel_scale = None
     if use_bias:
-      self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype))
+      bias_dtype = other_dtype(param_dtype, jnp.float32)
+      self.bias = nnx.Param(jnp.zeros((out_features,), bias_dtype))
     else:
       self.bias = None
     if name in lora.targets:
@@ -136,17 +167,19 @@ class Linear(nnx.Module):
     # the low-rank weights several times slower.
     *batch, width = x.shape
     x = x.reshape(-1, width)
-    out = product(x, self.kernel[...].astype(x.dtype))
+    out = product(x, self.kernel[...])
+    if self.kernel_scale is not None:
+      out = (out * self.kernel_scale[...]).astype(x.dtype)
     if self.bias is not None:
       out = out + self.bias[...].astype(x.dtype)
     if self.lora_a is not None:
       if dropout_key is not None:
         dropout_key = jax.random.fold_in(dropout_key, self.stream)
       low = drop(x, self.lora_dropout, dropout_key)
-      low = low @ self.lora_a[...].astype(x.dtype)
+      low = keep(low @ self.lora_a[...].astype(x.dtype))
       # Scaled while it is only `rank` wide.
       out = out + (low * self.lora_scale) @ self.lora_b[...].astype(x.dtype)
-    return out.reshape(*batch, -1)
+    return keep(out.reshape(*batch, -1))
 
 
 class Embedding(nnx.Module):
@@ -250,11 +283,20 @@ def rotary_frequencies(size: int, base: float) -> Float[Array, " half"]:
   return 1.0 / base ** (jnp.arange(0, size, 2, dtype=jnp.float32) / size)
 
 
+_KEPT = "linear"
+
+
+def keep(x: Array) -> Array:
+  """Marks what the remat policy "dots" keeps."""
+  return ad_checkpoint.checkpoint_name(x, _KEPT)
+
+
 REMAT_POLICIES: dict[str, Callable | None] = {
-  # Keep everything: fastest, most memory.
+  # Keep everything: most memory.
   "none": None,
-  # Keep the results of linear layers; recompute attention and the rest.
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Keep the results of linear layers, LoRA included; recompute attention and
+  # the rest.
+  "dots": jax.checkpoint_policies.save_only_these_names(_KEPT),
   # Keep each layer's input only: least memory, one more forward pass.
   "full": jax.checkpoint_policies.nothing_saveable,
 }

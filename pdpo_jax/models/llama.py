@@ -267,7 +267,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  def __init__(self, arch, lora, param_dtype, rngs):
+  def __init__(self, arch, lora, kernel_dtype, param_dtype, rngs):
     def linear(name, in_features, out_features):
       return layers.Linear(
         name,
@@ -276,7 +276,7 @@ class Block(nnx.Module):
         use_bias=False,
         lora=lora,
         stream=LINEARS.index(name),
-        param_dtype=param_dtype,
+        param_dtype=kernel_dtype,
         rngs=rngs,
       )
 
@@ -304,7 +304,8 @@ class Llama(nnx.Module):
     arch: sizes.
     lora: low-rank updates; the default has none.
     dtype: of activations.
-    param_dtype: of base weights.
+    param_dtype: of base weights; int8 is for kernels of linear layers alone,
+      and the others are as activations.
     remat: a key of `layers.REMAT_POLICIES`.
     kernel: of attention, for whoever makes an `Attend` for this model.
   """
@@ -324,6 +325,8 @@ class Llama(nnx.Module):
     self.dtype = dtype
     self.remat = remat
     self.kernel = kernel
+    kernel_dtype = param_dtype
+    param_dtype = layers.other_dtype(param_dtype, dtype)
     self.embed_tokens = layers.Embedding(
       "embed_tokens",
       arch.vocab_size,
@@ -333,7 +336,9 @@ class Llama(nnx.Module):
       rngs=rngs,
     )
     self.layers = layers.stack_layers(
-      lambda rngs: Block(arch, lora, param_dtype, rngs), arch.num_layers, rngs
+      lambda rngs: Block(arch, lora, kernel_dtype, param_dtype, rngs),
+      arch.num_layers,
+      rngs,
     )
     self.norm = layers.RMSNorm(arch.width, arch.epsilon, param_dtype)
     self.lm_head = (

@@ -36,11 +36,11 @@ _IN = r"lm\..*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc_in)\."
 _OUT = r"lm\..*\.(o_proj|out_proj|down_proj|fc_out)\."
 RULES: tuple[tuple[str, Spec], ...] = (
   (_IN + "kernel", (None, "fsdp", "tensor")),
-  (_IN + "bias", (None, "tensor")),
+  (_IN + "(bias|kernel_scale)", (None, "tensor")),
   (_IN + "lora_a", (None, "fsdp", None)),
   (_IN + "lora_b", (None, None, "tensor")),
   (_OUT + "kernel", (None, "tensor", "fsdp")),
-  (_OUT + "bias", (None, "fsdp")),
+  (_OUT + "(bias|kernel_scale)", (None, "fsdp")),
   (_OUT + "lora_a", (None, "tensor", None)),
   (_OUT + "lora_b", (None, None, "fsdp")),
   (r"lm\.(wte|embed_tokens)\.lora_a", ("tensor", None)),

@@ -145,12 +145,18 @@ def _lora_of(lm: nnx.Module, path: tuple[str, ...]) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("scale", "transposed"))
 def _one_tensor(weight, update, layer, scale, transposed):
-  """A tensor of a weight, `layer` of it if it is stacked, with its update."""
+  """A tensor of a weight, `layer` of it if it is stacked, with its update.
+
+  An int8 kernel comes with its scales, and leaves as float32.
+  """
 
   def take(x):
     return x if layer is None else x[layer]
 
-  out = take(weight)
+  kernel, by_output = weight
+  out = take(kernel)
+  if by_output is not None:
+    out = out * take(by_output)
   if update is not None:
     down, up = map(take, update)
     low_rank = scale * jnp.matmul(down, up, precision="highest")
@@ -173,10 +179,14 @@ def merged_architecture(lm: nnx.Module) -> policy_lib.Architecture:
 def _tensors_of(
   arch: policy_lib.Architecture,
   path: tuple[str, ...],
-  weight: jax.Array,
+  weight: tuple[jax.Array, jax.Array | None],
   updated: Any,
 ) -> dict[str, tensor_files.LazyTensor]:
-  """The tensors of a weight, which the low-rank update of `updated` is for."""
+  """The tensors of a weight, which the low-rank update of `updated` is for.
+
+  Args:
+    weight: with the scales of an int8 kernel.
+  """
   update, scale = None, None
   if updated is not None:
     update = (updated.lora_a[...], updated.lora_b[...])
@@ -203,10 +213,12 @@ def to_tensors(lm: nnx.Module) -> dict[str, tensor_files.LazyTensor]:
   """
   tensors = {}
   for path, variable in loading.variables(lm):
-    weight = variable.get_value()
+    if path[-1] == loading.SCALE:
+      continue
+    weight = (variable.get_value(), loading.scale_of(lm, path))
     tensors |= _tensors_of(lm.arch, path, weight, _lora_of(lm, path))
   if merged_architecture(lm) != lm.arch:
-    table = lm.embed_tokens.weight[...]
+    table = (lm.embed_tokens.weight[...], None)
     tensors |= _tensors_of(lm.arch, ("lm_head", "weight"), table, None)
   return tensors
 

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import sharding as jax_sharding
 
+from pdpo_jax.models import layers
 from pdpo_jax.models import policy as policy_lib
 
 # Where a parameter goes, by its path and shape: None is the default device, a
@@ -23,6 +24,9 @@ from pdpo_jax.models import policy as policy_lib
 ShardingOf = Callable[
   [tuple[str, ...], tuple[int, ...]], jax_sharding.Sharding | None
 ]
+
+# The parameter that int8 kernels are times, which no file has.
+SCALE = "kernel_scale"
 
 _PREFIX = {"gptj": "transformer.", "llama": "model."}
 _STACKS = {"gptj": "h", "llama": "layers"}
@@ -41,9 +45,12 @@ def is_stacked(arch: policy_lib.Architecture, path: tuple[str, ...]) -> bool:
 def tensor_names(
   arch: policy_lib.Architecture, path: tuple[str, ...]
 ) -> list[str]:
-  """Hugging Face's names of a parameter: one, or one for each layer."""
+  """Hugging Face's names of a parameter: one, or one for each layer.
+
+  A scale has the name of the kernel that it was taken from.
+  """
   *parts, leaf = path
-  leaf = "weight" if leaf == "kernel" else leaf
+  leaf = "weight" if leaf in ("kernel", SCALE) else leaf
   if parts[0] == "lm_head":
     return [".".join((*parts, leaf))]
   prefix = _PREFIX[arch.model_type]
@@ -58,6 +65,13 @@ def tensor_names(
 def variables(lm: nnx.Module) -> Iterator[tuple[tuple[str, ...], nnx.Param]]:
   """The base weights of a language model by path; LoRA is left out."""
   yield from nnx.to_flat_state(nnx.state(lm, nnx.Param))
+
+
+def scale_of(lm: nnx.Module, path: tuple[str, ...]) -> jax.Array | None:
+  """What the int8 kernel at `path` is times, `[L, O]`; None for others."""
+  layer = functools.reduce(getattr, path[:-1], lm)
+  scale = getattr(layer, SCALE, None)
+  return None if path[-1] != "kernel" or scale is None else scale[...]
 
 
 def base_params(lm: nnx.Module) -> Mapping[tuple[str, ...], jax.Array]:
@@ -76,6 +90,8 @@ def tensor_shapes(lm: nnx.Module) -> dict[str, tuple[int, ...]]:
   """Name and shape, as they are in files, of each tensor that `lm` needs."""
   shapes = {}
   for path, variable in variables(lm):
+    if path[-1] == SCALE:
+      continue
     shape = variable.get_value().shape
     if is_stacked(lm.arch, path):
       shape = shape[1:]
@@ -176,6 +192,9 @@ def _write(
   return array.block_until_ready()
 
 
+_quantize = jax.jit(layers.quantize)
+
+
 def load_tensors(
   lm: nnx.Module,
   names: set[str],
@@ -183,6 +202,8 @@ def load_tensors(
   sharding: ShardingOf | None = None,
 ) -> None:
   """Sets every base weight of `lm`, in the dtype it has there.
+
+  Kernels of int8 are quantized as they are read.
 
   A tensor goes block by block into the array it belongs to, and is let go
   before the next one is read: the host holds one tensor at a time.
@@ -209,14 +230,32 @@ def load_tensors(
       )
     return tensor
 
+  scales = {}
+
+  def values(path, name, dtype):
+    if path[-1] == SCALE:
+      return scales.pop(name)
+    tensor = read_checked(name)
+    if dtype != jnp.int8:
+      return tensor
+    kernel, scales[name] = map(np.asarray, _quantize(np.array(tensor).T))
+    return kernel.T
+
   loaded = []
-  for path, variable in variables(lm):
+  # Scales come out of kernels.
+  for path, variable in sorted(
+    variables(lm), key=lambda each: each[0][-1] == SCALE
+  ):
     like = variable.get_value()
     place = sharding(path, like.shape) if sharding else None
     array = jnp.zeros(like.shape, like.dtype, device=place)
     for layer, name in enumerate(tensor_names(lm.arch, path)):
       array = _write(
-        array, read_checked(name), layer, path[-1] == "kernel", place
+        array,
+        values(path, name, like.dtype),
+        layer,
+        path[-1] == "kernel",
+        place,
       )
     loaded.append((path, variable.replace(array)))
   nnx.update(lm, nnx.from_flat_state(loaded))

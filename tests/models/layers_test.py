@@ -281,3 +281,65 @@ def test_stacked_layers_start_with_weights_of_their_own():
         first, second, third = variable[...]
         assert not np.allclose(first, second)
         assert not np.allclose(second, third)
+
+
+def test_quantized_weights_are_within_half_a_step_of_their_own_output():
+  kernel = jax.random.normal(jax.random.key(0), (26, 11))
+  kernel = kernel * jnp.geomspace(1e-3, 1e3, 11)
+  integers, scale = layers.quantize(kernel.at[:, 3].set(0.0))
+  assert integers.dtype == jnp.int8 and np.abs(integers).max() == 127
+  error = np.abs(integers * scale - kernel.at[:, 3].set(0.0))
+  assert (error <= scale * 0.5001).all()
+  np.testing.assert_array_equal(integers[:, 3], 0)
+
+
+def test_an_int8_linear_layer_is_that_of_its_dequantized_kernel():
+  def make(dtype):
+    return layers.Linear(
+      "fc_in",
+      26,
+      11,
+      use_bias=True,
+      lora=layers.LoraSpec(("fc_in",), 5, 7.0),
+      stream=0,
+      param_dtype=dtype,
+      rngs=nnx.Rngs(params=0, lora=1),
+    )
+
+  small, wide = make(jnp.int8), make(jnp.float32)
+  assert small.kernel[...].dtype == jnp.int8
+  assert small.bias[...].dtype == jnp.float32
+  wide.kernel[...] = small.kernel[...] * small.kernel_scale[...]
+  for layer in (small, wide):
+    layer.lora_b[...] = inputs(5, 11)
+  x = inputs(2, 3, 26)
+
+  def run(layer):
+    graphdef, lora, frozen = nnx.split(layer, layers.LoraParam, ...)
+
+    def total(lora, x):
+      out = nnx.merge(graphdef, lora, frozen)(x, None)
+      return jnp.sum(out**2), out
+
+    return jax.value_and_grad(total, (0, 1), has_aux=True)(lora, x)
+
+  for own, other in zip(
+    jax.tree.leaves(run(small)), jax.tree.leaves(run(wide)), strict=True
+  ):
+    np.testing.assert_allclose(own, other, rtol=2e-5, atol=1e-5)
+
+
+def test_int8_leaves_all_but_kernels_in_the_type_of_activations():
+  arch = llama.Architecture(101, D, L, 2, 1, 10, 47)
+  lm = llama.Llama(
+    arch, dtype=jnp.bfloat16, param_dtype=jnp.int8, rngs=nnx.Rngs(0)
+  )
+  kinds = {
+    path[-1]: str(variable.get_value().dtype)
+    for path, variable in nnx.to_flat_state(nnx.state(lm))
+  }
+  assert kinds == {
+    "kernel": "int8",
+    "kernel_scale": "float32",
+    "weight": "bfloat16",
+  }

@@ -100,6 +100,22 @@ def test_weights_take_the_dtype_of_the_model_rounded_once(given, dtype):
     np.testing.assert_array_equal(value, tensors[name].astype(dtype))
 
 
+@pytest.mark.parametrize("arch", [models.TIED, gptj.PRESETS["gptj-tiny"]])
+def test_int8_kernels_come_back_within_half_a_step_and_all_else_as_it_was(arch):
+  tensors = models.tensors(models.make(arch))
+  lm = load(arch, tensors, param_dtype=jnp.dtype(jnp.int8))
+  kernels = 0
+  for name, value in models.tensors(lm).items():
+    difference = np.abs(value - tensors[name])
+    if name.endswith("proj.weight") or (".fc_" in name and value.ndim == 2):
+      step = np.abs(tensors[name]).max(1, keepdims=True) / 127
+      assert (difference <= step * 0.5001).all() and difference.any(), name
+      kernels += 1
+    else:
+      assert not difference.any(), name
+  assert kernels == arch.num_layers * len(arch.linears)
+
+
 def test_one_layer_is_stacked_too():
   arch = llama.Architecture(17, 10, 1, 2, 1, 6, 13, tied_head=True)
   lm = models.make(arch)
