@@ -1,0 +1,161 @@
+"""The train step of a configuration on shapes alone: no weight is allocated."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import structs
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import optimizer, pdpo, sharding
+
+# Of a schedule; nothing that is planned depends on it.
+_TOTAL_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What a batch is padded to, and how many rows the user table has.
+
+  Attributes:
+    samples: B, over all devices.
+    prompt: P, without the prefix.
+    responses: N.
+    response: R.
+    user_rows: U.
+    bare_prompt: whether the generic branch reads a prompt of its own.
+  """
+
+  samples: int
+  prompt: int
+  responses: int
+  response: int
+  user_rows: int
+  bare_prompt: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractStep:
+  """The jitted step and what it is called with, as shapes with shardings."""
+
+  step: Callable
+  state: structs.TrainState
+  frozen: nnx.State
+  batch: structs.PreferenceBatch
+
+  @property
+  def arguments(self) -> tuple[Any, Any, Any]:
+    return self.state, self.frozen, self.batch
+
+  def trace(self) -> jax.stages.Traced:
+    return self.step.trace(*self.arguments)
+
+
+def make_step(
+  config: config_lib.Config,
+  arch: policy_lib.Architecture,
+  shape: Shape,
+  mesh: jax.sharding.Mesh | None = None,
+) -> AbstractStep:
+  """The step that `pdpo.train` would run, and the shapes it would run on.
+
+  Args:
+    config: of the run.
+    arch: of the base.
+    shape: of a batch.
+    mesh: where everything lies, by the rules of `training.sharding`; without,
+      shapes have no place.
+  """
+  make = pdpo.policy_factory(config, arch, shape.user_rows)
+  table = jax.ShapeDtypeStruct(
+    (arch.vocab_size, arch.width), jnp.dtype(config.base.dtype)
+  )
+  graphdef, trainable, frozen = nnx.split(
+    nnx.eval_shape(make, table), policy_lib.trainable, ...
+  )
+  transformation = optimizer.make_optimizer(config.train, _TOTAL_STEPS)
+  state = structs.TrainState(
+    jax.ShapeDtypeStruct((), jnp.int32),
+    trainable,
+    jax.eval_shape(transformation.init, trainable),
+  )
+  batch = _batch(shape)
+  places = None
+  if mesh is not None:
+    state, frozen = _placed_state(state, mesh), _placed(frozen, mesh)
+    batch = _placed_batch(batch, mesh)
+    places = sharding.pinned(state)
+  step = pdpo.make_step(config, graphdef, transformation, places)
+  return AbstractStep(step, state, frozen, batch)
+
+
+def _batch(shape: Shape) -> structs.PreferenceBatch:
+  rows, prompt = shape.samples, (shape.samples, shape.prompt)
+  responses = (rows, shape.responses, shape.response)
+
+  def array(sizes, dtype):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+  return structs.PreferenceBatch(
+    index=array((rows,), jnp.int32),
+    user_row=array((rows,), jnp.int32),
+    prompt=array(prompt, jnp.int32),
+    prompt_mask=array(prompt, jnp.bool_),
+    responses=array(responses, jnp.int32),
+    response_mask=array(responses, jnp.bool_),
+    reference_logps=array(responses[:2], jnp.float32),
+    weight=array((rows,), jnp.float32),
+    bare_prompt=array(prompt, jnp.int32) if shape.bare_prompt else None,
+    bare_prompt_mask=array(prompt, jnp.bool_) if shape.bare_prompt else None,
+  )
+
+
+def _at(leaf, place):
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _placed(tree, mesh):
+  """Parameters, each where its path says."""
+  flat = nnx.to_flat_state(tree)
+  placed = []
+  for path, variable in flat:
+    leaf = variable.get_value()
+    place = sharding.place_of(".".join(map(str, path)), leaf.shape, mesh)
+    placed.append((path, variable.replace(_at(leaf, place))))
+  return nnx.from_flat_state(placed)
+
+
+def _placed_state(state, mesh):
+  """Moments lie where their parameters do, and counters everywhere.
+
+  A moment's path ends as its parameter's.
+  """
+  trainable = _placed(state.trainable, mesh)
+  places = {
+    path: leaf.sharding
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trainable)
+  }
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  longest = max(map(len, places))
+
+  def place(path, leaf):
+    ends = (path[-size:] for size in range(min(len(path), longest), 0, -1))
+    found = next((places[end] for end in ends if end in places), whole)
+    return _at(leaf, found)
+
+  return structs.TrainState(
+    _at(state.step, whole),
+    trainable,
+    jax.tree_util.tree_map_with_path(place, state.opt_state),
+  )
+
+
+def _placed_batch(batch, mesh):
+  """Samples are split as `sharding.batch_placer` does."""
+  axes = jax.sharding.PartitionSpec(("data", "fsdp"))
+  place = jax.sharding.NamedSharding(mesh, axes)
+  return jax.tree.map(lambda leaf: _at(leaf, place), batch)
