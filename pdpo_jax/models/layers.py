@@ -15,6 +15,8 @@ from jax import ad_checkpoint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int8, Key, Shaped
 
+from pdpo_jax.models import placement
+
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 
@@ -377,7 +379,8 @@ def scan_layers(
   def body(x, inputs):
     layer_state, layer_past, key = inputs
     layer = nnx.merge(graphdef, layer_state)
-    return layer(x, rotary, attend, layer_past, key)
+    out, present = layer(placement.by_rows(x), rotary, attend, layer_past, key)
+    return placement.by_rows(out), present
 
   policy = REMAT_POLICIES[remat]
   if policy is not None:

@@ -55,6 +55,19 @@ class AbstractStep:
     return self.step.trace(*self.arguments)
 
 
+def make_policy(
+  config: config_lib.Config, arch: policy_lib.Architecture, num_rows: int
+) -> pdpo.SplitPolicy:
+  """The policy of a configuration, every array a shape."""
+  table = jax.ShapeDtypeStruct(
+    (arch.vocab_size, arch.width), jnp.dtype(config.base.dtype)
+  )
+  make = pdpo.policy_factory(config, arch, num_rows)
+  return pdpo.SplitPolicy(
+    *nnx.split(nnx.eval_shape(make, table), policy_lib.trainable, ...)
+  )
+
+
 def make_step(
   config: config_lib.Config,
   arch: policy_lib.Architecture,
@@ -70,30 +83,26 @@ def make_step(
     mesh: where everything lies, by the rules of `training.sharding`; without,
       shapes have no place.
   """
-  make = pdpo.policy_factory(config, arch, shape.user_rows)
-  table = jax.ShapeDtypeStruct(
-    (arch.vocab_size, arch.width), jnp.dtype(config.base.dtype)
-  )
-  graphdef, trainable, frozen = nnx.split(
-    nnx.eval_shape(make, table), policy_lib.trainable, ...
-  )
+  split = make_policy(config, arch, shape.user_rows)
+  trainable, frozen = split.trainable, split.frozen
   transformation = optimizer.make_optimizer(config.train, _TOTAL_STEPS)
   state = structs.TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
     trainable,
     jax.eval_shape(transformation.init, trainable),
   )
-  batch = _batch(shape)
+  batch = make_batch(shape)
   places = None
   if mesh is not None:
     state, frozen = _placed_state(state, mesh), _placed(frozen, mesh)
     batch = _placed_batch(batch, mesh)
     places = sharding.pinned(state)
-  step = pdpo.make_step(config, graphdef, transformation, places)
+  step = pdpo.make_step(config, split.graphdef, transformation, places)
   return AbstractStep(step, state, frozen, batch)
 
 
-def _batch(shape: Shape) -> structs.PreferenceBatch:
+def make_batch(shape: Shape) -> structs.PreferenceBatch:
+  """The arrays of a batch."""
   rows, prompt = shape.samples, (shape.samples, shape.prompt)
   responses = (rows, shape.responses, shape.response)
 
