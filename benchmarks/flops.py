@@ -13,7 +13,7 @@ prompt, a chosen and a rejected response):
   the reference at each step, logits at every position;
 - the least that our layout needs, by arithmetic (`minimum`).
 
-Rematerialisation is off in all. Attention is counted as XLA's plain one does it,
+Rematerialisation is off in all. Attention is counted as XLA's plain one does,
 all pairs of positions in ours and in the released code's, and only the visible
 pairs in the minimum.
 
