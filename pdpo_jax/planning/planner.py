@@ -223,8 +223,9 @@ def _measured(memory, held) -> dict[str, float]:
   """What a compiled step needs besides `held` bytes of arguments."""
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return {
-    # Of arrays whose layout on the device has gaps.
-    "padding": float(memory.argument_size_in_bytes - held),
+    # Of arrays whose layout on the device has gaps; what a step does not read
+    # is not there.
+    "padding": float(max(0, memory.argument_size_in_bytes - held)),
     "temporaries": float(memory.temp_size_in_bytes + results),
     "code": float(memory.generated_code_size_in_bytes),
   }

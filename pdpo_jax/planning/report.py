@@ -64,7 +64,10 @@ def _times(plan: planner.Plan) -> Iterator[str]:
 
 
 def _row(name: str, size: float) -> str:
-  return f"  {name:<22}{size / topologies.GIBIBYTE:>12,.2f} GiB"
+  unit, title = topologies.GIBIBYTE, "GiB"
+  if size < unit / 10:
+    unit, title = 2**20, "MiB"
+  return f"  {name:<22}{size / unit:>12,.2f} {title}"
 
 
 def advice(plan: planner.Plan, config: config_lib.Config) -> list[str]:
