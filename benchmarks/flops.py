@@ -64,6 +64,7 @@ def cases() -> list[Case]:
   ):
     config = module.get_config()
     config.base.remat = "none"
+    config.base.attention = "xla"
     config.lora.dropout = 0.0
     config.train.batch_size = 1
     config.train.accumulation_steps = 1
@@ -73,8 +74,8 @@ def cases() -> list[Case]:
 
 def ours(case: Case) -> int:
   """FLOPs of a step of one sample."""
-  step = abstract.make_step(case.config, case.arch, _shape(case))
-  return flops.count(step.trace())
+  _, traced = abstract.trace(case.config, case.arch, _shape(case))
+  return flops.count(traced)
 
 
 def reference(case: Case) -> int:
@@ -116,7 +117,9 @@ def _full_logps(policy, tokens, prefix, prompt):
   embeddings = jnp.concatenate([prefix.astype(embeddings.dtype), embeddings], 1)
   mask = jnp.ones(embeddings.shape[:2], bool)
   hidden, _ = policy.lm.hidden(
-    embeddings, attention.positions_of(mask), attention.causal(mask)
+    embeddings,
+    attention.positions_of(mask),
+    attention.causal(mask, policy.lm.kernel),
   )
   logps = jax.nn.log_softmax(policy.lm.logits(hidden))
   logps = logps[:, prefix.shape[1] : -1]

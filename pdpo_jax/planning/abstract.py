@@ -1,8 +1,6 @@
 """The train step of a configuration on shapes alone: no weight is allocated."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,66 +37,77 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class AbstractStep:
-  """The jitted step and what it is called with, as shapes with shardings."""
+class Arguments:
+  """What a step is called with."""
 
-  step: Callable
   state: structs.TrainState
   frozen: nnx.State
   batch: structs.PreferenceBatch
 
-  @property
-  def arguments(self) -> tuple[Any, Any, Any]:
-    return self.state, self.frozen, self.batch
-
-  def trace(self) -> jax.stages.Traced:
-    return self.step.trace(*self.arguments)
-
 
 def make_policy(
-  config: config_lib.Config, arch: policy_lib.Architecture, num_rows: int
+  config: config_lib.Config,
+  arch: policy_lib.Architecture,
+  num_rows: int,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> pdpo.SplitPolicy:
-  """The policy of a configuration, every array a shape."""
+  """The policy of a configuration; where its arrays lie is left open."""
   table = jax.ShapeDtypeStruct(
     (arch.vocab_size, arch.width), jnp.dtype(config.base.dtype)
   )
-  make = pdpo.policy_factory(config, arch, num_rows)
+  kernel = sharding.make_kernel(config.base.attention, mesh)
+  make = pdpo.policy_factory(config, arch, kernel, num_rows)
   return pdpo.SplitPolicy(
     *nnx.split(nnx.eval_shape(make, table), policy_lib.trainable, ...)
   )
 
 
-def make_step(
+def make_arguments(
   config: config_lib.Config,
-  arch: policy_lib.Architecture,
+  split: pdpo.SplitPolicy,
   shape: Shape,
-  mesh: jax.sharding.Mesh | None = None,
-) -> AbstractStep:
-  """The step that `pdpo.train` would run, and the shapes it would run on.
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
+) -> Arguments:
+  """The shapes that a step runs on.
 
   Args:
     config: of the run.
-    arch: of the base.
+    split: of `make_policy`.
     shape: of a batch.
     mesh: where everything lies, by the rules of `training.sharding`; without,
       shapes have no place.
   """
-  split = make_policy(config, arch, shape.user_rows)
-  trainable, frozen = split.trainable, split.frozen
   transformation = optimizer.make_optimizer(config.train, _TOTAL_STEPS)
   state = structs.TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
-    trainable,
-    jax.eval_shape(transformation.init, trainable),
+    split.trainable,
+    jax.eval_shape(transformation.init, split.trainable),
   )
-  batch = make_batch(shape)
-  places = None
+  batch, frozen = make_batch(shape), split.frozen
   if mesh is not None:
     state, frozen = _placed_state(state, mesh), _placed(frozen, mesh)
     batch = _placed_batch(batch, mesh)
-    places = sharding.pinned(state)
-  step = pdpo.make_step(config, split.graphdef, transformation, places)
-  return AbstractStep(step, state, frozen, batch)
+  return Arguments(state, frozen, batch)
+
+
+def trace(
+  config: config_lib.Config,
+  arch: policy_lib.Architecture,
+  shape: Shape,
+  mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Arguments, jax.stages.Traced]:
+  """The step that `pdpo.train` would run, and what it would run on."""
+  split = make_policy(config, arch, shape.user_rows, mesh)
+  arguments = make_arguments(config, split, shape, mesh)
+  step = pdpo.make_step(
+    config,
+    split.graphdef,
+    pdpo.make_objective(config, mesh),
+    optimizer.make_optimizer(config.train, _TOTAL_STEPS),
+    sharding.pinned(arguments.state) if mesh is not None else None,
+  )
+  traced = step.trace(arguments.state, arguments.frozen, arguments.batch)
+  return arguments, traced
 
 
 def make_batch(shape: Shape) -> structs.PreferenceBatch:

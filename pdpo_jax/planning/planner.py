@@ -166,10 +166,9 @@ def make_plan(
   mesh = sharding.make_mesh(config.mesh, devices)
   if mesh is None:
     mesh = jax.sharding.Mesh(np.array(devices).reshape(1, 1, 1), sharding.AXES)
-  step = abstract.make_step(config, arch, shape, mesh)
   start = time.perf_counter()
-  traced = step.trace()
-  held = held_bytes(step)
+  arguments, traced = abstract.trace(config, arch, shape, mesh)
+  held = held_bytes(arguments)
   received = None
   try:
     compiled = traced.lower().compile()
@@ -194,17 +193,18 @@ def make_plan(
   )
 
 
-def held_bytes(step: abstract.AbstractStep) -> dict[str, float]:
+def held_bytes(arguments: abstract.Arguments) -> dict[str, float]:
   """Bytes a device of what a step is called with, by what they are."""
+  state = arguments.state
   found = {
-    "base": _bytes(step.frozen),
+    "base": _bytes(arguments.frozen),
     "lora": 0.0,
     "users": 0.0,
-    "optimizer": _bytes(step.state.opt_state),
-    "batch": _bytes(step.batch),
+    "optimizer": _bytes(state.opt_state),
+    "batch": _bytes(arguments.batch),
   }
-  labels = jax.tree.leaves(optimizer.label(step.state.trainable))
-  leaves = jax.tree.leaves(step.state.trainable)
+  labels = jax.tree.leaves(optimizer.label(state.trainable))
+  leaves = jax.tree.leaves(state.trainable)
   for name, leaf in zip(labels, leaves, strict=True):
     found[name] += _bytes(leaf)
   return found
@@ -299,12 +299,13 @@ def find_smaller(
     The topology and the parts that a batch must be run in; None if there is
     none that is smaller.
   """
+  split = abstract.make_policy(config, arch, plan.shape.user_rows)
   for topology in topologies.smaller(plan.topology):
     count = topology.num_devices
     if plan.shape.samples % count:
       continue
     mesh = jax.sharding.AbstractMesh((1, count, 1), sharding.AXES)
-    held = held_bytes(abstract.make_step(config, arch, plan.shape, mesh))
+    held = held_bytes(abstract.make_arguments(config, split, plan.shape, mesh))
     spare = topology.chip.memory - sum(held.values()) + held["batch"]
     share = plan.shape.samples // count
     for parts in (n for n in range(1, share + 1) if share % n == 0):

