@@ -71,7 +71,9 @@ def _inner(params) -> Iterator[Any]:
 
 def _devices_of(params) -> int:
   sizes = params["mesh"].shape
-  return math.prod(sizes[axis] for axis in params["manual_axes"])
+  # JAX 0.10 calls them otherwise.
+  axes = params.get("newly_manual_axes", params.get("manual_axes"))
+  return math.prod(sizes[axis] for axis in axes)
 
 
 def _of_dot(equation) -> int:
