@@ -94,27 +94,40 @@ def _plain(name: str) -> str:
   return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def batch_shape(config: config_lib.Config) -> abstract.Shape:
-  """The longest batch of the config, with what the flags say otherwise.
+def batch_shape(
+  config: config_lib.Config,
+  *,
+  users: int | None = None,
+  prompt: int | None = None,
+  responses: int | None = None,
+  response: int | None = None,
+) -> abstract.Shape:
+  """The longest batch of the config; what is given goes before.
+
+  Args:
+    config: of the run.
+    users: known ones.
+    prompt: P, in tokens.
+    responses: N.
+    response: R, in tokens.
 
   Raises:
     ValueError: if nobody knows how many users there are.
   """
   data = config.data
-  users = _USERS.value or _USERS_OF.get(data.source)
+  users = users or _USERS_OF.get(data.source)
   if users is None:
     raise ValueError(
-      f"how many users there are, data.source {data.source!r} does not say; "
+      f"data.source {data.source!r} does not tell how many users there are; "
       "add --users=N"
     )
   personal = config.user.kind != "none"
   prefix = config.user.num_tokens if personal else 0
-  prompt = _PROMPT.value or data.max_prompt_tokens
   return abstract.Shape(
     samples=config.train.batch_size,
-    prompt=_round_up(prefix + prompt) - prefix,
-    responses=_RESPONSES.value or _RESPONSES_OF.get(data.source, 2),
-    response=_round_up(_RESPONSE.value or data.max_response_tokens),
+    prompt=_round_up(prefix + (prompt or data.max_prompt_tokens)) - prefix,
+    responses=responses or _RESPONSES_OF.get(data.source, 2),
+    response=_round_up(response or data.max_response_tokens),
     user_rows=users + 1,
     bare_prompt=personal
     and not config.loss.generic_sees_text
@@ -176,7 +189,14 @@ def main() -> None:
   arch = architecture(config.base.path, _ARCH.value)
   mesh = planner.choose_mesh(config.mesh, topology)
   config = dataclasses.replace(config, mesh=mesh)
-  plans = make_plans(config, arch, batch_shape(config), topology)
+  shape = batch_shape(
+    config,
+    users=_USERS.value,
+    prompt=_PROMPT.value,
+    responses=_RESPONSES.value,
+    response=_RESPONSE.value,
+  )
+  plans = make_plans(config, arch, shape, topology)
   if _JSON.value:
     found = {
       name: plan and report.to_json(plan) for name, plan in plans.items()

@@ -207,9 +207,12 @@ class Linear(nnx.Module):
       if dropout_key is not None:
         dropout_key = jax.random.fold_in(dropout_key, self.stream)
       low = drop(x, self.lora_dropout, dropout_key)
-      low = keep(low @ self.lora_a[...].astype(x.dtype))
+      down, up = (
+        placement.whole(weight[...].astype(x.dtype))
+        for weight in (self.lora_a, self.lora_b)
+      )
+      low = keep(low @ down)
       # Scaled while it is only `rank` wide.
-      up = self.lora_b[...].astype(x.dtype)
       out = out + widen(low * self.lora_scale, up)
     return keep(out.reshape(*batch, -1))
 

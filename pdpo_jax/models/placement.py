@@ -41,6 +41,16 @@ def gathered(weight: Array) -> Array:
   return _at(weight, mesh, "tensor")
 
 
+def whole(x: Array) -> Array:
+  """The same on all devices.
+
+  For small weights: where XLA would overlap sending their pieces with the
+  products that read these, a product of a few columns becomes a loop.
+  """
+  mesh = jax.typeof(x).sharding.mesh
+  return x if mesh.empty else _at(x, mesh, None)
+
+
 def _at(x, mesh, axes):
   spec = jax.sharding.PartitionSpec(axes)
   place = jax.sharding.NamedSharding(mesh, spec)

@@ -114,8 +114,13 @@ def devices_of(topology: topologies.Topology) -> Sequence[jax.Device]:
       "installed; pip install libtpu"
     )
   # There is no TPU to ask, and several compilers do not disturb one another.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  for name, value in (
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ("TPU_ACCELERATOR_TYPE", topology.accelerator_type),
+    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+  ):
+    os.environ.setdefault(name, value)
   options = {}
   if topology.kind == "v4":
     # Both cores of a chip as one device, as JAX sees them.

@@ -101,6 +101,11 @@ class Topology:
     """What the compiler calls a TPU slice."""
     return f"{self.kind}:{'x'.join(map(str, self.shape))}"
 
+  @property
+  def accelerator_type(self) -> str:
+    """What Google's tools call a TPU slice."""
+    return self.name.replace("v5e", "v5litepod")
+
 
 def parse(name: str) -> Topology:
   """The topology of a name such as "v5e-16", "gpu-8" or "cpu-8".

@@ -49,7 +49,8 @@ RULES: tuple[tuple[str, Spec], ...] = (
   (r"lm\.lm_head\.bias", ("tensor",)),
   (r"lm\..*(ln_1|layernorm)\.(weight|bias)", (None, None)),
   (r"lm\.(ln_f|norm)\.(weight|bias)", (None,)),
-  (r"user_model\.(offsets|weights)", ("fsdp",)),
+  (r"user_model\.offsets", (None, None, "fsdp")),
+  (r"user_model\.weights", ("fsdp",)),
   (r"user_model\.(generic_prefix|centers)", ()),
 )
 
