@@ -146,14 +146,15 @@ def _collective(line: str) -> tuple[str, float] | None:
     # Operands come before results, and counters behind.
     results = [size for size in arrays if size > 4] or arrays
     arrays = results[len(results) // 2 :]
-  return kind, sum(arrays) * _FACTORS[kind](_group(line))
+  return kind, float(sum(arrays) * _FACTORS[kind](_group(line)))
 
 
-def _size(array: tuple[str, str]) -> float:
+def _size(array: tuple[str, str]) -> int:
+  """Bytes of an array such as ("bf16", "4,8")."""
   dtype, shape = array
-  sizes = [int(size) for size in shape.split(",") if size]
-  bits = re.search(r"\d+", dtype)
-  return math.prod(sizes) * (int(bits.group()) / 8 if bits else 1)
+  bits = re.search(r"\d+", dtype)  # A pred has none, and takes a byte.
+  count = math.prod(int(size) for size in shape.split(",") if size)
+  return -(-count * int(bits.group() if bits else 8) // 8)
 
 
 def _group(line: str) -> int:
