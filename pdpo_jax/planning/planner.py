@@ -205,7 +205,7 @@ def held_bytes(arguments: abstract.Arguments) -> dict[str, float]:
     "base": _bytes(arguments.frozen),
     "lora": 0.0,
     "users": 0.0,
-    "optimizer": _bytes(state.opt_state),
+    "optimizer": _bytes((state.step, state.opt_state)),
     "batch": _bytes(arguments.batch),
   }
   labels = jax.tree.leaves(optimizer.label(state.trainable))

@@ -130,7 +130,9 @@ def spec_of(path: str) -> Spec:
 
 
 def place_of(
-  path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+  path: str,
+  shape: tuple[int, ...],
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
 ) -> jax.sharding.NamedSharding:
   """Where a parameter lies."""
   spec = spec_of(path)
