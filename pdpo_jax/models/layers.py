@@ -15,6 +15,8 @@ from jax import ad_checkpoint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int8, Key, Shaped
 
+from pdpo_jax.models import placement
+
 Layer = TypeVar("Layer", bound=nnx.Module)
 
 
@@ -176,9 +178,13 @@ class Linear(nnx.Module):
       if dropout_key is not None:
         dropout_key = jax.random.fold_in(dropout_key, self.stream)
       low = drop(x, self.lora_dropout, dropout_key)
-      low = keep(low @ self.lora_a[...].astype(x.dtype))
+      down, up = (
+        placement.whole(weight[...].astype(x.dtype))
+        for weight in (self.lora_a, self.lora_b)
+      )
+      low = keep(low @ down)
       # Scaled while it is only `rank` wide.
-      out = out + (low * self.lora_scale) @ self.lora_b[...].astype(x.dtype)
+      out = out + (low * self.lora_scale) @ up
     return keep(out.reshape(*batch, -1))
 
 
@@ -347,7 +353,8 @@ def scan_layers(
   def body(x, inputs):
     layer_state, layer_past, key = inputs
     layer = nnx.merge(graphdef, layer_state)
-    return layer(x, rotary, attend, layer_past, key)
+    out, present = layer(placement.by_rows(x), rotary, attend, layer_past, key)
+    return placement.by_rows(out), present
 
   policy = REMAT_POLICIES[remat]
   if policy is not None:

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from pdpo_jax.models import attention, gptj, layers, llama, user_model
+from pdpo_jax.models import (
+  attention,
+  gptj,
+  layers,
+  llama,
+  placement,
+  user_model,
+)
 
 LANGUAGE_MODELS = {"gptj": gptj.GPTJ, "llama": llama.Llama}
 ARCHITECTURES = {"gptj": gptj.Architecture, "llama": llama.Architecture}
@@ -132,7 +139,7 @@ class Policy(nnx.Module):
     after = positions[:, -1:, None] + 1 + jnp.arange(size)  # [B, 1, R]
     after = jnp.broadcast_to(after, responses.shape)
     hidden, _ = self.lm.hidden(
-      jnp.concatenate([embeddings, answer], 1),
+      placement.by_rows(jnp.concatenate([embeddings, answer], 1)),
       jnp.concatenate([positions, after.reshape(rows, -1)], 1),
       attention.shared_prompt(mask, response_mask, self.lm.kernel),
       dropout_key=dropout_key,

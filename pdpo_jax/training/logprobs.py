@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pdpo_jax.models import layers
+from pdpo_jax.models import layers, placement
 
 
 def response_logps(
@@ -76,6 +76,7 @@ def _compute(hidden, tokens, mask, weight, bias, chunk, gradient):
 
   def one(inputs):
     states, targets, counted = inputs
+    states = placement.by_rows(states)
     logits = layers.head_logits(states, weight, bias)
     log_normalizer = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -91,8 +92,9 @@ def _compute(hidden, tokens, mask, weight, bias, chunk, gradient):
     )
     slope = weight[targets].astype(jnp.float32) - expected
     slope = jnp.where(counted[..., None], slope, 0.0)
-    return logps, slope.astype(states.dtype)
+    return logps, placement.by_rows(slope.astype(states.dtype))
 
+  weight = placement.gathered(weight)
   pieced = (split(hidden), split(tokens), split(mask))
   logps, slopes = jax.lax.map(one, pieced)
   if gradient:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Float
 
@@ -15,7 +16,7 @@ from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.models import layers, user_model
+from pdpo_jax.models import kernels, layers, user_model
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import checkpoint, loop, losses, optimizer, sharding
 from pdpo_jax.training import step as step_lib
@@ -34,17 +35,23 @@ class SplitPolicy:
     return nnx.merge(self.graphdef, self.trainable, self.frozen)
 
 
-def make_policy(
-  config: config_lib.Config, base: base_lib.Base, num_rows: int
-) -> SplitPolicy:
-  """A new policy: the base, LoRA that changes nothing yet, and users.
+def policy_factory(
+  config: config_lib.Config,
+  arch: policy_lib.Architecture,
+  kernel: kernels.Kernel,
+  num_rows: int,
+) -> Callable[[Any], policy_lib.Policy]:
+  """Makes the policy that a configuration describes, with random weights.
 
   Args:
-    config: `user` and `lora` say what is trained, `seed` how it starts.
-    base: stays as it is.
+    config: `base`, `user` and `lora` say what it is, `seed` how it starts.
+    arch: of the base.
+    kernel: of attention.
     num_rows: U, users and the generic one.
+
+  Returns:
+    A function of the base's token embeddings `[V, D]`, which users start from.
   """
-  arch = base.lm.arch
   fields = dataclasses.asdict(config.user)
   prefix_position = fields.pop("prefix_position")
   spec = user_model.UserSpec(**fields)
@@ -61,11 +68,27 @@ def make_policy(
       dtype=jnp.dtype(config.base.dtype),
       param_dtype=jnp.dtype(config.base.param_dtype),
       remat=config.base.remat,
-      kernel=base.lm.kernel,
+      kernel=kernel,
       rngs=nnx.Rngs(params=keys[0], lora=keys[0]),
     )
     users = user_model.make_user_model(spec, num_rows, table, nnx.Rngs(keys[1]))
     return policy_lib.Policy(lm, users, prefix_position)
+
+  return make
+
+
+def make_policy(
+  config: config_lib.Config, base: base_lib.Base, num_rows: int
+) -> SplitPolicy:
+  """A new policy: the base, LoRA that changes nothing yet, and users.
+
+  Args:
+    config: as for `policy_factory`.
+    base: stays as it is.
+    num_rows: U, users and the generic one.
+  """
+  arch = base.lm.arch
+  make = policy_factory(config, arch, base.lm.kernel, num_rows)
 
   def trainable_of(table):
     # Compiled, the base weights that `make` draws are never computed.
@@ -96,6 +119,26 @@ def make_objective(
     fields |= {"alpha": 1.0, "mixing": "sample"}
   chunk = sharding.logits_chunk(config.train.logits_chunk, mesh)
   return step_lib.Objective(**fields, logits_chunk=chunk)
+
+
+def make_step(
+  config: config_lib.Config,
+  graphdef: Any,
+  objective: step_lib.Objective,
+  transformation: optax.GradientTransformation,
+  places: Any,
+) -> Callable:
+  """The train step of a configuration; see `step.make_train_step`."""
+  return step_lib.make_train_step(
+    graphdef,
+    objective,
+    transformation,
+    accumulation_steps=config.train.accumulation_steps,
+    dropout=config.lora.dropout > 0,
+    sparse_users=config.train.sparse_users and config.user.kind != "none",
+    seed=config.seed,
+    places=places,
+  )
 
 
 def _meta(
@@ -144,15 +187,8 @@ def train(
   places = sharding.pinned(state)
   if places is not None:
     state = jax.device_put(state, places)
-  train_step = step_lib.make_train_step(
-    split.graphdef,
-    objective,
-    transformation,
-    accumulation_steps=train_config.accumulation_steps,
-    dropout=config.lora.dropout > 0,
-    sparse_users=train_config.sparse_users and config.user.kind != "none",
-    seed=config.seed,
-    places=places,
+  train_step = make_step(
+    config, split.graphdef, objective, transformation, places
   )
   place = sharding.batch_placer(mesh)
 

@@ -12,7 +12,7 @@ anything.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,18 +49,25 @@ RULES: tuple[tuple[str, Spec], ...] = (
   (r"lm\.lm_head\.bias", ("tensor",)),
   (r"lm\..*(ln_1|layernorm)\.(weight|bias)", (None, None)),
   (r"lm\.(ln_f|norm)\.(weight|bias)", (None,)),
-  (r"user_model\.(offsets|weights)", ("fsdp",)),
+  (r"user_model\.offsets", (None, None, "fsdp")),
+  (r"user_model\.weights", ("fsdp",)),
   (r"user_model\.(generic_prefix|centers)", ()),
 )
 
 
-def make_mesh(config: config_lib.MeshConfig) -> jax.sharding.Mesh | None:
+def make_mesh(
+  config: config_lib.MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh | None:
   """The mesh that the configuration describes; None for a single device.
+
+  Args:
+    config: sizes of its axes.
+    devices: those that JAX sees, if no others are given.
 
   Raises:
     ValueError: if it does not make use of all devices.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   others = config.fsdp * config.tensor
   data = config.data or max(1, len(devices) // others)
   sizes = (data, config.fsdp, config.tensor)
@@ -81,13 +88,19 @@ def reading_mesh() -> config_lib.MeshConfig:
   return config_lib.MeshConfig(data=1, fsdp=len(jax.devices()))
 
 
-def check_batch(config: config_lib.Config) -> None:
+def check_batch(
+  config: config_lib.Config, devices: Sequence[jax.Device] | None = None
+) -> None:
   """Checks that each part of a batch can be split over the devices.
+
+  Args:
+    config: of the run.
+    devices: as for `make_mesh`.
 
   Raises:
     ValueError: with both numbers.
   """
-  mesh = make_mesh(config.mesh)
+  mesh = make_mesh(config.mesh, devices)
   if mesh is None:
     return
   shards = batch_shards(mesh)
@@ -97,7 +110,7 @@ def check_batch(config: config_lib.Config) -> None:
       f"train.batch_size {config.train.batch_size} in train.accumulation_steps "
       f"{config.train.accumulation_steps} parts leaves {part} samples, which "
       f"the {shards} devices of mesh axes 'data' and 'fsdp' do not divide; use "
-      "a multiple"
+      "a multiple, in fewer parts or in a larger batch"
     )
 
 
@@ -117,7 +130,9 @@ def spec_of(path: str) -> Spec:
 
 
 def place_of(
-  path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+  path: str,
+  shape: tuple[int, ...],
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
 ) -> jax.sharding.NamedSharding:
   """Where a parameter lies."""
   spec = spec_of(path)

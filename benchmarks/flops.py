@@ -1,0 +1,221 @@
+r"""Counted FLOPs of a P-DPO sample, beside what the paper's code does.
+
+  python -m benchmarks.flops
+
+Traces train steps at full size, without weights, and counts the products in
+them (`pdpo_jax.planning.flops`). Three ways to train on one sample (a user, a
+prompt, a chosen and a rejected response):
+
+- ours: both branches with the prompt shared by the responses, logits of
+  responses alone; the reference's log-probabilities are computed once a run;
+- the released code's: four rows of prompt and response through the policy
+  (chosen and rejected, as the user and as the generic user) and four through
+  the reference at each step, logits at every position;
+- the least that our layout needs, by arithmetic (`minimum`).
+
+Rematerialisation is off in all. Attention is counted as XLA's plain one does,
+all pairs of positions in ours and in the released code's, and only the visible
+pairs in the minimum.
+
+Hardware: any CPU; half a minute.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from absl import app
+from flax import nnx
+
+from configs import prism, tldr
+from pdpo_jax import config as config_lib
+from pdpo_jax import run_folder
+from pdpo_jax.models import attention
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.planning import abstract, flops
+from pdpo_jax.training import losses, pdpo
+from pdpo_jax.training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A base and a kind of sample; P, N and R as in `structs`."""
+
+  name: str
+  config: config_lib.Config
+  arch: policy_lib.Architecture
+  prompt: int
+  responses: int
+  response: int
+
+  @property
+  def prefix(self) -> int:
+    return self.config.user.num_tokens
+
+
+def cases() -> list[Case]:
+  """The paper's two experiments at full size."""
+  found = []
+  for name, module, preset, sizes in (
+    ("Llama-3-8B, PRISM-like", prism, "llama-3-8b", (470, 2, 300)),
+    ("GPT-J-6B, TL;DR-like", tldr, "gptj-6b", (512, 2, 50)),
+  ):
+    config = module.get_config()
+    config.base.remat = "none"
+    config.base.attention = "xla"
+    config.lora.dropout = 0.0
+    config.train.batch_size = 1
+    config.train.accumulation_steps = 1
+    found.append(Case(name, config, policy_lib.PRESETS[preset], *sizes))
+  return found
+
+
+def ours(case: Case) -> int:
+  """FLOPs of a step of one sample."""
+  _, traced = abstract.trace(case.config, case.arch, _shape(case))
+  return flops.count(traced)
+
+
+def reference(case: Case) -> int:
+  """FLOPs of the reference's log-probabilities of one sample."""
+  split = _base(case)
+  score = step_lib.make_score(split.graphdef, case.config.train.logits_chunk)
+  batch = abstract.make_batch(_shape(case))
+  return flops.count(score.trace(split.trainable, split.frozen, batch))
+
+
+def released(case: Case) -> int:
+  """FLOPs of a step of one pair, laid out as in the released code."""
+  split, base = abstract.make_policy(case.config, case.arch, 2), _base(case)
+  objective = pdpo.make_objective(case.config)
+
+  def loss_of(trainable, frozen, tokens, user_rows):
+    """Of rows chosen and rejected as the user, and both as the generic."""
+    policy = nnx.merge(split.graphdef, trainable, frozen)
+    generic = jnp.repeat(policy.user_model.generic()[None], 2, 0)
+    prefix = jnp.concatenate([policy.user_model(user_rows), generic])
+    logps = _full_logps(policy, tokens, prefix, case.prompt)
+    nobody = nnx.merge(base.graphdef, base.trainable, frozen)
+    of_base = _full_logps(nobody, tokens, prefix[:, :0], case.prompt)
+    ratios = logps - jax.lax.stop_gradient(of_base)
+    margins = ratios[0::2] - ratios[1::2]
+    return losses.LOSSES[objective.kind](margins, objective.beta, 0.0).mean()
+
+  tokens = jax.ShapeDtypeStruct((4, case.prompt + case.response), jnp.int32)
+  user_rows = jax.ShapeDtypeStruct((2,), jnp.int32)
+  step = jax.jit(jax.grad(loss_of))
+  return flops.count(
+    step.trace(split.trainable, split.frozen, tokens, user_rows)
+  )
+
+
+def _full_logps(policy, tokens, prefix, prompt):
+  """Log-probabilities of responses, from logits of whole rows."""
+  embeddings = policy.lm.embed(tokens)
+  embeddings = jnp.concatenate([prefix.astype(embeddings.dtype), embeddings], 1)
+  mask = jnp.ones(embeddings.shape[:2], bool)
+  hidden, _ = policy.lm.hidden(
+    embeddings,
+    attention.positions_of(mask),
+    attention.causal(mask, policy.lm.kernel),
+  )
+  logps = jax.nn.log_softmax(policy.lm.logits(hidden))
+  logps = logps[:, prefix.shape[1] : -1]
+  logps = jnp.take_along_axis(logps, tokens[:, 1:, None], 2)
+  return logps[:, prompt - 1 :, 0].sum(1)
+
+
+def minimum(case: Case) -> int:
+  """The least FLOPs of a sample in the shared-prompt layout.
+
+  Each of two branches has S = T + P + N R positions, and
+
+    linear layers, I to O    4 S I O         forward, and towards activations
+    LoRA of rank r on them   6 S r (I + O)   and towards A and B
+    attention                12 H E pairs    4 forward, 8 backward
+    head                     4 N R D V       logits, and towards activations
+
+  where a position attends to what it sees and to nothing else:
+
+    pairs = (T + P) (T + P + 1) / 2 + N (R (T + P) + R (R + 1) / 2)
+
+  The base being frozen, nothing is computed towards its weights.
+  """
+  arch = case.arch
+  prompt = case.prefix + case.prompt
+  answers = case.responses * case.response
+  positions = prompt + answers
+  pairs = prompt * (prompt + 1) // 2 + case.responses * (
+    case.response * prompt + case.response * (case.response + 1) // 2
+  )
+  split = abstract.make_policy(case.config, arch, 2)
+  sizes = {"kernel": 0, "lora_a": 0, "lora_b": 0}
+  for path, variable in nnx.to_flat_state(
+    nnx.merge_state(split.trainable, split.frozen)
+  ):
+    if path[-1] in sizes:
+      sizes[path[-1]] += variable.get_value().size
+  heads = arch.num_layers * arch.num_heads * arch.head_size
+  branch = (
+    4 * positions * sizes["kernel"]
+    + 6 * positions * (sizes["lora_a"] + sizes["lora_b"])
+    + 12 * heads * pairs
+    + 4 * answers * arch.width * arch.vocab_size
+  )
+  return 2 * branch
+
+
+def measure(case: Case) -> dict[str, float]:
+  """FLOPs of a sample, by what is counted."""
+  step, cached = ours(case), reference(case)
+  return {
+    "minimum": minimum(case),
+    "ours": step,
+    "reference": cached,
+    "ours_with_reference": step + cached / case.config.train.epochs,
+    "released": released(case),
+  }
+
+
+def _shape(case):
+  return abstract.Shape(1, case.prompt, case.responses, case.response, 2)
+
+
+def _base(case):
+  """The base alone, as a policy."""
+  config = dataclasses.replace(
+    case.config,
+    user=dataclasses.replace(case.config.user, kind="none"),
+    lora=dataclasses.replace(case.config.lora, targets=()),
+  )
+  return abstract.make_policy(config, case.arch, 1)
+
+
+def main(argv) -> None:
+  del argv
+  rows = {case.name: measure(case) for case in cases()}
+  print(f"{'TFLOPs a sample':<34}" + "".join(f"{n:>26}" for n in rows))
+  for title, key in (
+    ("minimum of the layout", "minimum"),
+    ("ours", "ours"),
+    ("ours, and the reference's share", "ours_with_reference"),
+    ("the released code's", "released"),
+  ):
+    values = "".join(f"{row[key] / 1e12:>26.2f}" for row in rows.values())
+    print(f"{title:<34}{values}")
+  for title, over, under in (
+    ("ours / minimum", "ours", "minimum"),
+    ("released / ours", "released", "ours"),
+    ("released / ours with reference", "released", "ours_with_reference"),
+  ):
+    values = "".join(f"{r[over] / r[under]:>26.3f}" for r in rows.values())
+    print(f"{title:<34}{values}")
+  file = pathlib.Path(__file__).with_suffix(".json")
+  found = {"versions": run_folder.versions(), "rows": rows}
+  file.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,57 @@
+"""Where activations lie, on a mesh.
+
+Weights have places of their own (`training.sharding`); what is computed from
+them lies where XLA infers. From a token table that is split by width it infers
+that all activations are: every device would then hold all rows of a batch, and
+each product would have to be summed over all devices. Here it is told.
+
+An array that is traced knows the mesh of the arguments that it comes from, so
+that nobody has to hold one. Without a mesh nothing here does anything.
+"""
+
+import math
+
+import jax
+from jaxtyping import Array
+
+# The axes of a mesh that split a batch; see `training.sharding`.
+BATCH_AXES = ("data", "fsdp")
+
+
+def by_rows(x: Array) -> Array:
+  """Splits the leading axis, and no other, over the devices that share a batch.
+
+  Where these do not divide it, XLA decides.
+  """
+  mesh = jax.typeof(x).sharding.mesh
+  shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+  if mesh.empty or x.shape[0] % shards:
+    return x
+  return _at(x, mesh, BATCH_AXES)
+
+
+def gathered(weight: Array) -> Array:
+  """A matrix `[V, D]` that is whole but for what `tensor` splits of V.
+
+  For a weight that a loop reads: it is sent once, rather than in each round.
+  """
+  mesh = jax.typeof(weight).sharding.mesh
+  if mesh.empty or weight.shape[0] % mesh.shape["tensor"]:
+    return weight
+  return _at(weight, mesh, "tensor")
+
+
+def whole(x: Array) -> Array:
+  """The same on all devices.
+
+  For small weights: where XLA would overlap sending their pieces with the
+  products that read these, a product of a few columns becomes a loop.
+  """
+  mesh = jax.typeof(x).sharding.mesh
+  return x if mesh.empty else _at(x, mesh, None)
+
+
+def _at(x, mesh, axes):
+  spec = jax.sharding.PartitionSpec(axes)
+  place = jax.sharding.NamedSharding(mesh, spec)
+  return jax.lax.with_sharding_constraint(x, place)

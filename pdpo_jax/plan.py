@@ -1,0 +1,208 @@
+r"""What a training needs of hardware that is not there.
+
+  python -m pdpo_jax.plan --config=configs/prism.py --topology=v5e-16 \
+    --config.train.accumulation_steps=1
+
+Compiles the run's own train step for a TPU slice, with `libtpu`'s compiler
+(`pip install libtpu`), on any machine and without weights or data, and prints
+what a device holds, whether it fits, what is computed and sent, and how long
+that takes at least. For `gpu-8` or `cpu-8`, temporaries are estimates.
+
+Of the base only sizes are needed: those of `base.path`, where it is a local
+folder, else those that its name tells or `--arch` names. Of the data only the
+shape of a batch: the longest that the config allows, or what the flags below
+say. `--largest` also looks for the largest batch that fits and for a smaller
+topology, and takes three compilations more, of one to three minutes each.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from pdpo_jax import command_line
+from pdpo_jax import config as config_lib
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.planning import abstract, planner, report, topologies
+
+_CONFIG = command_line.config_flag()
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "What to plan for: v5e-16, v5p-8, v6e-8, gpu-8, cpu-8, …"
+)
+_ARCH = flags.DEFINE_string(
+  "arch", None, "The base's architecture, where base.path does not tell it."
+)
+_PROMPT = flags.DEFINE_integer(
+  "prompt_tokens", None, "P; data.max_prompt_tokens without.", lower_bound=1
+)
+_RESPONSE = flags.DEFINE_integer(
+  "response_tokens", None, "R; data.max_response_tokens without.", lower_bound=1
+)
+_RESPONSES = flags.DEFINE_integer(
+  "responses", None, "N, of a sample.", lower_bound=2
+)
+_USERS = flags.DEFINE_integer(
+  "users", None, "Known users, each a row of the table.", lower_bound=1
+)
+_LARGEST = flags.DEFINE_bool(
+  "largest", False, "Also find the largest batch, and a smaller topology."
+)
+_JSON = flags.DEFINE_string("json", None, "File that gets the figures.")
+
+# Of which data sets are known: how many users and responses there are.
+_USERS_OF = {"prism": 1396, "tldr": 10, "synthetic": 10}
+_RESPONSES_OF = {"prism": 4}
+# Lengths are rounded up as `data.batching` does.
+_MULTIPLE = 8
+
+
+def architecture(path: str, name: str | None) -> policy_lib.Architecture:
+  """The sizes of a base.
+
+  Args:
+    path: `base.path`.
+    name: of a preset, which goes before; None for none.
+
+  Raises:
+    ValueError: if they cannot be told, or there is no such preset.
+  """
+  presets = policy_lib.PRESETS
+  if name:
+    if name not in presets:
+      raise ValueError(f"--arch {name!r} is not one of {', '.join(presets)}")
+    return presets[name]
+  file = pathlib.Path(path) / "config.json"
+  if path and file.is_file():
+    fields = json.loads(file.read_text())
+    kind = fields.get("model_type")
+    if kind not in policy_lib.ARCHITECTURES:
+      known = ", ".join(policy_lib.ARCHITECTURES)
+      raise ValueError(f"{file}: model_type {kind!r} is not one of {known}")
+    return policy_lib.ARCHITECTURES[kind].from_hf(fields)
+  plain = _plain(path)
+  found = [name for name in presets if _plain(name) in plain]
+  if not found:
+    raise ValueError(
+      f"base.path {path!r} is no local folder, and its name does not tell its "
+      f"architecture; add --arch=, one of {', '.join(presets)}"
+    )
+  return presets[max(found, key=len)]
+
+
+def _plain(name: str) -> str:
+  return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def batch_shape(
+  config: config_lib.Config,
+  *,
+  users: int | None = None,
+  prompt: int | None = None,
+  responses: int | None = None,
+  response: int | None = None,
+) -> abstract.Shape:
+  """The longest batch of the config; what is given goes before.
+
+  Args:
+    config: of the run.
+    users: known ones.
+    prompt: P, in tokens.
+    responses: N.
+    response: R, in tokens.
+
+  Raises:
+    ValueError: if nobody knows how many users there are.
+  """
+  data = config.data
+  users = users or _USERS_OF.get(data.source)
+  if users is None:
+    raise ValueError(
+      f"data.source {data.source!r} does not tell how many users there are; "
+      "add --users=N"
+    )
+  personal = config.user.kind != "none"
+  prefix = config.user.num_tokens if personal else 0
+  return abstract.Shape(
+    samples=config.train.batch_size,
+    prompt=_round_up(prefix + (prompt or data.max_prompt_tokens)) - prefix,
+    responses=responses or _RESPONSES_OF.get(data.source, 2),
+    response=_round_up(response or data.max_response_tokens),
+    user_rows=users + 1,
+    bare_prompt=personal
+    and not config.loss.generic_sees_text
+    and config.loss.mixing == "sample",
+  )
+
+
+def _round_up(size: int) -> int:
+  return -(-size // _MULTIPLE) * _MULTIPLE
+
+
+def make_plans(
+  config: config_lib.Config,
+  arch: policy_lib.Architecture,
+  shape: abstract.Shape,
+  topology: topologies.Topology,
+) -> dict[str, planner.Plan | None]:
+  """Plans and prints."""
+  devices = planner.devices_of(topology)
+
+  def compile_shape(shape, parts):
+    train = dataclasses.replace(config.train, accumulation_steps=parts)
+    return planner.make_plan(
+      dataclasses.replace(config, train=train), arch, shape, topology, devices
+    )
+
+  plan = compile_shape(shape, config.train.accumulation_steps)
+  print(report.describe(plan))
+  if not plan.fits:
+    print("\nWhat would help: " + "; ".join(report.advice(plan, config)))
+  if not _LARGEST.value:
+    return {"plan": plan}
+  if topology.chip is None:
+    raise ValueError(
+      f"--largest needs a device's memory, which topology {topology.name!r} "
+      "does not say; choose a TPU slice or a GPU"
+    )
+  largest, growth = planner.find_largest(
+    lambda samples: compile_shape(
+      dataclasses.replace(shape, samples=samples * plan.shards), 1
+    ),
+    plan,
+  )
+  smaller = planner.find_smaller(config, arch, plan, growth)
+  print("\n" + report.describe_search(largest, smaller, plan))
+  return {"plan": plan, "largest": largest}
+
+
+def main() -> None:
+  config = _CONFIG.value
+  for name, value in (("config", config), ("topology", _TOPOLOGY.value)):
+    if value is None:
+      raise ValueError(
+        f"--{name} is missing; e.g. python -m pdpo_jax.plan "
+        "--config=configs/prism.py --topology=v5e-16"
+      )
+  config_lib.validate(config)
+  topology = topologies.parse(_TOPOLOGY.value)
+  arch = architecture(config.base.path, _ARCH.value)
+  mesh = planner.choose_mesh(config.mesh, topology)
+  config = dataclasses.replace(config, mesh=mesh)
+  shape = batch_shape(
+    config,
+    users=_USERS.value,
+    prompt=_PROMPT.value,
+    responses=_RESPONSES.value,
+    response=_RESPONSE.value,
+  )
+  plans = make_plans(config, arch, shape, topology)
+  if _JSON.value:
+    found = {
+      name: plan and report.to_json(plan) for name, plan in plans.items()
+    }
+    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  command_line.run(main)

@@ -1,0 +1,319 @@
+"""Compiles the train step for devices that are not there, and reads the result.
+
+For TPU slices XLA's own compiler for them does it (`libtpu`), and its figures
+are those of the real program. For GPUs and CPUs it is compiled for as many
+simulated CPU devices: what is held is exact, and temporaries and collectives
+are estimates, since each platform's compiler makes its own choices.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies as jax_topologies
+
+from pdpo_jax import config as config_lib
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.planning import abstract, collectives, flops, topologies
+from pdpo_jax.training import optimizer, sharding
+
+_USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a step needs.
+
+  Attributes:
+    topology: the devices.
+    mesh: sizes by axis.
+    shape: of a batch.
+    parts: that a batch is run in, one after the other.
+    memory: bytes a device, by what they are for.
+    flops: of a step, all devices together.
+    received: bytes a device receives in a step, by kind of collective; None
+      where memory is short, and the compiler stopped there.
+    seconds: of compiling.
+  """
+
+  topology: topologies.Topology
+  mesh: dict[str, int]
+  shape: abstract.Shape
+  parts: int
+  memory: dict[str, float]
+  flops: int
+  received: dict[str, float] | None
+  seconds: float
+
+  @property
+  def total(self) -> float:
+    """Bytes a device."""
+    return sum(self.memory.values())
+
+  @property
+  def fits(self) -> bool:
+    """True too where a device's memory is not known."""
+    chip = self.topology.chip
+    if chip is None:
+      return True
+    return self.received is not None and self.total <= chip.memory
+
+  @property
+  def estimated(self) -> bool:
+    """Whether temporaries and collectives are another platform's."""
+    return self.topology.platform != "tpu"
+
+  @property
+  def shards(self) -> int:
+    """Devices that share a batch."""
+    return self.mesh["data"] * self.mesh["fsdp"]
+
+  @property
+  def samples(self) -> int:
+    """That a device has at a time."""
+    return self.shape.samples // self.parts // self.shards
+
+  @property
+  def seconds_of_products(self) -> float | None:
+    """Of a step, at the chips' peak."""
+    chip = self.topology.chip
+    if chip is None:
+      return None
+    return self.flops / self.topology.num_devices / chip.peak
+
+  @property
+  def seconds_of_links(self) -> float | None:
+    """Of a step's collectives, with all links at full speed."""
+    chip = self.topology.chip
+    if chip is None or self.received is None:
+      return None
+    return sum(self.received.values()) / chip.links
+
+
+def devices_of(topology: topologies.Topology) -> Sequence[jax.Device]:
+  """Devices to compile for; nothing can run on them.
+
+  Raises:
+    ValueError: if the compiler is missing, or JAX has begun with other devices.
+  """
+  jax.config.update("jax_platforms", "cpu")
+  if topology.platform != "tpu":
+    if jax.config.jax_num_cpu_devices != topology.num_devices:
+      jax.config.update("jax_num_cpu_devices", topology.num_devices)
+    return jax.devices()
+  if importlib.util.find_spec("libtpu") is None:
+    raise ValueError(
+      f"topology {topology.name!r} needs XLA's compiler for TPUs, which is not "
+      "installed; pip install libtpu"
+    )
+  # There is no TPU to ask, and several compilers do not disturb one another.
+  for name, value in (
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ("TPU_ACCELERATOR_TYPE", topology.accelerator_type),
+    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+  ):
+    os.environ.setdefault(name, value)
+  options = {}
+  if topology.kind == "v4":
+    # Both cores of a chip as one device, as JAX sees them.
+    options["chip_config_name"] = "megacore"
+  try:
+    found = jax_topologies.get_topology_desc(
+      platform="tpu", topology_name=topology.libtpu_name, **options
+    )
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(
+      f"libtpu does not know topology {topology.name!r} "
+      f"({topology.libtpu_name}); update it, or choose another: {error}"
+    ) from error
+  return found.devices
+
+
+def choose_mesh(
+  config: config_lib.MeshConfig, topology: topologies.Topology
+) -> config_lib.MeshConfig:
+  """The mesh of a configuration; all devices on `fsdp` if it names none."""
+  if config == config_lib.MeshConfig():
+    return config_lib.MeshConfig(data=1, fsdp=topology.num_devices)
+  return config
+
+
+def make_plan(
+  config: config_lib.Config,
+  arch: policy_lib.Architecture,
+  shape: abstract.Shape,
+  topology: topologies.Topology,
+  devices: Sequence[jax.Device],
+) -> Plan:
+  """Compiles the step and reads what it needs.
+
+  Args:
+    config: of the run, with its mesh.
+    arch: of the base.
+    shape: of a batch.
+    topology: what is planned for.
+    devices: of `devices_of`.
+
+  Raises:
+    ValueError: if mesh, batch and devices do not match.
+  """
+  train = dataclasses.replace(config.train, batch_size=shape.samples)
+  config = dataclasses.replace(config, train=train)
+  sharding.check_batch(config, devices)
+  mesh = sharding.make_mesh(config.mesh, devices)
+  if mesh is None:
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(1, 1, 1), sharding.AXES)
+  start = time.perf_counter()
+  arguments, traced = abstract.trace(config, arch, shape, mesh)
+  held = held_bytes(arguments)
+  received = None
+  try:
+    compiled = traced.lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    used = _USED.search(str(error))
+    if not used:
+      raise
+    total = float(used.group(1)) * _UNITS[used.group(2)]
+    memory = held | {"temporaries": total - sum(held.values())}
+  else:
+    memory = held | _measured(compiled.memory_analysis(), sum(held.values()))
+    received = collectives.received(compiled.as_text())
+  return Plan(
+    topology,
+    dict(mesh.shape),
+    shape,
+    config.train.accumulation_steps,
+    memory,
+    flops.count(traced),
+    received,
+    time.perf_counter() - start,
+  )
+
+
+def held_bytes(arguments: abstract.Arguments) -> dict[str, float]:
+  """Bytes a device of what a step is called with, by what they are."""
+  state = arguments.state
+  found = {
+    "base": _bytes(arguments.frozen),
+    "lora": 0.0,
+    "users": 0.0,
+    "optimizer": _bytes((state.step, state.opt_state)),
+    "batch": _bytes(arguments.batch),
+  }
+  labels = jax.tree.leaves(optimizer.label(state.trainable))
+  leaves = jax.tree.leaves(state.trainable)
+  for name, leaf in zip(labels, leaves, strict=True):
+    found[name] += _bytes(leaf)
+  return found
+
+
+def _bytes(tree: Any) -> float:
+  return float(
+    sum(
+      np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(tree)
+    )
+  )
+
+
+def _measured(memory, held) -> dict[str, float]:
+  """What a compiled step needs besides `held` bytes of arguments."""
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return {
+    # Of arrays whose layout on the device has gaps; what a step does not read
+    # is not there.
+    "padding": float(max(0, memory.argument_size_in_bytes - held)),
+    "temporaries": float(memory.temp_size_in_bytes + results),
+    "code": float(memory.generated_code_size_in_bytes),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+  """How a device's memory grows with its samples, by two plans.
+
+  Attributes:
+    fixed: bytes of temporaries, padding and code without any samples.
+    each: bytes of temporaries and batch that a sample adds.
+  """
+
+  fixed: float
+  each: float
+
+  @classmethod
+  def between(cls, one: Plan, other: Plan) -> "Growth":
+    grown = [_not_held(plan) for plan in (one, other)]
+    each = (grown[1] - grown[0]) / (other.samples - one.samples)
+    return cls(grown[0] - each * one.samples, each)
+
+
+def _not_held(plan):
+  held = ("base", "lora", "users", "optimizer")
+  return plan.total - sum(plan.memory[name] for name in held)
+
+
+def find_largest(
+  compile_samples: Callable[[int], Plan], first: Plan
+) -> tuple[Plan | None, Growth]:
+  """The most samples that a device takes at a time.
+
+  Memory is nearly linear in them: two plans give the line, and a third shows
+  that what it promises fits.
+
+  Args:
+    compile_samples: makes the plan for so many samples a device.
+    first: a plan.
+
+  Returns:
+    The largest plan that fits, None if not even one sample does; and the line.
+  """
+  second = compile_samples(1 if first.samples > 1 else 2)
+  growth = Growth.between(first, second)
+  spare = first.topology.chip.memory - (first.total - _not_held(first))
+  most = max(1, int((spare - growth.fixed) / max(growth.each, 1.0)))
+  known = {plan.samples: plan for plan in (first, second)}
+  while most:
+    plan = known.get(most) or compile_samples(most)
+    if plan.fits:
+      return plan, growth
+    known[most] = plan
+    most -= 1
+  return None, growth
+
+
+def find_smaller(
+  config: config_lib.Config,
+  arch: policy_lib.Architecture,
+  plan: Plan,
+  growth: Growth,
+) -> tuple[topologies.Topology, int] | None:
+  """The smallest topology of the same kind that should do for a batch.
+
+  What is held there is exact, all devices being on `fsdp`; what a sample adds
+  is taken from larger ones.
+
+  Returns:
+    The topology and the parts that a batch must be run in; None if there is
+    none that is smaller.
+  """
+  split = abstract.make_policy(config, arch, plan.shape.user_rows)
+  for topology in topologies.smaller(plan.topology):
+    count = topology.num_devices
+    if plan.shape.samples % count:
+      continue
+    mesh = jax.sharding.AbstractMesh((1, count, 1), sharding.AXES)
+    held = held_bytes(abstract.make_arguments(config, split, plan.shape, mesh))
+    spare = topology.chip.memory - sum(held.values()) + held["batch"]
+    share = plan.shape.samples // count
+    for parts in (n for n in range(1, share + 1) if share % n == 0):
+      if growth.fixed + growth.each * share / parts <= spare:
+        return topology, parts
+  return None

@@ -1,0 +1,143 @@
+"""A plan as text and as JSON."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from pdpo_jax import config as config_lib
+from pdpo_jax.planning import planner, topologies
+
+# Of the chips' peak, as good programs reach it.
+_UTILISATION = 0.5
+
+
+def describe(plan: planner.Plan) -> str:
+  """What a device holds, what a step costs, and how long it takes at least."""
+  return "\n".join(_lines(plan))
+
+
+def _lines(plan: planner.Plan) -> Iterator[str]:
+  shape, chip = plan.shape, plan.topology.chip
+  mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+  yield f"{plan.topology.name}: {plan.topology.num_devices} devices ({mesh})"
+  yield (
+    f"{shape.samples} samples a step, {plan.samples} a device at a time; "
+    f"{shape.prompt} prompt tokens, {shape.responses} responses of "
+    f"{shape.response}; {shape.user_rows:,} user rows"
+  )
+  yield "\nA device holds"
+  for name, size in plan.memory.items():
+    yield _row(name, size)
+  yield _row("in all", plan.total)
+  if chip:
+    yield _row("and there are", chip.memory)
+    verdict = "fits" if plan.fits else "does NOT fit"
+    yield f"  It {verdict}: {plan.total / chip.memory:.0%}."
+  yield "\nA step"
+  yield f"  {'products':<22}{plan.flops / 1e12:>12,.1f} TFLOPs"
+  each = plan.flops / shape.samples
+  yield f"  {'of a sample':<22}{each / 1e12:>12,.2f} TFLOPs"
+  if plan.received is not None:
+    yield "\nA device receives in a step"
+    for kind, size in sorted(plan.received.items()):
+      yield _row(kind, size)
+    yield _row("in all", sum(plan.received.values()))
+  if chip:
+    yield "\nA step takes at least"
+    yield from _times(plan)
+  if plan.estimated:
+    yield (
+      "\nTemporaries, code and what is received are estimates: they are those "
+      "of the compiler for CPUs."
+    )
+  yield f"\nCompiled in {plan.seconds:.0f} s."
+
+
+def _times(plan: planner.Plan) -> Iterator[str]:
+  least = plan.seconds_of_products
+  for share in (1.0, _UTILISATION):
+    rate = plan.shape.samples * share / least
+    what = f"products at {share:.0%}"
+    yield f"  {what:<22}{least / share:>12.2f} s   {rate:,.1f} samples/s"
+  if plan.seconds_of_links is not None:
+    yield f"  {'links at 100%':<22}{plan.seconds_of_links:>12.2f} s"
+
+
+def _row(name: str, size: float) -> str:
+  unit, title = topologies.GIBIBYTE, "GiB"
+  if size < unit / 10:
+    unit, title = 2**20, "MiB"
+  return f"  {name:<22}{size / unit:>12,.2f} {title}"
+
+
+def advice(plan: planner.Plan, config: config_lib.Config) -> list[str]:
+  """What to change where a plan does not fit, the cheapest first."""
+  found = []
+  if plan.mesh["fsdp"] < plan.topology.num_devices and plan.mesh["tensor"] == 1:
+    found.append(f"--config.mesh.fsdp={plan.topology.num_devices}")
+  if config.base.param_dtype == "float32":
+    found.append("--config.base.param_dtype=bfloat16")
+  if config.base.remat != "full":
+    found.append("--config.base.remat=full")
+  if plan.samples > 1:
+    parts = next(
+      parts
+      for parts in range(plan.parts + 1, plan.shape.samples + 1)
+      if plan.shape.samples % (parts * plan.shards) == 0
+    )
+    found.append(f"--config.train.accumulation_steps={parts}")
+  if plan.samples == 1:
+    found.append("a larger topology, or shorter prompts and responses")
+  return found
+
+
+def describe_search(
+  largest: planner.Plan | None,
+  smaller: tuple[topologies.Topology, int] | None,
+  plan: planner.Plan,
+) -> str:
+  """The largest batch that fits, and the smallest slice that should do."""
+  lines = []
+  if largest is None:
+    lines.append("Not even one sample a device fits.")
+  else:
+    lines.append(
+      f"Largest batch without accumulation: {largest.samples * largest.shards} "
+      f"samples, {largest.samples} a device ("
+      f"{largest.total / largest.topology.chip.memory:.0%} of the memory; "
+      "compiled)."
+    )
+  if smaller is None:
+    lines.append("No smaller topology should do.")
+  else:
+    topology, parts = smaller
+    how = (
+      "" if parts == 1 else f" with --config.train.accumulation_steps={parts}"
+    )
+    lines.append(
+      f"Smallest topology that should do for {plan.shape.samples} samples: "
+      f"{topology.name}{how} (estimated; --topology={topology.name} compiles "
+      "it)."
+    )
+  return "\n".join(lines)
+
+
+def to_json(plan: planner.Plan) -> dict[str, Any]:
+  """All figures; bytes and seconds."""
+  return {
+    "topology": plan.topology.name,
+    "devices": plan.topology.num_devices,
+    "mesh": plan.mesh,
+    "shape": dataclasses.asdict(plan.shape),
+    "accumulation_steps": plan.parts,
+    "samples_a_device": plan.samples,
+    "memory": plan.memory | {"total": plan.total},
+    "capacity": plan.topology.chip and plan.topology.chip.memory,
+    "fits": plan.fits,
+    "estimated": plan.estimated,
+    "flops": plan.flops,
+    "received": plan.received,
+    "seconds_of_products": plan.seconds_of_products,
+    "seconds_of_links": plan.seconds_of_links,
+    "compile_seconds": plan.seconds,
+  }
