@@ -17,7 +17,7 @@ from absl import flags
 from pdpo_jax import command_line, run_folder
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import pdpo
+from pdpo_jax.training import host_users, pdpo
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import tensor_files
 
@@ -74,7 +74,8 @@ def write_users(
 ) -> None:
   """Writes the prefix of each row, and which row is whose."""
   rows = jnp.arange(users.num_rows)
-  prefixes = np.asarray(policy.user_model(rows), np.float32)
+  model = host_users.on_one_device(policy.user_model)
+  prefixes = np.asarray(model(rows), np.float32)
   tensor = tensor_files.LazyTensor(
     prefixes.shape, prefixes.dtype, lambda: prefixes
   )

@@ -126,6 +126,9 @@ class TrainConfig(sections.Section):
   # depend on how many users there are; others keep their Adam moments as they
   # are. Without, all rows follow their momentum at every step.
   sparse_users: bool = False
+  # The table and its moments stay in the host's memory, for one that devices
+  # have no room for; takes `sparse_users`, and a single process.
+  users_on_host: bool = False
   weight_decay: float = 0.0
   # Global gradient norm above which gradients are scaled down; 0: never.
   clip_norm: float = 1.0
@@ -305,6 +308,11 @@ def validate(config: Config) -> None:
   for name in ("user_learning_rate", "weight_decay", "clip_norm"):
     value = getattr(train, name)
     sections.require(value >= 0, f"train.{name}", value, "0 or more")
+  if train.users_on_host and not train.sparse_users:
+    raise ValueError(
+      "train.users_on_host needs train.sparse_users: a step on all rows would "
+      "send the whole table to the devices; set it too"
+    )
   if train.batch_size % train.accumulation_steps:
     raise ValueError(
       f"train.batch_size {train.batch_size} is not divisible by "

@@ -17,6 +17,7 @@ from sklearn import (
 
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import user_model
+from pdpo_jax.training import host_users
 
 # Of a class that has fewer, nothing can be said.
 _LEAST_OF_A_CLASS = 3
@@ -62,6 +63,7 @@ def read_vectors(
   Raises:
     ValueError: if an id is unknown.
   """
+  model = host_users.on_one_device(model)
   rows = jnp.asarray([users.row_of(each) for each in ids], jnp.int32)
   weights = centers = None
   if isinstance(model, user_model.ClusterUsers):

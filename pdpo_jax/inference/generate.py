@@ -10,6 +10,7 @@ from flax import nnx
 
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import host_users
 
 MAX_SEED = 2**32 - 1
 
@@ -112,12 +113,14 @@ def _run_batch(graphdef, state, requests, spec, stop_tokens, pad_id, rows):
   for row, request in enumerate(filled):
     prompt[row, width - len(request.prompt) :] = request.prompt
     mask[row, width - len(request.prompt) :] = True
+  user_rows = np.array([request.user_row for request in filled], np.int32)
+  state, user_rows = host_users.narrow(state, user_rows)
   tokens, lengths = decode.decode(
     graphdef,
     state,
     jnp.asarray(prompt),
     jnp.asarray(mask),
-    jnp.asarray([request.user_row for request in filled], jnp.int32),
+    jnp.asarray(user_rows),
     jnp.asarray(np.asarray([request.seed for request in filled], np.uint32)),
     stop_tokens,
     spec=spec,

@@ -18,7 +18,14 @@ from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import kernels, layers, user_model
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import checkpoint, loop, losses, optimizer, sharding
+from pdpo_jax.training import (
+  checkpoint,
+  host_users,
+  loop,
+  losses,
+  optimizer,
+  sharding,
+)
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -99,8 +106,28 @@ def make_policy(
   places = sharding.of_trainable(
     jax.eval_shape(trainable_of, table), sharding.mesh_of(base.params)
   )
-  trainable = jax.jit(trainable_of, out_shardings=places)(table)
+  if config.train.users_on_host:
+    trainable = _with_users_on_host(trainable_of, table, places)
+  else:
+    trainable = jax.jit(trainable_of, out_shardings=places)(table)
   return SplitPolicy(graphdef, trainable, base.params)
+
+
+def _with_users_on_host(trainable_of, table, places):
+  """Computes what has a row a user on the host, and the rest where it goes."""
+
+  is_row = user_model.UserRowParam
+  if places is not None:
+    places = nnx.split_state(places, nnx.Not(is_row), ...)[0]
+  others = jax.jit(
+    lambda table: nnx.split_state(trainable_of(table), nnx.Not(is_row), ...)[0],
+    out_shardings=places,
+  )(table)
+  rows = jax.jit(
+    lambda table: nnx.split_state(trainable_of(table), is_row, ...)[0],
+    out_shardings=jax.sharding.SingleDeviceSharding(host_users.host()),
+  )(host_users.to_host(table))
+  return nnx.merge_state(others, rows)
 
 
 def make_objective(
@@ -129,16 +156,19 @@ def make_step(
   places: Any,
 ) -> Callable:
   """The train step of a configuration; see `step.make_train_step`."""
-  return step_lib.make_train_step(
+  on_host = config.train.users_on_host
+  sparse = config.train.sparse_users and config.user.kind != "none"
+  step = step_lib.make_train_step(
     graphdef,
     objective,
     transformation,
     accumulation_steps=config.train.accumulation_steps,
     dropout=config.lora.dropout > 0,
-    sparse_users=config.train.sparse_users and config.user.kind != "none",
+    sparse_users=sparse and not on_host,
     seed=config.seed,
     places=places,
   )
+  return host_users.make_step(step) if sparse and on_host else step
 
 
 def _meta(
@@ -184,9 +214,12 @@ def train(
     split.trainable,
     transformation.init(split.trainable),
   )
-  places = sharding.pinned(state)
-  if places is not None:
-    state = jax.device_put(state, places)
+  if train_config.users_on_host and config.user.kind != "none":
+    state, places = host_users.settle(state)
+  else:
+    places = sharding.pinned(state)
+    if places is not None:
+      state = jax.device_put(state, places)
   train_step = make_step(
     config, split.graphdef, objective, transformation, places
   )
@@ -246,7 +279,9 @@ def heldout_ratios(
   place = sharding.batch_placer(mesh)
   found = {}
   for batch in batches.in_order():
-    logps = np.asarray(score(split.trainable, split.frozen, place(batch)))
+    trainable, rows = host_users.narrow(split.trainable, batch.user_row)
+    placed = dataclasses.replace(place(batch), user_row=rows)
+    logps = np.asarray(score(trainable, split.frozen, placed))
     ratios = logps - batch.reference_logps
     ratios = ratios[:, :1] - ratios[:, 1:]
     exists = batch.response_mask[:, 1:].any(-1)

@@ -11,12 +11,13 @@ that they have, and their moments decay. For users who are in every batch the
 two are the same.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from pdpo_jax.models import user_model
 
@@ -42,43 +43,69 @@ def batch_rows(
 
 def take(tree: Any, rows: Int[Array, " R"]) -> Any:
   """The same tree, with these rows in place of all in what has a row a user."""
-
-  def gather(table):
-    return jnp.take(table, rows, axis=0, mode="clip")
-
-  return _map_rows(lambda variable: jax.tree.map(gather, variable), tree)
+  return map_rows(
+    lambda variable: jax.tree.map(lambda table: gather(table, rows), variable),
+    tree,
+  )
 
 
 def put(tree: Any, small: Any, rows: Int[Array, " R"]) -> Any:
   """`tree` with the rows of `small` written back, and all else from `small`."""
-
-  def scatter(table, values):
-    return table.at[rows].set(values, mode="drop", unique_indices=False)
-
-  return _map_rows(
-    lambda variable, own: jax.tree.map(scatter, variable, own),
+  return map_rows(
+    lambda variable, own: jax.tree.map(
+      lambda table, values: scatter(table, values, rows), variable, own
+    ),
     tree,
     small,
     others=lambda _, own: own,
   )
 
 
-def num_rows(trainable: nnx.State) -> int:
+def gather(
+  table: Shaped[Array, "U *rest"], rows: Int[Array, " R"]
+) -> Shaped[Array, "R *rest"]:
+  """Rows of a table; for those that there are not, its last."""
+  return jnp.take(table, rows, axis=0, mode="clip")
+
+
+def scatter(
+  table: Shaped[Array, "U *rest"],
+  values: Shaped[Array, "R *rest"],
+  rows: Int[Array, " R"],
+) -> Shaped[Array, "U *rest"]:
+  """A table with rows written to it; those that there are not are dropped."""
+  return table.at[rows].set(values, mode="drop")
+
+
+def num_rows(tree: Any) -> int:
   """U of the user table; 0 where there is none."""
-  for leaf in _variables(trainable):
-    if isinstance(leaf, user_model.UserRowParam):
-      return leaf.get_value().shape[0]
+  for variable in variables(tree):
+    if isinstance(variable, user_model.UserRowParam):
+      return jax.tree.leaves(variable)[0].shape[0]
   return 0
 
 
-def _variables(tree: Any) -> list[Any]:
+def variables(tree: Any) -> list[Any]:
+  """Variables, and arrays that are in none."""
   return jax.tree.leaves(
     tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
   )
 
 
-def _map_rows(change, tree, *more, others=lambda variable: variable):
-  """Maps variables with a row a user by `change`, and the rest by `others`."""
+def map_rows(
+  change: Callable,
+  tree: Any,
+  *more: Any,
+  others: Callable = lambda variable: variable,
+) -> Any:
+  """Maps variables with a row a user by `change`, and the rest by `others`.
+
+  Args:
+    change: of a variable, and of those in its place in `more`.
+    tree: a state.
+    more: others of its structure.
+    others: like `change`.
+  """
   return jax.tree.map(
     lambda variable, *own: (
       change(variable, *own)
