@@ -11,7 +11,7 @@ prompt, a chosen and a rejected response):
 - the released code's: four rows of prompt and response through the policy
   (chosen and rejected, as the user and as the generic user) and four through
   the reference at each step, logits at every position;
-- the least that our layout needs, by arithmetic (`minimum`).
+- the least that our layout needs, by arithmetic (`work.least_work`).
 
 Rematerialisation is off in all. Attention is counted as XLA's plain one does,
 all pairs of positions in ours and in the released code's, and only the visible
@@ -29,13 +29,13 @@ import jax.numpy as jnp
 from absl import app
 from flax import nnx
 
+from benchmarks import naive, work
 from configs import prism, tldr
 from pdpo_jax import config as config_lib
 from pdpo_jax import run_folder
-from pdpo_jax.models import attention
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, flops
-from pdpo_jax.training import losses, pdpo
+from pdpo_jax.training import pdpo
 from pdpo_jax.training import step as step_lib
 
 
@@ -49,10 +49,6 @@ class Case:
   prompt: int
   responses: int
   response: int
-
-  @property
-  def prefix(self) -> int:
-    return self.config.user.num_tokens
 
 
 def cases() -> list[Case]:
@@ -91,80 +87,36 @@ def released(case: Case) -> int:
   split, base = abstract.make_policy(case.config, case.arch, 2), _base(case)
   objective = pdpo.make_objective(case.config)
 
-  def loss_of(trainable, frozen, tokens, user_rows):
-    """Of rows chosen and rejected as the user, and both as the generic."""
+  def loss_of(trainable, frozen, batch):
+    # The reference reads each pair for each branch, without a prefix.
+    _, responses = naive.pairs_of(batch)
+    responses = jnp.tile(responses, 2)
+    logps = naive.sequence_logps(
+      nnx.merge(base.graphdef, base.trainable, frozen),
+      jnp.repeat(batch.prompt, 4, 0),
+      batch.responses[0, responses],
+      batch.response_mask[0, responses],
+      jnp.zeros((4, 0, case.arch.width)),
+    )
+    logps = jax.lax.stop_gradient(logps).reshape(2, 2).mean(0)
+    batch = dataclasses.replace(batch, reference_logps=logps[None])
     policy = nnx.merge(split.graphdef, trainable, frozen)
-    generic = jnp.repeat(policy.user_model.generic()[None], 2, 0)
-    prefix = jnp.concatenate([policy.user_model(user_rows), generic])
-    logps = _full_logps(policy, tokens, prefix, case.prompt)
-    nobody = nnx.merge(base.graphdef, base.trainable, frozen)
-    of_base = _full_logps(nobody, tokens, prefix[:, :0], case.prompt)
-    ratios = logps - jax.lax.stop_gradient(of_base)
-    margins = ratios[0::2] - ratios[1::2]
-    return losses.LOSSES[objective.kind](margins, objective.beta, 0.0).mean()
+    return naive.loss(policy, batch, objective)
 
-  tokens = jax.ShapeDtypeStruct((4, case.prompt + case.response), jnp.int32)
-  user_rows = jax.ShapeDtypeStruct((2,), jnp.int32)
+  batch = abstract.make_batch(_shape(case))
   step = jax.jit(jax.grad(loss_of))
-  return flops.count(
-    step.trace(split.trainable, split.frozen, tokens, user_rows)
-  )
+  return flops.count(step.trace(split.trainable, split.frozen, batch))
 
 
-def _full_logps(policy, tokens, prefix, prompt):
-  """Log-probabilities of responses, from logits of whole rows."""
-  embeddings = policy.lm.embed(tokens)
-  embeddings = jnp.concatenate([prefix.astype(embeddings.dtype), embeddings], 1)
-  mask = jnp.ones(embeddings.shape[:2], bool)
-  hidden, _ = policy.lm.hidden(
-    embeddings,
-    attention.positions_of(mask),
-    attention.causal(mask, policy.lm.kernel),
-  )
-  logps = jax.nn.log_softmax(policy.lm.logits(hidden))
-  logps = logps[:, prefix.shape[1] : -1]
-  logps = jnp.take_along_axis(logps, tokens[:, 1:, None], 2)
-  return logps[:, prompt - 1 :, 0].sum(1)
-
-
-def minimum(case: Case) -> int:
-  """The least FLOPs of a sample in the shared-prompt layout.
-
-  Each of two branches has S = T + P + N R positions, and
-
-    linear layers, I to O    4 S I O         forward, and towards activations
-    LoRA of rank r on them   6 S r (I + O)   and towards A and B
-    attention                12 H E pairs    4 forward, 8 backward
-    head                     4 N R D V       logits, and towards activations
-
-  where a position attends to what it sees and to nothing else:
-
-    pairs = (T + P) (T + P + 1) / 2 + N (R (T + P) + R (R + 1) / 2)
-
-  The base being frozen, nothing is computed towards its weights.
-  """
-  arch = case.arch
-  prompt = case.prefix + case.prompt
-  answers = case.responses * case.response
-  positions = prompt + answers
-  pairs = prompt * (prompt + 1) // 2 + case.responses * (
-    case.response * prompt + case.response * (case.response + 1) // 2
-  )
-  split = abstract.make_policy(case.config, arch, 2)
-  sizes = {"kernel": 0, "lora_a": 0, "lora_b": 0}
-  for path, variable in nnx.to_flat_state(
-    nnx.merge_state(split.trainable, split.frozen)
-  ):
-    if path[-1] in sizes:
-      sizes[path[-1]] += variable.get_value().size
-  heads = arch.num_layers * arch.num_heads * arch.head_size
-  branch = (
-    4 * positions * sizes["kernel"]
-    + 6 * positions * (sizes["lora_a"] + sizes["lora_b"])
-    + 12 * heads * pairs
-    + 4 * answers * arch.width * arch.vocab_size
-  )
-  return 2 * branch
+def minimum(case: Case) -> float:
+  """The least FLOPs of a sample in the shared-prompt layout."""
+  return work.least_work(
+    case.arch,
+    case.config.user.num_tokens + case.prompt,
+    case.responses,
+    case.response,
+    case.config.lora.rank,
+  ).total
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -195,6 +147,7 @@ def _base(case):
 
 def main(argv) -> None:
   del argv
+  jax.config.update("jax_platforms", "cpu")
   rows = {case.name: measure(case) for case in cases()}
   print(f"{'TFLOPs a sample':<34}" + "".join(f"{n:>26}" for n in rows))
   for title, key in (

@@ -27,7 +27,9 @@ def sequence_logps(policy, prompt, response, response_mask, prefix):
   embeddings = jnp.concatenate([embeddings, policy.lm.embed(response)], 1)
   mask = jnp.concatenate([prompt_mask, response_mask], 1)
   hidden, _ = policy.lm.hidden(
-    embeddings, attention.positions_of(mask), attention.causal(mask)
+    embeddings,
+    attention.positions_of(mask),
+    attention.causal(mask, policy.lm.kernel),
   )
   log_probabilities = jax.nn.log_softmax(policy.lm.logits(hidden)[:, :-1])
   start = prompt_mask.shape[1]

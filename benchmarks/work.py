@@ -1,11 +1,14 @@
-"""What a step has to do at least, counted by hand."""
+"""What a step has to do at least, by arithmetic."""
 
 import dataclasses
+
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.weights import loading
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a sample costs, in floating-point operations, counted by hand."""
+  """What a sample costs, in floating-point operations, by arithmetic."""
 
   linear: float
   lora: float
@@ -17,24 +20,49 @@ class Work:
     return self.linear + self.lora + self.attention + self.head
 
 
-def least_work(arch, prompt: int, responses: int, size: int, rank: int) -> Work:
+def least_work(
+  arch: policy_lib.Architecture,
+  prompt: int,
+  responses: int,
+  size: int,
+  rank: int,
+) -> Work:
   """Of one sample of both branches, in the shared-prompt layout.
 
-  A product is run forwards, and once backwards towards its input; towards its
-  weights only where they are LoRA's. Attention's two products cost twice as
-  much backwards, where only pairs of positions that see each other count.
+  A branch has S = P + N R positions, prefix included, and costs
+
+    linear layers, I to O   4 S I O        forward, and towards the input
+    LoRA of rank r          6 S r (I + O)  the same, and towards A and B
+    attention               12 H E pairs   4 forward, 8 backward
+    head                    4 N R D V      logits, and towards the input
+
+  where pairs are those of positions that see each other:
+
+    pairs = P (P + 1) / 2 + N (R P + R (R + 1) / 2)
+
+  The base being frozen, nothing is computed towards its weights.
+
+  Args:
+    prompt: P, prefix included.
+    responses: N.
+    size: R.
+    rank: of LoRA, on all linear layers.
   """
-  width, heads = arch.width, arch.num_heads * arch.head_size
-  keys = arch.num_kv_heads * arch.head_size
-  linears = [(width, heads), (width, keys), (width, keys), (heads, width)]
-  linears += [(width, arch.mlp_width)] * 2 + [(arch.mlp_width, width)]
-  positions = prompt + responses * size
+  kernels = [
+    variable.get_value().shape
+    for path, variable in loading.variables(loading.abstract_model(arch))
+    if path[-1] == "kernel"
+  ]  # [L, I, O] each
+  answers = responses * size
+  positions = prompt + answers
   seen = prompt * (prompt + 1) / 2
   seen += responses * (size * prompt + size * (size + 1) / 2)
-  branches, layers = 2, arch.num_layers
+  branches, heads = 2, arch.num_heads * arch.head_size
   return Work(
-    branches * layers * 4 * sum(i * o for i, o in linears) * positions,
-    branches * layers * 6 * rank * sum(i + o for i, o in linears) * positions,
-    branches * layers * 3 * 4 * heads * seen,
-    branches * 4 * arch.vocab_size * width * responses * size,
+    float(branches * 4 * positions) * sum(n * i * o for n, i, o in kernels),
+    float(branches * 6 * positions)
+    * rank
+    * sum(n * (i + o) for n, i, o in kernels),
+    branches * arch.num_layers * 12 * heads * seen,
+    float(branches * 4 * answers * arch.width * arch.vocab_size),
   )

@@ -16,6 +16,7 @@ MAY_IMPORT = {
   "inference": {
     "config", "structs", "data", "models", "weights", "training"
   },
+  "planning": {"config", "structs", "models", "weights", "training"},
   "evaluation": {
     "config",
     "structs",

@@ -82,7 +82,7 @@ def _product_forward(x, kernel):
 
 def _product_backward(inputs, slope):
   x, kernel = inputs
-  wide = jnp.float32 if jax.default_backend() == "cpu" else None
+  wide = jnp.float32 if placement.platform(slope) == "cpu" else None
   towards_x = jax.lax.dot_general(
     slope,
     kernel.astype(slope.dtype),

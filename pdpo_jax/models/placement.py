@@ -51,6 +51,16 @@ def whole(x: Array) -> Array:
   return x if mesh.empty else _at(x, mesh, None)
 
 
+def platform(x: Array) -> str:
+  """Of the devices that a traced array is for: "cpu", "gpu" or "tpu".
+
+  They need not be those of this process, where a step is only planned.
+  """
+  mesh = jax.typeof(x).sharding.mesh
+  device = None if mesh.empty else mesh.abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def _at(x, mesh, axes):
   spec = jax.sharding.PartitionSpec(axes)
   place = jax.sharding.NamedSharding(mesh, spec)

@@ -233,6 +233,28 @@ def _check_eight(folder: pathlib.Path) -> None:
   with pytest.raises(ValueError, match="make 6 devices, and there are 8"):
     config.mesh = config_lib.MeshConfig(2, 3, 1)
     planner.make_plan(config, base.lm.arch, shape, topology, devices)
+  _check_activations_stay(devices)
+  print("activations stay where they are")
+
+
+def _check_activations_stay(devices) -> None:
+  """What is sent does not grow with the batch: weights, and no activations.
+
+  Not so where XLA infers from the token table how activations are split.
+  """
+  config = config_lib.Config()
+  config.lora.dropout = 0.0
+  config.mesh = config_lib.MeshConfig(1, 8, 1)
+  topology = topologies.parse("cpu-8")
+  received = []
+  for samples in (16, 64):
+    shape = dataclasses.replace(SHAPE, samples=samples)
+    plan = planner.make_plan(config, ARCH, shape, topology, devices)
+    received.append(sum(plan.received.values()))
+  activations = 64 * 2 * (10 + 13 + 2 * 8) * ARCH.width * 4 / 8
+  grown = received[1] - received[0]
+  # Embeddings are looked up in a table that is split by width, and back.
+  assert grown < 2 * activations, (grown, activations)
 
 
 def _leaves(arguments):
