@@ -22,6 +22,7 @@ from flax import nnx
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import experiment
+from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import gptj, layers, llama, user_model
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import checkpoint, optimizer, pdpo, sharding
@@ -170,6 +171,9 @@ def _check_eight(folder: pathlib.Path) -> None:
   base = experiment.read_base(config, folder, reading=True)
   loaded, _ = pdpo.load(config, base, folder / "2x2x2")
   _close(_values(loaded), _values(single), "read on other devices")
+  for own, other in zip(_answers(loaded), _answers(single), strict=True):
+    np.testing.assert_array_equal(own, other)
+  _check_int8(folder)
   odd = dataclasses.replace(config.train, batch_size=6)
   config = dataclasses.replace(config, train=odd)
   part = tiny.tiny_part(config, base, data[0], "heldout")
@@ -185,6 +189,38 @@ def _check_eight(folder: pathlib.Path) -> None:
     ValueError, match="leaves 12 samples, which the 8 devices"
   ):
     sharding.check_batch(config)
+
+
+def _answers(split):
+  """What users say to two prompts, greedily."""
+  prompts = (np.arange(5, 11, dtype=np.int32), np.array([7, 9], np.int32))
+  requests = [
+    generate.Request(prompt, row) for prompt in prompts for row in (0, 3, 5)
+  ]
+  return generate.generate(
+    split.merge(),
+    requests,
+    sampling.SamplingSpec(max_new_tokens=9, temperature=0.0),
+    stop_tokens=[],
+    pad_id=0,
+    batch_size=4,
+  )
+
+
+def _check_int8(folder) -> None:
+  """A base is quantized on a mesh as on one device, scales and all."""
+  mesh = sharding.make_mesh(config_lib.MeshConfig(1, 4, 2))
+  types = config_lib.BaseConfig(param_dtype="int8")
+  path = str(folder / "base")
+  split = base_lib.read_base(path, types, sharding.of_base(mesh))
+  whole = base_lib.read_base(path, types)
+  kernels = 0
+  for own, other in zip(
+    jax.tree.leaves(split.params), jax.tree.leaves(whole.params), strict=True
+  ):
+    np.testing.assert_array_equal(np.asarray(own), np.asarray(other))
+    kernels += own.dtype == np.int8 and not own.sharding.is_fully_replicated
+  assert kernels == 6  # of GPT-J
 
 
 def _check_places(split, mesh) -> None:
