@@ -144,22 +144,24 @@ def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
 
 def efficiency(contender, samples: int, least: work.Work) -> str:
   """How far from the speed of a large matrix product, at the same time."""
-  shares = [
-    samples
-    * least.total
-    / turn[f"{kind}seconds"]
-    / (turn["product_flops"] / turn[f"product_{kind}seconds"])
-    for kind in ("", "cpu_")
-    for turn in contender.turns
-  ]
-  half = len(shares) // 2
+
+  def share(seconds):
+    return statistics.median(
+      samples
+      * least.total
+      / turn[seconds]
+      / (turn["product_flops"] / turn[f"product_{seconds}"])
+      for turn in contender.turns
+    )
+
+  parts = ", ".join(
+    f"{name} {getattr(least, name) / least.total:.0%}"
+    for name in ("linear", "attention", "head", "lora")
+  )
   return (
-    f"{least.total / 1e9:,.0f} GFLOP a sample at least (linear layers "
-    f"{least.linear / least.total:.0%}, attention "
-    f"{least.attention / least.total:.0%}, head {least.head / least.total:.0%}, "
-    f"LoRA {least.lora / least.total:.0%}); {contender.name}: "
-    f"{statistics.median(shares[:half]):.0%} of the speed of a large matrix "
-    f"product, by CPU time {statistics.median(shares[half:]):.0%}"
+    f"{least.total / 1e9:,.0f} GFLOP a sample at least ({parts}); "
+    f"{contender.name}: {share('seconds'):.0%} of the speed of a large matrix "
+    f"product, by CPU time {share('cpu_seconds'):.0%}"
   )
 
 

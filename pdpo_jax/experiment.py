@@ -93,15 +93,16 @@ def make_batches(
   """Batches with reference log-probabilities, as the objective wants them."""
   rows = parts_lib.sample_rows(config, part)
   read = parts_lib.reference_rows(config, rows)
+  devices = sharding.batch_shards(sharding.mesh_of(base.params))
   logps = reference.reference_logps(
     base,
     read,
-    parts_lib.make_batches(config, part, read, None),
+    parts_lib.make_batches(config, part, read, None, devices),
     pathlib.Path(config.cache),
     config.train.logits_chunk,
     f"reference, {part.name}",
   )
-  return parts_lib.make_batches(config, part, rows, logps)
+  return parts_lib.make_batches(config, part, rows, logps, devices)
 
 
 def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:

@@ -75,6 +75,29 @@ class TokenizedExample:
   responses: tuple[np.ndarray, ...]  # int32 [tokens] each; chosen first
 
 
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """How far rows can be packed: the room that is enough for any group of them.
+
+  Attributes:
+    rows: of a group, which lie beside each other.
+    positions: real positions of a group's prompts and responses, at most.
+    response_positions: of its responses alone.
+  """
+
+  rows: int
+  positions: int
+  response_positions: int
+
+  def __mul__(self, times: int) -> "Packed":
+    """For groups of `times` as many rows."""
+    return Packed(
+      times * self.rows,
+      times * self.positions,
+      times * self.response_positions,
+    )
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PreferenceBatch:
@@ -96,6 +119,11 @@ class PreferenceBatch:
   # What the generic branch reads, where it is not `prompt`.
   bare_prompt: Any = None  # int32 [B, P]
   bare_prompt_mask: Any = None  # bool [B, P]
+  # Room for the real positions of a group of samples; None: rows run as they
+  # are, padding included.
+  packed: Packed | None = dataclasses.field(
+    default=None, metadata={"static": True}
+  )
 
 
 @jax.tree_util.register_dataclass

@@ -1,178 +1,124 @@
 """Batches as a pure function of (seed, step), with little padding.
 
-Samples are sorted into a few padded shapes (P, N, R), each of which fits into
-the next. What does not fill a batch of one shape moves up to the next larger,
-so that an epoch is `ceil(samples / batch_size)` batches and only one of them
-is filled up. Nothing about the position in the data needs saving.
+Samples are sorted into a few classes of one shape each; `packing.py` says how.
+An epoch is `ceil(samples / batch_size)` batches, of which the longest ones may
+lack a sample each. Nothing about the position in the data needs saving.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from pdpo_jax import structs
+from pdpo_jax.data import packing
 
 Shape = tuple[int, int, int]  # P, N, R
 
 
-def choose_shapes(
-  sizes: Int[np.ndarray, "samples 3"], max_shapes: int
-) -> list[Shape]:
-  """At most `max_shapes` shapes that pad `sizes` least, smallest first.
-
-  Samples are sorted by their cost `P + N * R` and cut into runs; a run's shape
-  is the largest P, N and R up to its end, so that each shape fits into the
-  next. Among all such cuts, dynamic programming finds the one with the least
-  padded cost.
-  """
-  costs = sizes[:, 0] + sizes[:, 1] * sizes[:, 2]
-  largest = np.maximum.accumulate(sizes[np.argsort(costs, kind="stable")])
-  # A run may as well go on for as long as its shape stays the same.
-  changes = np.any(largest[1:] != largest[:-1], axis=1)
-  ends = np.append(np.flatnonzero(changes), len(sizes) - 1)
-  shapes = largest[ends]
-  shape_costs = shapes[:, 0] + shapes[:, 1] * shapes[:, 2]
-  # run[i, j]: cost of a run after end i - 1 (i = 0: from the start) to end j.
-  begins = np.append(0, ends[:-1] + 1)
-  counts = ends[None, :] + 1 - begins[:, None]
-  run = np.where(counts > 0, counts * shape_costs[None, :], np.inf)
-  best = run[0]
-  came_from = []
-  for _ in range(1, min(max_shapes, len(ends))):
-    # One more run, which begins at i; what is before it ends at i - 1.
-    totals = np.append(0.0, best[:-1])[:, None] + run
-    came_from.append(np.argmin(totals, axis=0))
-    best = np.min(totals, axis=0)
-  chosen = [len(ends) - 1]
-  for begin in reversed(came_from):
-    previous = begin[chosen[-1]] - 1
-    if previous < 0:
-      break
-    chosen.append(int(previous))
-  return [tuple(map(int, shapes[place])) for place in reversed(chosen)]
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The batches of one epoch: each one's shape, and its samples or -1."""
+  """The batches of one epoch: each one's class, and its samples or -1."""
 
-  shapes: Int[np.ndarray, " batches"]
+  classes: Int[np.ndarray, " batches"]
   rows: Int[np.ndarray, "batches B"]
 
 
-class Planner:
-  """Which samples make up which batch, and in what shape.
+class Dealer:
+  """Deals the batches of one class after the other, or of a shuffled epoch.
 
   Args:
-    sizes: P, N and R of each sample, rounded up as they will be padded.
-    batch_size: B, over all hosts.
+    classes: what `packing.make_classes` made.
     seed: of the order; each epoch has its own.
-    max_shapes: how many padded shapes there may be.
-    share: index and count of the hosts that split a batch's rows.
   """
 
-  def __init__(
-    self,
-    sizes: Int[np.ndarray, "samples 3"],
-    batch_size: int,
-    seed: int,
-    max_shapes: int,
-    share: tuple[int, int],
-  ):
-    for name, value in (("batch_size", batch_size), ("max_shapes", max_shapes)):
-      if value < 1:
-        raise ValueError(f"{name} {value} must be 1 or more")
-    if not len(sizes):
-      raise ValueError("there are no samples to make batches of; give some")
-    index, count = share
-    if not 0 <= index < count:
-      raise ValueError(f"share {share} must be (index, count), index < count")
-    if batch_size % count:
-      raise ValueError(
-        f"batch_size {batch_size} is not divisible by the {count} hosts that "
-        "share a batch; use a multiple"
-      )
-    self.batch_size = batch_size
-    self.seed = seed
-    self.num_batches = math.ceil(len(sizes) / batch_size)
-    part = batch_size // count
-    self._own = slice(index * part, (index + 1) * part)
+  def __init__(self, classes: Sequence[packing.Class], seed: int):
+    self._classes = classes
+    self._seed = seed
     self._cached: tuple[int, Plan] | None = None
-    shapes = choose_shapes(sizes, max_shapes)
-    fits = np.ones((len(sizes), 0), bool)
-    for shape in shapes:
-      fit = np.all(sizes <= np.array(shape), axis=1)
-      fits = np.concatenate([fits, fit[:, None]], 1)
-    shape_of = np.argmax(fits, axis=1)  # the first that fits
-    # A shape that never fills a batch is not used: its samples move up.
-    used = self._batches_by_shape(shape_of, len(shapes)) > 0
-    self.shapes = [shapes[place] for place in np.flatnonzero(used)]
-    self._shape_of = (np.cumsum(used) - used)[shape_of]
-    per_shape = self._batches_by_shape(self._shape_of, len(self.shapes))
-    self._batch_shapes = np.repeat(np.arange(len(self.shapes)), per_shape)
+    self.num_batches = sum(each.strata.shape[1] for each in classes)
 
-  def _batches_by_shape(
-    self, shape_of: Int[np.ndarray, " samples"], num_shapes: int
-  ) -> Int[np.ndarray, " shapes"]:
-    """Full batches of each shape; the last shape also takes what is left."""
-    up_to = np.cumsum(np.bincount(shape_of, minlength=num_shapes))
-    whole = up_to // self.batch_size
-    whole[-1] = self.num_batches
-    return np.diff(whole, prepend=0)
+  def in_order(self, rng: np.random.Generator | None = None) -> Plan:
+    """Class by class; without `rng`, as in the data within each stratum."""
+    rows = [each.deal(rng) for each in self._classes]
+    numbers = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+    return Plan(numbers, np.concatenate(rows))
 
-  @property
-  def padded_cost(self) -> int:
-    """Positions `P + N * R` of an epoch, padding included."""
-    costs = np.array([p + n * r for p, n, r in self.shapes])
-    return int(costs[self._batch_shapes].sum()) * self.batch_size
-
-  def ordered(
-    self, order: Int[np.ndarray, " samples"]
-  ) -> Int[np.ndarray, "batches B"]:
-    """Fills batches shape by shape, samples of a shape as in `order`."""
-    by_shape = order[np.argsort(self._shape_of[order], kind="stable")]
-    rows = np.full(self.num_batches * self.batch_size, -1)
-    rows[: len(order)] = by_shape
-    return rows.reshape(self.num_batches, self.batch_size)
-
-  def epoch(self, epoch: int) -> Plan:
-    """The plan of an epoch, with samples, batches and shapes shuffled."""
-    cached = self._cached
-    if cached is None or cached[0] != epoch:
-      rng = np.random.default_rng([self.seed, epoch])
-      rows = self.ordered(rng.permutation(len(self._shape_of)))
-      order = rng.permutation(self.num_batches)
-      cached = (epoch, Plan(self._batch_shapes[order], rows[order]))
-      self._cached = cached
-    return cached[1]
-
-  def batch(self, step: int) -> tuple[Shape, Int[np.ndarray, " rows"]]:
-    """Shape and this host's samples of a batch; -1 fills up."""
+  def batch(self, step: int) -> tuple[int, Int[np.ndarray, " B"]]:
+    """Class and samples of a batch; -1 fills up."""
     epoch, place = divmod(step, self.num_batches)
-    plan = self.epoch(epoch)
-    return self.shapes[plan.shapes[place]], plan.rows[place, self._own]
+    if self._cached is None or self._cached[0] != epoch:
+      rng = np.random.default_rng([self._seed, epoch])
+      plan = self.in_order(rng)
+      order = rng.permutation(self.num_batches)
+      self._cached = (epoch, Plan(plan.classes[order], plan.rows[order]))
+    plan = self._cached[1]
+    return int(plan.classes[place]), plan.rows[place]
 
-  def in_order(self) -> Iterator[tuple[Shape, Int[np.ndarray, " rows"]]]:
-    """As `batch`, for one epoch that is not shuffled."""
-    rows = self.ordered(np.arange(len(self._shape_of)))
-    for shape, batch in zip(self._batch_shapes, rows, strict=True):
-      yield self.shapes[shape], batch[self._own]
+
+def _check(
+  samples: int,
+  batch_size: int,
+  max_shapes: int,
+  pad_multiple: int,
+  share: tuple[int, int],
+) -> None:
+  """Raises a ValueError that names the first wrong argument."""
+  for name, value in (
+    ("batch_size", batch_size),
+    ("max_shapes", max_shapes),
+    ("pad_multiple", pad_multiple),
+  ):
+    if value < 1:
+      raise ValueError(f"{name} {value} must be 1 or more")
+  if not samples:
+    raise ValueError("there are no samples to make batches of; give some")
+  index, count = share
+  if not 0 <= index < count:
+    raise ValueError(f"share {share} must be (index, count), index < count")
+  if batch_size % count:
+    raise ValueError(
+      f"batch_size {batch_size} is not divisible by the {count} hosts that "
+      "share a batch; use a multiple"
+    )
 
 
-def _round_up(
-  sizes: Int[np.ndarray, " samples"], multiple: int, offset: int = 0
-) -> Int[np.ndarray, " samples"]:
+def _own(batch_size: int, share: tuple[int, int]) -> slice:
+  """This host's rows of a batch."""
+  index, hosts = share
+  part = batch_size // hosts
+  return slice(index * part, (index + 1) * part)
+
+
+def _round_up(sizes: Any, multiple: int, offset: int = 0) -> Any:
   """The least sizes at or above, such that `offset + size` is a multiple."""
-  if multiple < 1:
-    raise ValueError(f"pad_multiple {multiple} must be 1 or more")
   return -(-(sizes + offset) // multiple) * multiple - offset
 
 
+def _sizes(
+  examples: Sequence[structs.TokenizedExample], with_bare_prompt: bool
+) -> tuple[
+  Int[np.ndarray, " samples"],
+  Int[np.ndarray, " samples"],
+  Int[np.ndarray, "samples 3"],
+]:
+  """Positions of each sample's prompt and of its responses; P, N and R."""
+  prompts = [
+    max(len(each.prompt), with_bare_prompt * len(each.bare_prompt))
+    for each in examples
+  ]
+  responses = [[len(each) for each in row.responses] for row in examples]
+  sizes = [
+    (prompt, len(each), max(each))
+    for prompt, each in zip(prompts, responses, strict=True)
+  ]
+  return np.array(prompts), np.array([*map(sum, responses)]), np.array(sizes)
+
+
 class PreferenceBatches:
-  """Padded batches of comparisons.
+  """Batches of comparisons, of which little is padding once they are packed.
 
   Args:
     examples: at least one.
@@ -182,9 +128,11 @@ class PreferenceBatches:
     batch_size: B, over all hosts.
     seed: of the order.
     prefix_length: T, how many user tokens will stand before a prompt.
-    pad_multiple: of what `T + P` and R are multiples.
-    max_shapes: how many shapes (P, N, R), and so compilations, there may be.
+    pad_multiple: of what `T + P`, R and a group's room are multiples.
+    max_shapes: how many shapes, and so compilations, there may be.
     share: index and count of the hosts that split a batch's rows.
+    devices: that split a batch's rows, over all hosts.
+    parts: that a device's rows are run in.
     with_bare_prompt: whether batches hold the prompts without user text too.
   """
 
@@ -200,24 +148,27 @@ class PreferenceBatches:
     pad_multiple: int = 8,
     max_shapes: int = 4,
     share: tuple[int, int] = (0, 1),
+    devices: int = 1,
+    parts: int = 1,
   ):
-    prompts = [
-      max(len(example.prompt), with_bare_prompt * len(example.bare_prompt))
-      for example in examples
-    ]
-    counts = [len(example.responses) for example in examples]
-    longest = [max(map(len, example.responses)) for example in examples]
-    sizes = np.stack(
-      [
-        _round_up(np.array(prompts, np.int64), pad_multiple, prefix_length),
-        np.array(counts, np.int64),
-        _round_up(np.array(longest, np.int64), pad_multiple),
-      ],
-      1,
+    _check(len(examples), batch_size, max_shapes, pad_multiple, share)
+    prompts, responses, sizes = _sizes(examples, with_bare_prompt)
+    self.layout = packing.Layout(batch_size, devices, parts)
+    self._classes = packing.make_classes(
+      prompts, responses, self.layout, max_shapes, pad_multiple
     )
-    self._planner = Planner(sizes, batch_size, seed, max_shapes, share)
+    self._shapes = []
+    for each in self._classes:
+      prompt, count, longest = sizes[each.samples].max(0)
+      self._shapes.append(
+        (
+          _round_up(int(prompt), pad_multiple, prefix_length),
+          int(count),
+          _round_up(int(longest), pad_multiple),
+        )
+      )
     if reference_logps is not None:
-      expected = (len(examples), max(counts))
+      expected = (len(examples), int(sizes[:, 1].max()))
       if reference_logps.shape != expected:
         raise ValueError(
           f"reference_logps has shape {reference_logps.shape}, but the data "
@@ -226,35 +177,50 @@ class PreferenceBatches:
     self._examples = examples
     self._with_bare_prompt = with_bare_prompt
     self._reference_logps = reference_logps
-    responses = sum(sum(map(len, example.responses)) for example in examples)
-    self._real_cost = sum(prompts) + responses
+    self._dealer = Dealer(self._classes, seed)
+    self._own = _own(batch_size, share)
+    self._real_cost = int(prompts.sum() + responses.sum())
 
   @property
   def num_batches(self) -> int:
     """Of an epoch."""
-    return self._planner.num_batches
+    return self._dealer.num_batches
 
   @property
   def shapes(self) -> list[Shape]:
-    """(P, N, R) of the batches that occur, smallest first."""
-    return self._planner.shapes
+    """(P, N, R) of the batches that occur, shortest samples first."""
+    return self._shapes
+
+  @property
+  def rooms(self) -> list[structs.Packed]:
+    """What there is for each group of a batch of each shape."""
+    return [each.packed for each in self._classes]
 
   @property
   def padding_share(self) -> float:
-    """Share of an epoch's prompt and response positions that are padding."""
-    return 1.0 - self._real_cost / self._planner.padded_cost
+    """Share of an epoch's positions that are padding, in the linear layers."""
+    padded = sum(
+      each.strata.shape[1] * self.layout.groups * each.packed.positions
+      for each in self._classes
+    )
+    return 1.0 - self._real_cost / padded
 
   def batch(self, step: int) -> structs.PreferenceBatch:
     """The batch of a step, counted from the first epoch's first."""
-    return self._make(*self._planner.batch(step))
+    number, rows = self._dealer.batch(step)
+    return self._make(number, rows[self._own])
 
   def in_order(self) -> Iterator[structs.PreferenceBatch]:
-    """Every example once, not shuffled: by shape, then as in the data."""
-    for shape, rows in self._planner.in_order():
-      yield self._make(shape, rows)
+    """Every example once, not shuffled; to be run whole, not in parts."""
+    plan = self._dealer.in_order()
+    for number, rows in zip(plan.classes, plan.rows, strict=True):
+      batch = self._make(number, rows[self._own])
+      if self.layout.parts > 1:
+        batch = dataclasses.replace(batch, packed=None)
+      yield batch
 
-  def _make(self, shape, rows):
-    prompt_size, num_responses, response_size = shape
+  def _make(self, number, rows):
+    prompt_size, num_responses, response_size = self._shapes[number]
     batch = structs.PreferenceBatch(
       index=rows.astype(np.int32),
       user_row=np.zeros(len(rows), np.int32),
@@ -264,6 +230,7 @@ class PreferenceBatches:
       response_mask=np.zeros((len(rows), num_responses, response_size), bool),
       reference_logps=np.zeros((len(rows), num_responses), np.float32),
       weight=(rows >= 0).astype(np.float32),
+      packed=self._classes[number].packed,
     )
     if self._with_bare_prompt:
       batch = dataclasses.replace(
@@ -314,39 +281,53 @@ class TextBatches:
     max_shapes: int = 4,
     share: tuple[int, int] = (0, 1),
   ):
-    lengths = [len(prompt) + len(response) for prompt, response in sequences]
-    sizes = np.zeros((len(lengths), 3), np.int64)
-    sizes[:, 0] = _round_up(np.array(lengths, np.int64), pad_multiple)
-    self._planner = Planner(sizes, batch_size, seed, max_shapes, share)
+    _check(len(sequences), batch_size, max_shapes, pad_multiple, share)
+    lengths = np.array(
+      [len(prompt) + len(answer) for prompt, answer in sequences]
+    )
+    # Rows are not packed: each is a group of its own, with room for its class's
+    # longest.
+    layout = packing.Layout(batch_size, parts=batch_size)
+    self._classes = packing.make_classes(
+      lengths, np.zeros_like(lengths), layout, max_shapes, pad_multiple
+    )
+    self._dealer = Dealer(self._classes, seed)
+    self._own = _own(batch_size, share)
     self._sequences = sequences
-    self._real_cost = sum(lengths)
+    self._real_cost = int(lengths.sum())
 
   @property
   def num_batches(self) -> int:
     """Of an epoch."""
-    return self._planner.num_batches
+    return self._dealer.num_batches
 
   @property
   def shapes(self) -> list[int]:
     """S of the batches that occur, smallest first."""
-    return [size for size, _, _ in self._planner.shapes]
+    return [each.packed.positions for each in self._classes]
 
   @property
   def padding_share(self) -> float:
     """Share of an epoch's positions that are padding."""
-    return 1.0 - self._real_cost / self._planner.padded_cost
+    padded = sum(
+      each.strata.size * each.packed.positions for each in self._classes
+    )
+    return 1.0 - self._real_cost / padded
 
   def batch(self, step: int) -> structs.TextBatch:
     """The batch of a step, counted from the first epoch's first."""
-    return self._make(*self._planner.batch(step))
+    number, rows = self._dealer.batch(step)
+    return self._make(number, rows[self._own])
 
   def in_order(self) -> Iterator[structs.TextBatch]:
-    """Every sequence once, not shuffled: by shape, then as in the data."""
-    for shape, rows in self._planner.in_order():
-      yield self._make(shape, rows)
+    """Every sequence once, not shuffled."""
+    plan = self._dealer.in_order()
+    for number, rows in zip(plan.classes, plan.rows, strict=True):
+      yield self._make(number, rows[self._own])
 
-  def _make(self, shape, rows):
-    tokens = np.zeros((len(rows), shape[0]), np.int32)
+  def _make(self, number, rows):
+    size = self._classes[number].packed.positions
+    tokens = np.zeros((len(rows), size), np.int32)
     mask = np.zeros(tokens.shape, bool)
     target_mask = np.zeros(tokens.shape, bool)
     for place in np.flatnonzero(rows >= 0):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from pdpo_jax import structs
 from pdpo_jax.models import (
   attention,
   gptj,
@@ -18,6 +19,7 @@ from pdpo_jax.models import (
   placement,
   user_model,
 )
+from pdpo_jax.models import packing as packing_lib
 
 LANGUAGE_MODELS = {"gptj": gptj.GPTJ, "llama": llama.Llama}
 ARCHITECTURES = {"gptj": gptj.Architecture, "llama": llama.Architecture}
@@ -116,6 +118,7 @@ class Policy(nnx.Module):
     response_mask: Bool[Array, "B N R"],
     prefix: Float[Array, "B T D"],
     dropout_key: Key[Array, ""] | None = None,
+    packed: structs.Packed | None = None,
   ) -> Float[Array, "B N R D"]:
     """The states that predict each response's tokens, in one forward pass.
 
@@ -130,6 +133,8 @@ class Policy(nnx.Module):
       response_mask: true at real tokens.
       prefix: a soft prefix for each sample; T may be 0.
       dropout_key: for LoRA's dropout; none without.
+      packed: room for a group's prompts and responses; padding is then run
+        through attention alone, and the states there mean nothing.
     """
     rows, num_responses, size = responses.shape
     embeddings, mask = self.prompt_embeddings(prompt, prompt_mask, prefix)
@@ -138,12 +143,24 @@ class Policy(nnx.Module):
     positions = attention.positions_of(mask)
     after = positions[:, -1:, None] + 1 + jnp.arange(size)  # [B, 1, R]
     after = jnp.broadcast_to(after, responses.shape)
-    hidden, _ = self.lm.hidden(
-      placement.by_rows(jnp.concatenate([embeddings, answer], 1)),
-      jnp.concatenate([positions, after.reshape(rows, -1)], 1),
-      attention.shared_prompt(mask, response_mask, self.lm.kernel),
-      dropout_key=dropout_key,
-    )
+    embeddings = placement.by_rows(jnp.concatenate([embeddings, answer], 1))
+    positions = jnp.concatenate([positions, after.reshape(rows, -1)], 1)
+    attend = attention.shared_prompt(mask, response_mask, self.lm.kernel)
+    if packed is None:
+      hidden, _ = self.lm.hidden(
+        embeddings, positions, attend, dropout_key=dropout_key
+      )
+    else:
+      real = jnp.concatenate([mask, response_mask.reshape(rows, -1)], 1)
+      room = packed.positions + packed.rows * prefix.shape[1]
+      packing = packing_lib.Packing.of(real, packed.rows, room)
+      hidden, _ = self.lm.hidden(
+        placement.by_rows(packing.pack(embeddings)),
+        packing.pack(positions),
+        packing.around(attend),
+        dropout_key=dropout_key,
+      )
+      hidden = packing.checked(packing.unpack(hidden))
     last = jnp.broadcast_to(
       hidden[:, length - 1, None, None, :],
       (rows, num_responses, 1, hidden.shape[-1]),

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pdpo_jax import structs
 from pdpo_jax.models import layers, placement
+from pdpo_jax.models import packing as packing_lib
 
 
 def response_logps(
@@ -27,6 +29,7 @@ def response_logps(
   weight: Float[Array, "V D"],
   bias: Float[Array, " V"] | None,
   chunk: int = 128,
+  packed: structs.Packed | None = None,
 ) -> Float[Array, "B N"]:
   """`sum_t log p(y_t | ...)` of each response, in nats and float32.
 
@@ -37,14 +40,37 @@ def response_logps(
     weight: of the output head; it gets no gradient.
     bias: of the output head; it gets no gradient.
     chunk: about how many positions have logits in memory at a time.
+    packed: room for a group's responses, so that their padding has no logits.
   """
   weight = jax.lax.stop_gradient(weight)
   bias = None if bias is None else jax.lax.stop_gradient(bias)
-  return _summed_logps(hidden, tokens, mask, weight, bias, chunk)
+  rows, responses, size, width = hidden.shape
+  if packed is None:
+    logps = _token_logps(
+      hidden.reshape(rows * responses, size, width),
+      *(x.reshape(rows * responses, size) for x in (tokens, mask)),
+      weight,
+      bias,
+      chunk,
+    )
+    return logps.reshape(mask.shape).sum(-1)
+  flat = mask.reshape(rows, responses * size)
+  packing = packing_lib.Packing.of(flat, packed.rows, packed.response_positions)
+  logps = _token_logps(
+    packing.pack(hidden.reshape(*flat.shape, width)),
+    packing.pack(tokens.reshape(flat.shape)),
+    packing.filled,
+    weight,
+    bias,
+    chunk,
+  )
+  logps = packing.checked(packing.unpack(logps))
+  return logps.reshape(mask.shape).sum(-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _summed_logps(hidden, tokens, mask, weight, bias, chunk):
+def _token_logps(hidden, tokens, mask, weight, bias, chunk):
+  """`log p(y_t)` at `[rows, positions]`, 0 where masked."""
   return _compute(hidden, tokens, mask, weight, bias, chunk, gradient=False)[0]
 
 
@@ -54,25 +80,27 @@ def _forward(hidden, tokens, mask, weight, bias, chunk):
 
 def _backward(chunk, gradient, cotangent):
   del chunk
-  scaled = gradient * cotangent[..., None, None].astype(gradient.dtype)
+  scaled = gradient * cotangent[..., None].astype(gradient.dtype)
   return scaled, None, None, None, None
 
 
-_summed_logps.defvjp(_forward, _backward)
+_token_logps.defvjp(_forward, _backward)
 
 
 def _compute(hidden, tokens, mask, weight, bias, chunk, gradient):
-  """Sums, and `d sum / d hidden` if asked for, by chunks along R."""
-  rows, responses, size, _ = hidden.shape
-  width = min(size, max(1, chunk // (rows * responses)))
+  """Values, and `d value / d hidden` if asked for, by chunks of positions."""
+  rows, size, _ = hidden.shape
+  width = min(size, max(1, chunk // rows))
   pieces = -(-size // width)
 
-  def split(x):  # [B, N, R, ...] -> [pieces, B, N, width, ...]
+  def split(x):  # [rows, size, ...] -> [pieces, rows, width, ...]
     pad = [(0, 0)] * x.ndim
-    pad[2] = (0, pieces * width - size)
+    pad[1] = (0, pieces * width - size)
     x = jnp.pad(x, pad)
-    x = x.reshape(rows, responses, pieces, width, *x.shape[3:])
-    return jnp.moveaxis(x, 2, 0)
+    return x.reshape(rows, pieces, width, *x.shape[2:]).swapaxes(0, 1)
+
+  def join(x):  # `split` undone
+    return x.swapaxes(0, 1).reshape(rows, -1, *x.shape[3:])[:, :size]
 
   def one(inputs):
     states, targets, counted = inputs
@@ -80,14 +108,14 @@ def _compute(hidden, tokens, mask, weight, bias, chunk, gradient):
     logits = layers.head_logits(states, weight, bias)
     log_normalizer = jax.nn.logsumexp(logits, -1)
     chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    logps = jnp.sum(jnp.where(counted, chosen - log_normalizer, 0.0), -1)
+    logps = jnp.where(counted, chosen - log_normalizer, 0.0)
     if not gradient:
       return logps, None
     probabilities = jnp.exp(logits - log_normalizer[..., None])
     expected = jax.lax.dot_general(
       probabilities.astype(states.dtype),
       weight.astype(states.dtype),
-      (((3,), (0,)), ((), ())),
+      (((2,), (0,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
     slope = weight[targets].astype(jnp.float32) - expected
@@ -97,7 +125,4 @@ def _compute(hidden, tokens, mask, weight, bias, chunk, gradient):
   weight = placement.gathered(weight)
   pieced = (split(hidden), split(tokens), split(mask))
   logps, slopes = jax.lax.map(one, pieced)
-  if gradient:
-    slopes = jnp.moveaxis(slopes, 0, 2)  # [B, N, pieces, width, D]
-    slopes = slopes.reshape(rows, responses, pieces * width, -1)[:, :, :size]
-  return logps.sum(0), slopes
+  return join(logps), join(slopes) if gradient else None

@@ -163,8 +163,10 @@ def logits_chunk(positions: int, mesh: jax.sharding.Mesh | None) -> int:
   return shards * (positions or (128 if platform == "cpu" else 1024))
 
 
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
-  """Devices that split the batch."""
+def batch_shards(mesh: jax.sharding.Mesh | None) -> int:
+  """Devices that split the batch; 1 without a mesh."""
+  if mesh is None:
+    return 1
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 

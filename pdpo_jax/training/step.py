@@ -55,6 +55,7 @@ def response_logps(
     batch.response_mask,
     prefix,
     dropout_key,
+    batch.packed,
   )
   return logprobs.response_logps(
     hidden,
@@ -62,6 +63,7 @@ def response_logps(
     batch.response_mask,
     *policy.lm.head(),
     logits_chunk,
+    batch.packed,
   )
 
 
@@ -89,9 +91,14 @@ def branch_logps(
     rest = branches[0].shape[1:]
     return jnp.stack(branches, 1).reshape(rows * len(names), *rest)
 
+  merged = jax.tree.map(
+    merge, *(_rows_of_branch(batch, name) for name in names)
+  )
+  if batch.packed is not None:
+    merged = dataclasses.replace(merged, packed=batch.packed * len(names))
   logps = response_logps(
     policy,
-    jax.tree.map(merge, *(_rows_of_branch(batch, name) for name in names)),
+    merged,
     merge(*(prefixes[name]() for name in names)),
     objective.logits_chunk,
     dropout_key,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax import structs
-from pdpo_jax.data import batching
+from pdpo_jax.data import batching, packing
 
 PREFIX, MULTIPLE, BATCH = 3, 5, 7
 
@@ -72,17 +72,16 @@ def test_every_example_comes_once_an_epoch_in_as_few_batches_as_possible(count):
   assert sorted(rows[rows >= 0]) == list(range(count))
 
 
-def test_at_most_one_batch_of_an_epoch_is_filled_up():
-  filled = [
-    b for b in epoch(make_batches(make_examples(100)), 0) if -1 in b.index
-  ]
-  assert len(filled) == 1
-  fill = filled[0].index < 0
-  assert fill.sum() == 5  # 15 batches of 7
-  np.testing.assert_array_equal(filled[0].weight, np.where(fill, 0.0, 1.0))
-  assert not filled[0].prompt_mask[fill].any()
-  assert not filled[0].response_mask[fill].any()
-  assert not filled[0].user_row[fill].any()
+def test_an_epoch_is_filled_up_by_less_than_a_batch():
+  batches = make_batches(make_examples(100))
+  index = np.concatenate([batch.index for batch in epoch(batches, 0)])
+  assert (index < 0).sum() == 5  # 15 batches of 7
+  for batch in epoch(batches, 0):
+    fill = batch.index < 0
+    np.testing.assert_array_equal(batch.weight, np.where(fill, 0.0, 1.0))
+    assert not batch.prompt_mask[fill].any()
+    assert not batch.response_mask[fill].any()
+    assert not batch.user_row[fill].any()
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
@@ -130,49 +129,126 @@ def test_samples_are_whole_prompts_padded_left_and_responses_right():
         assert batch.reference_logps[row, number] == logps[index, number]
 
 
-def test_shapes_are_few_nested_and_multiples_with_the_prefix():
+def test_shapes_are_few_and_multiples_with_the_prefix():
   batches = make_batches(make_examples(200))
   assert 1 < len(batches.shapes) <= 4
-  for small, large in itertools.pairwise(batches.shapes):
-    assert all(np.array(small) <= np.array(large))
   for prompt_size, _, response_size in batches.shapes:
     assert (PREFIX + prompt_size) % MULTIPLE == 0
     assert response_size % MULTIPLE == 0
+  for room in batches.rooms:
+    assert room.positions % MULTIPLE == room.response_positions % MULTIPLE == 0
   seen = {
     (b.prompt.shape[1], *b.responses.shape[1:]) for b in epoch(batches, 0)
   }
   assert seen == set(batches.shapes)
 
 
-def test_shapes_have_the_least_cost_of_all_cuts():
+def groups(batch, layout):
+  """Samples that are run together, as the step takes a batch apart."""
+  rows = np.arange(layout.batch_size).reshape(layout.devices, -1)
+  for device in rows:
+    for part in range(layout.parts):
+      yield device[part :: layout.parts]
+
+
+def lengths(batch, rows):
+  """Positions of some samples' prompts and responses, and of the latter."""
+  responses = batch.response_mask[rows].sum()
+  return batch.prompt_mask[rows].sum() + responses, responses
+
+
+@pytest.mark.parametrize(
+  ("devices", "parts"), [(1, 1), (1, 4), (4, 1), (2, 3), (1, 12)]
+)
+def test_every_group_has_room_whatever_is_dealt(devices, parts):
+  batches = make_batches(
+    make_examples(300), batch_size=12, devices=devices, parts=parts
+  )
+  real = room = 0
+  for number in range(3):
+    for batch in epoch(batches, number):
+      assert batch.packed in batches.rooms
+      for rows in groups(batch, batches.layout):
+        assert len(rows) == batch.packed.rows
+        both, responses = lengths(batch, rows)
+        assert both <= batch.packed.positions
+        assert responses <= batch.packed.response_positions
+        real += both
+        room += batch.packed.positions
+  assert batches.padding_share == pytest.approx(1 - real / room)
+
+
+def test_batches_are_the_same_on_any_number_of_devices():
+  examples = make_examples(100)
+  one, four = (
+    make_batches(examples, batch_size=8, devices=devices, parts=2)
+    for devices in (1, 4)
+  )
+  for step in range(one.num_batches):
+    assert sorted(one.batch(step).index) == sorted(four.batch(step).index)
+
+
+def draw(rng, median, spread, most, size):
+  """Lengths as texts have them, cut at `most`."""
+  drawn = rng.lognormal(np.log(median), spread, size).astype(int)
+  return np.clip(drawn, 8, most)
+
+
+# Medians, spreads and limits: TL;DR's posts are cut, PRISM's first turns have
+# four responses and the others two, UKP's arguments are all there is.
+SAMPLES = {
+  "prism": ((200, 0.45, 500), (130, 0.6, 300), (2, 4)),
+  "tldr": ((330, 0.35, 540), (38, 0.25, 60), (2,)),
+  "ukp": ((52, 0.15, 70), (57, 0.6, 168), (2,)),
+}
+
+
+@pytest.mark.parametrize("parts", [1, 16])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_at_most_a_tenth_of_the_positions_is_padding(name, parts):
+  prompt, response, counts = SAMPLES[name]
   rng = np.random.default_rng(0)
+  examples = [
+    structs.TokenizedExample(
+      1,
+      np.zeros(length, np.int32),
+      np.zeros(0, np.int32),
+      tuple(np.zeros(each, np.int32) for each in draw(rng, *response, count)),
+    )
+    for length, count in zip(
+      draw(rng, *prompt, 1000), rng.choice(counts, 1000), strict=True
+    )
+  ]
+  batches = make_batches(examples, batch_size=32, parts=parts, pad_multiple=8)
+  assert len(batches.shapes) <= 4
+  assert batches.padding_share <= 0.1
+
+
+def test_classes_need_the_least_room_of_all_cuts():
+  rng = np.random.default_rng(0)
+  layout = packing.Layout(2, parts=2)  # a room is what the longest needs
   for _ in range(20):
-    sizes = rng.integers(1, 12, (9, 3))
-    cost = sizes[:, 0] + sizes[:, 1] * sizes[:, 2]
-    largest = np.maximum.accumulate(sizes[np.argsort(cost, kind="stable")])
+    sizes = rng.integers(1, 90, 17)
+    made = packing.make_classes(sizes, np.zeros_like(sizes), layout, 3, 1)
+    ordered = np.append(np.sort(sizes), sizes.max()).reshape(-1, 2).max(1)
 
-    def padded(ends, largest=largest):
-      total = 0
-      for begin, end in itertools.pairwise((0, *ends, 9)):
-        p, n, r = largest[end - 1]
-        total += (end - begin) * (p + n * r)
-      return total
+    def room(ends, longest=ordered):
+      return sum(
+        (end - begin) * longest[end - 1]
+        for begin, end in itertools.pairwise((0, *ends, 9))
+      )
 
-    best = min(padded(ends) for ends in itertools.combinations(range(1, 9), 2))
-    shapes = batching.choose_shapes(sizes, 3)
-    assert len(shapes) <= 3
-    ends = [np.flatnonzero((largest == s).all(1))[-1] + 1 for s in shapes]
-    assert ends[-1] == 9
-    assert padded(ends[:-1]) == best
+    best = min(room(ends) for ends in itertools.combinations(range(1, 9), 2))
+    assert len(made) <= 3
+    assert best == sum(c.strata.shape[1] * c.packed.positions for c in made)
 
 
-def test_padding_share_is_that_of_the_batches():
-  batches = make_batches(make_examples(100))
-  real = padded = 0
-  for batch in epoch(batches, 2):
-    real += batch.prompt_mask.sum() + batch.response_mask.sum()
-    padded += batch.prompt_mask.size + batch.response_mask.size
-  assert batches.padding_share == pytest.approx(1 - real / padded)
+def test_batches_to_be_run_whole_are_not_packed_for_parts():
+  examples = make_examples(20)
+  for parts, packed in ((1, True), (7, False)):
+    batches = make_batches(examples, parts=parts)
+    for batch in batches.in_order():
+      assert (batch.packed is not None) == packed
 
 
 def test_more_shapes_pad_less():
@@ -210,6 +286,7 @@ def test_without_reference_logps_their_place_is_not_a_number():
     ({"pad_multiple": 0}, "pad_multiple 0"),
     ({"share": (0, 2)}, "batch_size 7 is not divisible by the 2 hosts"),
     ({"share": (1, 1)}, "index < count"),
+    ({"devices": 2}, "7 is not divisible by 2 devices times 1 parts"),
   ],
 )
 def test_impossible_batches_are_an_error(options, message):
@@ -228,16 +305,19 @@ def test_no_examples_are_an_error():
     make_batches([])
 
 
-def test_a_million_samples_are_planned_quickly():
+def test_a_million_samples_are_dealt_quickly():
   rng = np.random.default_rng(0)
-  sizes = rng.integers(1, [100, 5, 60], (1_000_000, 3)) * [8, 1, 8]
+  prompts, responses = rng.integers(1, 900, (2, 1_000_000))
   start = time.perf_counter()
-  planner = batching.Planner(sizes, 32, 0, 4, (0, 1))
-  planner.batch(0)
-  # About 0.5 s on a laptop core; the bound is wide for shared machines.
-  assert time.perf_counter() - start < 10
+  classes = packing.make_classes(
+    prompts, responses, packing.Layout(32, parts=8), 4, 8
+  )
+  dealer = batching.Dealer(classes, 0)
+  dealer.batch(0)
+  # About 1 s on a laptop core; the bound is wide for shared machines.
+  assert time.perf_counter() - start < 20
   start = time.perf_counter()
-  planner.batch(1)
+  dealer.batch(1)
   assert time.perf_counter() - start < 0.05
 
 

@@ -136,6 +136,29 @@ def test_loss_is_ln_2_at_zero_lora_without_prefix():
   assert float(metrics["margin"]) == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_packed_groups_have_the_same_loss_and_gradients(rows):
+  batch = samples(np.arange(4))
+  loss, metrics, found = gradients(batch)
+  responses = batch.response_mask.sum((1, 2)).reshape(-1, rows).sum(1)
+  both = responses + batch.prompt_mask.sum(1).reshape(-1, rows).sum(1)
+  room = structs.Packed(rows, int(both.max()), int(responses.max()))
+  packed = dataclasses.replace(batch, packed=room)
+  packed_loss, packed_metrics, packed_found = gradients(packed)
+  # Float32 sums in another order.
+  np.testing.assert_allclose(packed_loss, loss, rtol=1e-6)
+  for key, value in metrics.items():
+    np.testing.assert_allclose(packed_metrics[key], value, rtol=1e-5)
+  for key, value in found.items():
+    difference = golden_cases.relative_difference(packed_found[key], value)
+    assert difference < 1e-5, key
+
+
+def test_a_group_without_enough_room_has_no_finite_loss():
+  batch = samples(np.arange(4), packed=structs.Packed(4, 20, 10))
+  assert not np.isfinite(gradients(batch)[0])
+
+
 def test_score_reads_every_sample_with_its_own_prefix():
   graphdef, trainable, frozen = parts()
   found = step.make_score(graphdef, 45)(trainable, frozen, samples())

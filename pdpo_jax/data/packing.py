@@ -1,0 +1,170 @@
+"""Which samples make up which batch, so that packed rows are full.
+
+Linear layers do not care which sample a position is of. So a group of samples
+is run on its real positions alone, side by side, and padding is what a group
+lacks to the room it is given. The room is one number for all groups of a class,
+so that a class is one compiled program, and it has to do in every epoch.
+Therefore batches are dealt like hands of cards: a class's samples are sorted by
+length and cut into as many strata as a batch has samples, and every batch gets
+one of each. Whatever is dealt, no sample is longer than its stratum's longest,
+and long and short strata are shared out evenly among a batch's groups.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+from jaxtyping import Int
+
+from pdpo_jax import structs
+
+# Cuts between classes are sought at so many places, evenly spread.
+_CUTS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a batch is divided when it is run.
+
+  Attributes:
+    batch_size: B, over all devices.
+    devices: which have a run of the batch's samples each.
+    parts: that a device's samples are run in; part j has its samples j,
+      `parts + j`, `2 parts + j` and so on.
+  """
+
+  batch_size: int
+  devices: int = 1
+  parts: int = 1
+
+  def __post_init__(self):
+    if self.batch_size < 1:
+      raise ValueError(f"batch_size {self.batch_size} must be 1 or more")
+    if self.batch_size % self.groups:
+      raise ValueError(
+        f"batch_size {self.batch_size} is not divisible by {self.devices} "
+        f"devices times {self.parts} parts; use a multiple of {self.groups}"
+      )
+
+  @property
+  def groups(self) -> int:
+    """Of samples that are run together, on one device."""
+    return self.devices * self.parts
+
+  def share_out(
+    self, lengths: Int[np.ndarray, " B"]
+  ) -> Int[np.ndarray, "groups group"]:
+    """Which strata each group gets, so that their lengths add up alike.
+
+    The longest goes first, to the group that has least so far and still has a
+    place.
+    """
+    size = self.batch_size // self.groups
+    sums, got = np.zeros(self.groups), [[] for _ in range(self.groups)]
+    for stratum in reversed(range(self.batch_size)):
+      places = [len(group) < size for group in got]
+      group = int(np.argmin(np.where(places, sums, np.inf)))
+      got[group].append(stratum)
+      sums[group] += lengths[stratum]
+    return np.array(got)
+
+
+@dataclasses.dataclass(frozen=True)
+class Class:
+  """Batches of one compiled shape.
+
+  Attributes:
+    strata: samples, a row for each stratum, the shortest first; -1 where there
+      is none to fill a batch.
+    order: the stratum of each row of a batch.
+    packed: room for any group.
+  """
+
+  strata: Int[np.ndarray, "B batches"]
+  order: Int[np.ndarray, " B"]
+  packed: structs.Packed
+
+  @property
+  def samples(self) -> Int[np.ndarray, " samples"]:
+    return self.strata[self.strata >= 0]
+
+  def deal(
+    self, rng: np.random.Generator | None
+  ) -> Int[np.ndarray, "batches B"]:
+    """All batches; without `rng`, samples of a stratum stay in their order."""
+    strata = self.strata
+    if rng is not None:
+      strata = rng.permuted(strata, axis=1)
+    return strata[self.order].T
+
+
+def make_classes(
+  prompts: Int[np.ndarray, " samples"],
+  responses: Int[np.ndarray, " samples"],
+  layout: Layout,
+  max_classes: int,
+  multiple: int,
+) -> list[Class]:
+  """Sorts samples into at most `max_classes`, those that need least room.
+
+  Which samples are of a class, and of a stratum, does not depend on the number
+  of devices: a run that goes on on others is dealt the same batches.
+
+  Args:
+    prompts: real prompt positions of each sample.
+    responses: real positions of all its responses together.
+    multiple: of what rooms are multiples.
+  """
+  size = layout.batch_size
+  totals = prompts + responses
+  # By length, and those of the same length as they come.
+  order = np.argsort(totals, kind="stable")
+  batches = math.ceil(len(order) / size)
+  fill = batches * size - len(order)
+  # What fills up counts as the longest, so that it comes last.
+  lengths = np.append(totals[order], np.full(fill, totals.max()))
+  order = np.append(order, np.full(fill, -1))
+  cuts = np.linspace(0, batches, min(_CUTS, batches) + 1).round().astype(int)
+  one_device = dataclasses.replace(layout, devices=1)
+
+  def cost(start, end):
+    longest = lengths[start * size : end * size].reshape(size, -1)[:, -1]
+    groups = one_device.share_out(longest)
+    return (end - start) * layout.parts * longest[groups].sum(1).max()
+
+  classes = []
+  for start, end in _cheapest_runs(cuts, cost, max_classes):
+    samples = order[start * size : end * size].reshape(size, -1)
+    longest = lengths[start * size : end * size].reshape(size, -1)[:, -1]
+    counted = np.where(samples < 0, 0, responses[samples]).max(1)
+    groups = layout.share_out(longest)
+    packed = structs.Packed(
+      groups.shape[1],
+      *(
+        -(-int(each[groups].sum(1).max()) // multiple) * multiple
+        for each in (longest, counted)
+      ),
+    )
+    rows = groups.reshape(layout.devices, layout.parts, -1).swapaxes(1, 2)
+    classes.append(Class(samples, rows.reshape(-1), packed))
+  return classes
+
+
+def _cheapest_runs(cuts, cost, most):
+  """The at most `most` runs between cuts that cost least together."""
+  count = len(cuts)
+  run = np.full((count, count), np.inf)
+  for i, j in itertools.combinations(range(count), 2):
+    run[i, j] = cost(cuts[i], cuts[j])
+  best, came_from = [run[0]], []
+  for _ in range(1, most):
+    totals = best[-1][:, None] + run
+    came_from.append(np.argmin(totals, axis=0))
+    best.append(np.min(totals, axis=0))
+  used = int(np.argmin([costs[-1] for costs in best]))
+  ends = [count - 1]
+  for level in reversed(came_from[:used]):
+    ends.append(int(level[ends[-1]]))
+  ends = [0, *reversed(ends)]
+  return [(int(cuts[i]), int(cuts[j])) for i, j in itertools.pairwise(ends)]
