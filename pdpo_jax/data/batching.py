@@ -155,7 +155,7 @@ class PreferenceBatches:
     prompts, responses, sizes = _sizes(examples, with_bare_prompt)
     self.layout = packing.Layout(batch_size, devices, parts)
     self._classes = packing.make_classes(
-      prompts, responses, self.layout, max_shapes, pad_multiple
+      prompts, responses, sizes[:, 1], self.layout, max_shapes, pad_multiple
     )
     self._shapes = []
     for each in self._classes:
@@ -289,7 +289,12 @@ class TextBatches:
     # longest.
     layout = packing.Layout(batch_size, parts=batch_size)
     self._classes = packing.make_classes(
-      lengths, np.zeros_like(lengths), layout, max_shapes, pad_multiple
+      lengths,
+      np.zeros_like(lengths),
+      np.zeros_like(lengths),
+      layout,
+      max_shapes,
+      pad_multiple,
     )
     self._dealer = Dealer(self._classes, seed)
     self._own = _own(batch_size, share)

@@ -62,10 +62,10 @@ class Layout:
     """
     size = self.batch_size // self.groups
     sums, got = np.zeros(self.groups), [[] for _ in range(self.groups)]
-    for stratum in reversed(range(self.batch_size)):
+    for stratum in np.argsort(-lengths, kind="stable"):
       places = [len(group) < size for group in got]
       group = int(np.argmin(np.where(places, sums, np.inf)))
-      got[group].append(stratum)
+      got[group].append(int(stratum))
       sums[group] += lengths[stratum]
     return np.array(got)
 
@@ -102,6 +102,7 @@ class Class:
 def make_classes(
   prompts: Int[np.ndarray, " samples"],
   responses: Int[np.ndarray, " samples"],
+  counts: Int[np.ndarray, " samples"],
   layout: Layout,
   max_classes: int,
   multiple: int,
@@ -114,12 +115,14 @@ def make_classes(
   Args:
     prompts: real prompt positions of each sample.
     responses: real positions of all its responses together.
+    counts: of a sample's responses. Attention runs on rectangles, so samples
+      with few and with many are kept apart where that is possible.
     multiple: of what rooms are multiples.
   """
   size = layout.batch_size
   totals = prompts + responses
-  # By length, and those of the same length as they come.
-  order = np.argsort(totals, kind="stable")
+  # By count, then by length, and those alike as they come.
+  order = np.lexsort((totals, counts))
   batches = math.ceil(len(order) / size)
   fill = batches * size - len(order)
   # What fills up counts as the longest, so that it comes last.
@@ -129,14 +132,14 @@ def make_classes(
   one_device = dataclasses.replace(layout, devices=1)
 
   def cost(start, end):
-    longest = lengths[start * size : end * size].reshape(size, -1)[:, -1]
+    longest = lengths[start * size : end * size].reshape(size, -1).max(1)
     groups = one_device.share_out(longest)
     return (end - start) * layout.parts * longest[groups].sum(1).max()
 
   classes = []
   for start, end in _cheapest_runs(cuts, cost, max_classes):
     samples = order[start * size : end * size].reshape(size, -1)
-    longest = lengths[start * size : end * size].reshape(size, -1)[:, -1]
+    longest = lengths[start * size : end * size].reshape(size, -1).max(1)
     counted = np.where(samples < 0, 0, responses[samples]).max(1)
     groups = layout.share_out(longest)
     packed = structs.Packed(

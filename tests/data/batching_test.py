@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import padding
 from pdpo_jax import structs
 from pdpo_jax.data import batching, packing
 
@@ -188,38 +189,10 @@ def test_batches_are_the_same_on_any_number_of_devices():
     assert sorted(one.batch(step).index) == sorted(four.batch(step).index)
 
 
-def draw(rng, median, spread, most, size):
-  """Lengths as texts have them, cut at `most`."""
-  drawn = rng.lognormal(np.log(median), spread, size).astype(int)
-  return np.clip(drawn, 8, most)
-
-
-# Medians, spreads and limits: TL;DR's posts are cut, PRISM's first turns have
-# four responses and the others two, UKP's arguments are all there is.
-SAMPLES = {
-  "prism": ((200, 0.45, 500), (130, 0.6, 300), (2, 4)),
-  "tldr": ((330, 0.35, 540), (38, 0.25, 60), (2,)),
-  "ukp": ((52, 0.15, 70), (57, 0.6, 168), (2,)),
-}
-
-
-@pytest.mark.parametrize("parts", [1, 16])
-@pytest.mark.parametrize("name", SAMPLES)
-def test_at_most_a_tenth_of_the_positions_is_padding(name, parts):
-  prompt, response, counts = SAMPLES[name]
-  rng = np.random.default_rng(0)
-  examples = [
-    structs.TokenizedExample(
-      1,
-      np.zeros(length, np.int32),
-      np.zeros(0, np.int32),
-      tuple(np.zeros(each, np.int32) for each in draw(rng, *response, count)),
-    )
-    for length, count in zip(
-      draw(rng, *prompt, 1000), rng.choice(counts, 1000), strict=True
-    )
-  ]
-  batches = make_batches(examples, batch_size=32, parts=parts, pad_multiple=8)
+@pytest.mark.parametrize("together", [2, 32])
+@pytest.mark.parametrize("kind", padding.KINDS)
+def test_at_most_a_tenth_of_the_positions_is_padding(kind, together):
+  batches = padding.batches_of(padding.draw(kind, 1000), 32, together)
   assert len(batches.shapes) <= 4
   assert batches.padding_share <= 0.1
 
@@ -229,7 +202,8 @@ def test_classes_need_the_least_room_of_all_cuts():
   layout = packing.Layout(2, parts=2)  # a room is what the longest needs
   for _ in range(20):
     sizes = rng.integers(1, 90, 17)
-    made = packing.make_classes(sizes, np.zeros_like(sizes), layout, 3, 1)
+    none = np.zeros_like(sizes)
+    made = packing.make_classes(sizes, none, none, layout, 3, 1)
     ordered = np.append(np.sort(sizes), sizes.max()).reshape(-1, 2).max(1)
 
     def room(ends, longest=ordered):
@@ -309,8 +283,9 @@ def test_a_million_samples_are_dealt_quickly():
   rng = np.random.default_rng(0)
   prompts, responses = rng.integers(1, 900, (2, 1_000_000))
   start = time.perf_counter()
+  counts = rng.integers(2, 5, 1_000_000)
   classes = packing.make_classes(
-    prompts, responses, packing.Layout(32, parts=8), 4, 8
+    prompts, responses, counts, packing.Layout(32, parts=8), 4, 8
   )
   dealer = batching.Dealer(classes, 0)
   dealer.batch(0)
