@@ -156,8 +156,7 @@ def make_plans(
 
   plan = compile_shape(shape, config.train.accumulation_steps)
   print(report.describe(plan))
-  if not plan.fits:
-    print("\nWhat would help: " + "; ".join(report.advice(plan, config)))
+  print(report.advice(plan, config))
   if not _LARGEST.value:
     return {"plan": plan}
   if topology.chip is None:

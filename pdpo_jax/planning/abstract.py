@@ -83,7 +83,10 @@ def make_arguments(
     split.trainable,
     jax.eval_shape(transformation.init, split.trainable),
   )
-  batch, frozen = make_batch(shape), split.frozen
+  groups = config.train.accumulation_steps
+  if mesh is not None:
+    groups *= mesh.shape["data"] * mesh.shape["fsdp"]
+  batch, frozen = make_batch(shape, groups), split.frozen
   if mesh is not None:
     state, frozen = _placed_state(state, mesh), _placed(frozen, mesh)
     batch = _placed_batch(batch, mesh)
@@ -110,8 +113,14 @@ def trace(
   return arguments, traced
 
 
-def make_batch(shape: Shape) -> structs.PreferenceBatch:
-  """The arrays of a batch."""
+def make_batch(shape: Shape, groups: int = 1) -> structs.PreferenceBatch:
+  """The arrays of a batch, packed as `data.packing` does where all are real.
+
+  Args:
+    groups: that the samples are run in, over all devices.
+  """
+  together = shape.samples // groups
+  answers = together * shape.responses * shape.response
   rows, prompt = shape.samples, (shape.samples, shape.prompt)
   responses = (rows, shape.responses, shape.response)
 
@@ -129,6 +138,7 @@ def make_batch(shape: Shape) -> structs.PreferenceBatch:
     weight=array((rows,), jnp.float32),
     bare_prompt=array(prompt, jnp.int32) if shape.bare_prompt else None,
     bare_prompt_mask=array(prompt, jnp.bool_) if shape.bare_prompt else None,
+    packed=structs.Packed(together, together * shape.prompt + answers, answers),
   )
 
 

@@ -70,8 +70,18 @@ def _row(name: str, size: float) -> str:
   return f"  {name:<22}{size / unit:>12,.2f} {title}"
 
 
-def advice(plan: planner.Plan, config: config_lib.Config) -> list[str]:
-  """What to change where a plan does not fit, the cheapest first."""
+def advice(plan: planner.Plan, config: config_lib.Config) -> str:
+  """What to change where memory is short, or where there is plenty."""
+  if not plan.fits:
+    return "What would help: " + "; ".join(_savings(plan, config))
+  chip = plan.topology.chip
+  if chip and plan.total < chip.memory / 2 and config.base.remat == "full":
+    return "There is room to compute less: --config.base.remat=dots"
+  return ""
+
+
+def _savings(plan, config):
+  """What makes a plan smaller, the cheapest first."""
   found = []
   if plan.mesh["fsdp"] < plan.topology.num_devices and plan.mesh["tensor"] == 1:
     found.append(f"--config.mesh.fsdp={plan.topology.num_devices}")

@@ -113,7 +113,14 @@ def test_what_does_not_fit_comes_with_what_would_help():
   assert "--config.train.accumulation_steps=2" in advised
   mesh = {"data": 16, "fsdp": 1, "tensor": 1}
   advised = report.advice(dataclasses.replace(plan, mesh=mesh), config)
-  assert advised[0] == "--config.mesh.fsdp=16"
+  assert advised.startswith("What would help: --config.mesh.fsdp=16;")
+
+
+def test_where_there_is_room_less_need_be_computed():
+  config = config_lib.Config()
+  config.base.remat = "full"
+  assert "--config.base.remat=dots" in report.advice(fake_plan(1), config)
+  assert not report.advice(fake_plan(3), config)
 
 
 def test_where_the_compiler_stopped_a_plan_does_not_fit():
