@@ -136,8 +136,9 @@ def main(argv) -> None:
   ratio = theirs.median() / ours.median()
   cpu_ratio = theirs.median("cpu_seconds") / ours.median("cpu_seconds")
   print(
-    f"ratio {ratio:.2f}, by CPU time {cpu_ratio:.2f}; {rows} of {len(PROMPTS)} answers are the same, "
-    f"{share:.1%} of tokens up to a row's first difference"
+    f"ratio {ratio:.2f}, by CPU time {cpu_ratio:.2f}; {rows} of "
+    f"{len(PROMPTS)} answers are the same, {share:.1%} of tokens up to a row's "
+    "first difference"
   )
   found = {
     "dtype": _DTYPE.value,
