@@ -37,6 +37,8 @@ def authors_config(name: str):
   spec.loader.exec_module(module)
   config = module.get_config("authors")
   config.train.batch_size = 6
+  # Run whole here, whatever parts of it are mixed by.
+  config.train.accumulation_steps = 1
   config.user.num_tokens = golden_cases.read("gptj")[
     "individual/users/generic_prefix"
   ].shape[0]
