@@ -156,7 +156,9 @@ def make_plans(
 
   plan = compile_shape(shape, config.train.accumulation_steps)
   print(report.describe(plan))
-  print(report.advice(plan, config))
+  advised = report.advice(plan, config)
+  if advised:
+    print(advised)
   if not _LARGEST.value:
     return {"plan": plan}
   if topology.chip is None:

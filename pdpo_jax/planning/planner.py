@@ -167,6 +167,7 @@ def make_plan(
   """
   train = dataclasses.replace(config.train, batch_size=shape.samples)
   config = dataclasses.replace(config, train=train)
+  config, shape = _on_devices(config, shape)
   sharding.check_batch(config, devices)
   mesh = sharding.make_mesh(config.mesh, devices)
   if mesh is None:
@@ -196,6 +197,18 @@ def make_plan(
     received,
     time.perf_counter() - start,
   )
+
+
+def _on_devices(config, shape):
+  """What devices get to see: of a table on the host, a batch's rows alone."""
+  if not config.train.users_on_host:
+    return config, shape
+  train = dataclasses.replace(
+    config.train, users_on_host=False, sparse_users=False
+  )
+  # As `sparse_users.batch_rows`: one each, and the generic user's.
+  shape = dataclasses.replace(shape, user_rows=shape.samples + 1)
+  return dataclasses.replace(config, train=train), shape
 
 
 def held_bytes(arguments: abstract.Arguments) -> dict[str, float]:
@@ -304,6 +317,7 @@ def find_smaller(
     The topology and the parts that a batch must be run in; None if there is
     none that is smaller.
   """
+  # Of a plan, the shape is what devices see already.
   split = abstract.make_policy(config, arch, plan.shape.user_rows)
   for topology in topologies.smaller(plan.topology):
     count = topology.num_devices

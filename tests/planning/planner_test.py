@@ -142,6 +142,18 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch):
     planner.devices_of(SLICE)
 
 
+def test_a_table_on_the_host_takes_the_room_of_a_batch():
+  config = config_lib.Config()
+  config.lora.dropout = 0.0
+  config.train.sparse_users = config.train.users_on_host = True
+  shape = dataclasses.replace(SHAPE, samples=2, user_rows=10**6)
+  topology, devices = topologies.parse("cpu-1"), jax.devices()[:1]
+  plan = planner.make_plan(config, ARCH, shape, topology, devices)
+  prefix = config.user.num_tokens * ARCH.width * 4
+  # Two users and the generic one have a row each, besides the common prefix.
+  assert plan.memory["users"] == (3 + 1) * prefix
+
+
 def run(*arguments, **env):
   return subprocess.run(
     [sys.executable, "-m", *arguments],
