@@ -4,18 +4,48 @@ import contextlib
 import functools
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pdpo_jax import config as config_lib
+from pdpo_jax import processes
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.config import sections
 from pdpo_jax.training import loop
 
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show where in the code an error came from."
+)
+_INTERRUPTED_STATUS = flags.DEFINE_integer(
+  "interrupted_status",
+  0,
+  "Exit status after SIGTERM or SIGINT in a training, when all is saved; for "
+  "schedulers that start again only what failed.",
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "One of several processes that work as one, each started with this command "
+  "(launch/README.md). Cloud TPU, GKE and Slurm tell who is who; elsewhere the "
+  "next three flags do.",
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT where process 0 listens and all others come."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many.")
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Of this process, from 0."
+)
+_SILENCE_TIMEOUT = flags.DEFINE_integer(
+  "silence_timeout",
+  60,
+  "Seconds after which a process without a sign of life is taken for dead.",
+)
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+  "join_timeout", 300, "Seconds until all processes must have joined."
 )
 
 
@@ -81,20 +111,64 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     return flags.FLAGS(arguments)
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs a command; expected errors end it with one line and status 1."""
+def run(main: Callable[[], None], *, distributed: bool = False) -> None:
+  """Runs a command; expected errors end it with one line and status 1.
+
+  Args:
+    distributed: whether several processes can run it as one.
+  """
 
   def guarded(arguments):
     if len(arguments) > 1:
       sys.exit(f"error: unexpected argument {arguments[1]!r}; flags begin '--'")
     logging.set_verbosity(logging.WARNING)
+    status = 0
     try:
+      if _DISTRIBUTED.value:
+        _join(distributed)
       main()
     except loop.Interrupted as stop:
-      print(stop, file=sys.stderr)
-    except (ValueError, OSError, loop.NonFiniteLoss) as error:
-      if _TRACEBACK.value:
-        raise
-      sys.exit(f"error: {error}")
+      status = _INTERRUPTED_STATUS.value
+      if processes.is_first():
+        print(stop, file=sys.stderr)
+    except BaseException as error:
+      _end(error)
+    processes.finish()
+    sys.exit(status)
 
   app.run(guarded, flags_parser=_parse)
+
+
+def _join(supported: bool) -> None:
+  if not supported:
+    raise ValueError("--distributed: this command runs as a single process")
+  processes.start(
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    join_timeout=_JOIN_TIMEOUT.value,
+    silence_timeout=_SILENCE_TIMEOUT.value,
+  )
+  # The config is compared field by field, where it is used.
+  apart = ("config", _PROCESS_ID.name)
+  given = {
+    f"--{name}": flags.FLAGS[name].value
+    for name in flags.FLAGS
+    if flags.FLAGS[name].present and not name.startswith(apart)
+  }
+  processes.agree("the flags", given)
+
+
+def _end(error: BaseException) -> None:
+  """Ends a command that failed, with those that work with it."""
+  expected = isinstance(error, ValueError | OSError | loop.NonFiniteLoss)
+  plain = expected and not _TRACEBACK.value
+  if not processes.several():
+    if plain:
+      sys.exit(f"error: {error}")
+    raise error
+  if processes.is_broken_off(error):
+    processes.fail_together(error)
+  if not plain and not isinstance(error, SystemExit):
+    traceback.print_exception(error)
+  processes.fail(str(error) or type(error).__name__)

@@ -5,9 +5,10 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import experiment, run_folder, structs
+from pdpo_jax import experiment, processes, run_folder, structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
@@ -94,7 +95,9 @@ class Contender:
       for part in experiment.EVALUATED
       if getattr(dataset, part)
     }
-    missing = [part for part, file in files.items() if not file.is_file()]
+    missing = processes.from_first(
+      lambda: [part for part, file in files.items() if not file.is_file()]
+    )
     if missing:
       data = experiment.tokenize_parts(
         self.config, self._base, dataset, missing
@@ -104,11 +107,13 @@ class Contender:
         experiment.score(
           self.config, self._loaded[0], batches, made, files[part]
         )
-    return {
-      part: scores_lib.read(file)
-      for part, file in files.items()
-      if file.is_file()
-    }
+    return processes.from_first(
+      lambda: {
+        part: scores_lib.read(file)
+        for part, file in files.items()
+        if file.is_file()
+      }
+    )
 
   def responses(
     self,
@@ -127,7 +132,7 @@ class Contender:
       Responses by sample key.
     """
     keys = [scores_lib.sample_key(each) for each in examples]
-    kept = self.kept_responses(config)
+    kept = processes.from_first(lambda: self.kept_responses(config))
     missing = [place for place, key in enumerate(keys) if key not in kept]
     # In pieces, so that little is lost when it is interrupted.
     for start in range(0, len(missing), 4 * config.answers.batch_size):
@@ -147,20 +152,20 @@ class Contender:
         seeds,
         config,
       )
-      file = self._responses_file(config)
-      file.parent.mkdir(exist_ok=True)
-      with file.open("a") as out:
+      lines = [
+        {
+          "sample": keys[place],
+          "user_id": owner,
+          "row": self.row_of(owner),
+          "seed": seed,
+          "response": text,
+        }
         for place, text, owner, seed in zip(
           places, said, owners, seeds, strict=True
-        ):
-          line = {
-            "sample": keys[place],
-            "user_id": owner,
-            "row": self.row_of(owner),
-            "seed": seed,
-            "response": text,
-          }
-          out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        )
+      ]
+      if processes.is_first():
+        _append(self._responses_file(config), lines)
       kept |= {keys[p]: text for p, text in zip(places, said, strict=True)}
     return {key: kept[key] for key in keys}
 
@@ -182,6 +187,13 @@ class Contender:
     settings = f"{spec} {config.data.max_prompt_tokens} {config.seed}"
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return self.folder / "responses" / f"{self.step}_{digest}.jsonl"
+
+
+def _append(file: pathlib.Path, lines: Sequence[dict[str, Any]]) -> None:
+  file.parent.mkdir(exist_ok=True)
+  with file.open("a") as out:
+    for line in lines:
+      out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def seed_of(key: str, config: config_lib.Config) -> int:

@@ -3,11 +3,12 @@
 import collections
 import dataclasses
 import functools
+import hashlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import run_folder, structs
+from pdpo_jax import processes, run_folder, structs
 from pdpo_jax.data import batching, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
@@ -65,7 +66,25 @@ def load_dataset(
   count_tokens = None
   if base is not None:
     count_tokens = functools.partial(tokenize.count_tokens, base.tokenizer)
-  return sources.load(config, count_tokens)
+  dataset = sources.load(config, count_tokens)
+  if processes.several():
+    processes.agree("the data", _digests(dataset))
+  return dataset
+
+
+def _digests(dataset: dataset_lib.Dataset) -> dict[str, str]:
+  """A hash of each field's text; the tally's paths may differ."""
+  found = {}
+  for field in dataclasses.fields(dataset):
+    value = getattr(dataset, field.name)
+    if isinstance(value, Mapping):
+      value = value.items()
+    if isinstance(value, Iterable):
+      digest = hashlib.sha256()
+      for each in value:
+        digest.update(repr(each).encode())
+      found[field.name] = digest.hexdigest()[:8]
+  return found
 
 
 def tokenize_parts(

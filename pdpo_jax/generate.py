@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from pdpo_jax import command_line, experiment, run_folder, structs
+from pdpo_jax import command_line, experiment, processes, run_folder, structs
 from pdpo_jax import config as config_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.training import pdpo
@@ -63,9 +63,11 @@ def main() -> None:
   trained = workdir / run_folder.training_name(config)
   split, users = pdpo.load(config, base, trained)
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
-  prompts = [
-    sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value
-  ]
+  prompts = processes.from_first(
+    lambda: [
+      sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value
+    ]
+  )
   texts = answers.answer(
     split.merge(),
     base,
@@ -84,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(main, distributed=True)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import contenders, experiment, structs
+from pdpo_jax import contenders, experiment, processes, structs
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import (
@@ -66,9 +66,13 @@ def win_rates(
     for name, responses in _sources(found, base, judge, config).items()
   }
   asked = _questions(found, samples, said, dataset, judge)
-  journal = _journal(workdir)
   everything = [each for own in asked.values() for each in own]
-  judgements = iter(judging.judge(everything, judge, journal))
+  # A judge costs money, or runs on a device of its own process.
+  judgements = iter(
+    processes.from_first(
+      lambda: judging.judge(everything, judge, _journal(workdir))
+    )
+  )
   orders = 2 if judge.order == "both" else 1
   rates: Rates = {}
   for pair, own in asked.items():

@@ -12,7 +12,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pdpo_jax import command_line, experiment, reporting, run_folder
+from pdpo_jax import (
+  command_line,
+  experiment,
+  processes,
+  reporting,
+  run_folder,
+)
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import accuracy, answers, lengths, scores
@@ -48,7 +54,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   clock = Clock()
   base = None
   own = folder / "base"
-  if config.base.path or base_lib.is_whole(own):
+  if config.base.path or processes.from_first(lambda: base_lib.is_whole(own)):
     with clock.stage("base"):
       base = experiment.read_base(config, folder)
   with clock.stage("data"):
@@ -135,8 +141,9 @@ def summarize(
     },
     "seconds": clock.all(),
   }
-  file = config.folder / "results.json"
-  file.write_text(json.dumps(results, indent=2) + "\n")
+  if processes.is_first():
+    file = config.folder / "results.json"
+    file.write_text(json.dumps(results, indent=2) + "\n")
   print("\n" + lengths.table(words, accuracies, dataset.short_users))
   for sentence in lengths.describe_claims(claims):
     print("\n" + textwrap.fill(sentence, 80))
@@ -161,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(main, distributed=True)

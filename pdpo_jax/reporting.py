@@ -8,9 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from pdpo_jax import contenders, experiment, judged
+from pdpo_jax import contenders, experiment, judged, processes
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import sources
@@ -69,15 +68,13 @@ def make_report(
   verdict = comparison.verdict(rows, found[0].name)
   verdict = verdict or "This run has no held-out choices to evaluate it on."
   findings["verdict"] = verdict
-  page = report.write(
-    folder,
-    report.Report(
-      f"{found[0].config.name}: does it personalise?",
-      verdict,
-      [each for each in made if each.text or each.tables or each.figures],
-      findings,
-    ),
+  whole = report.Report(
+    f"{found[0].config.name}: does it personalise?",
+    verdict,
+    [each for each in made if each.text or each.tables or each.figures],
+    findings,
   )
+  page = processes.from_first(lambda: report.write(folder, whole))
   print(f"\n{textwrap.fill(verdict, 80)}")
   return page
 
@@ -119,7 +116,8 @@ def _text(found, dataset, drawn, findings) -> report.Section:
   said = {}
   for each in found:
     if each.is_own and not each.control:
-      said[each.name] = answers.read(each.workdir / "answers.jsonl")[1]
+      file = each.workdir / "answers.jsonl"
+      _, said[each.name] = processes.from_first(lambda f=file: answers.read(f))
   if not said:
     return report.Section("Generated text")
   own = next(iter(said))
@@ -127,7 +125,8 @@ def _text(found, dataset, drawn, findings) -> report.Section:
   words = {
     name: lengths.count_words(texts) for name, texts in said[own].items()
   }
-  lengths.figure(file, words, dataset.short_users, "Length of answers")
+  if processes.is_first():
+    lengths.figure(file, words, dataset.short_users, "Length of answers")
   claims = lengths.claims(words, dataset.short_users, dataset.long_users)
   findings["claims"] = claims
   caption = (
@@ -269,7 +268,7 @@ def _nearest(
   the two are often near the same tokens.
   """
   table = base.lm.embed(jnp.arange(len(base.tokenizer)))
-  table = np.asarray(table.astype(jnp.float32))
+  table = processes.fetch(table.astype(jnp.float32))
   prefixes = {"the generic user": vectors.generic}
   if vectors.centers is not None:
     for number, center in enumerate(vectors.centers[:_MOST_READ]):

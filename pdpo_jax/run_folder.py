@@ -4,10 +4,13 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import time
+import uuid
 
 import jax
 
 from pdpo_jax import config as config_lib
+from pdpo_jax import processes
 from pdpo_jax.config import sections
 
 _PACKAGES = (
@@ -24,6 +27,8 @@ _PACKAGES = (
 
 # What may change when a run goes on.
 _FREE = ("workdir", "cache", "mesh.")
+# How long a shared file system may take to show a new file.
+_SHOWN_SECONDS = 15
 
 
 def versions() -> dict[str, str]:
@@ -40,8 +45,43 @@ def open_run(config: config_lib.Config) -> pathlib.Path:
 
   Raises:
     ValueError: if the folder cannot be written, or holds a run whose config
-      differs, naming each difference.
+      differs, naming each difference; or if processes have different
+      configurations, versions or folders.
   """
+  described = sections.flatten(json.loads(config.to_json()))
+  processes.agree("the configuration", described)
+  processes.agree("versions", versions())
+  folder = processes.from_first(lambda: _open(config))
+  _check_shared(folder)
+  return folder
+
+
+def _check_shared(folder: pathlib.Path) -> None:
+  """Checks that the run folder of all processes is the first one's."""
+  if not processes.several():
+    return
+  note = folder / ".processes"
+  token = uuid.uuid4().hex
+  token = processes.from_first(lambda: note.write_text(token) and token)
+  deadline = time.monotonic() + _SHOWN_SECONDS
+  while not (shown := note.is_file() and note.read_text() == token):
+    if time.monotonic() > deadline:
+      break
+    time.sleep(0.5)
+  blind = [
+    place for place, sees in enumerate(processes.gather(shown)) if not sees
+  ]
+  if blind:
+    raise ValueError(
+      f"run folder {str(folder)!r} is another one on process "
+      f"{', '.join(map(str, blind))}; checkpoints are written by all, so "
+      "choose a --config.workdir on a file system that all processes share"
+    )
+  if processes.is_first():
+    note.unlink()
+
+
+def _open(config: config_lib.Config) -> pathlib.Path:
   folder = config.folder
   file = folder / "config.json"
   if file.is_file():

@@ -9,17 +9,21 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "pdpo_jax"
 MAY_IMPORT = {
   "config": set(),
   "structs": set(),
+  "processes": set(),
   "data": {"config", "structs"},
   "models": {"structs"},
-  "weights": {"config", "structs", "data", "models"},
-  "training": {"config", "structs", "data", "models", "weights"},
+  "weights": {"config", "structs", "processes", "data", "models"},
+  "training": {
+    "config", "structs", "processes", "data", "models", "weights"
+  },
   "inference": {
-    "config", "structs", "data", "models", "weights", "training"
+    "config", "structs", "processes", "data", "models", "weights", "training"
   },
   "planning": {"config", "structs", "models", "weights", "training"},
   "evaluation": {
     "config",
     "structs",
+    "processes",
     "data",
     "models",
     "weights",

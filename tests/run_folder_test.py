@@ -4,7 +4,7 @@ import re
 import pytest
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import run_folder
+from pdpo_jax import processes, run_folder
 
 
 def test_a_run_folder_says_what_was_run_and_on_what(tmp_path):
@@ -52,3 +52,22 @@ def test_a_training_without_users_is_vanilla(kind, name):
   config = config_lib.Config()
   config.user.kind = kind
   assert run_folder.training_name(config) == name
+
+
+def test_a_folder_that_processes_do_not_share_is_an_error(
+  tmp_path, monkeypatch
+):
+  # Process 1 of two does not see what the first one wrote on its own disk.
+  monkeypatch.setattr(processes, "several", lambda: True)
+  monkeypatch.setattr(processes, "is_first", lambda: False)
+  monkeypatch.setattr(run_folder, "_SHOWN_SECONDS", 0)
+  monkeypatch.setattr(processes, "gather", lambda own: [True, own])
+  token = iter([tmp_path, "of the first"])
+  monkeypatch.setattr(processes, "from_first", lambda make: next(token))
+  monkeypatch.setattr(processes, "agree", lambda what, values: None)
+  config = config_lib.Config(workdir=str(tmp_path))
+  with pytest.raises(ValueError, match="is another one on process 1; check"):
+    run_folder.open_run(config)
+  (tmp_path / ".processes").write_text("of the first")
+  token = iter([tmp_path, "of the first"])
+  assert run_folder.open_run(config) == tmp_path

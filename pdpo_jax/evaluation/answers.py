@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax import processes, structs
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import tokenize
 from pdpo_jax.inference import generate, sampling
@@ -95,6 +95,8 @@ def write(
   seed: int,
 ) -> None:
   """One line an answer: speaker, prompt (with its user text), answer, seed."""
+  if not processes.is_first():
+    return
   with file.open("w") as out:
     for speaker, texts in answers.items():
       for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 from jaxtyping import Float
 from matplotlib import pyplot
 
+from pdpo_jax import processes
 from pdpo_jax.evaluation import comparison
 
 _BLUE, _ORANGE, _GREEN, _GRAY = "#3c78b4", "#d9822b", "#5aa469", "#5f6368"
@@ -134,7 +135,8 @@ def _name_ticks(axes, ids: Sequence[str], directions: str) -> None:
 
 def _save(chart, axes, file: pathlib.Path) -> None:
   axes.spines[["top", "right"]].set_visible(False)
-  file.parent.mkdir(parents=True, exist_ok=True)
   chart.tight_layout()
-  chart.savefig(file)
+  if processes.is_first():
+    file.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(file)
   pyplot.close(chart)

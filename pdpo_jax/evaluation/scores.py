@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from pdpo_jax import structs
+from pdpo_jax import processes, structs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,8 @@ def file_of(folder: pathlib.Path, part: str, step: int) -> pathlib.Path:
 
 def write(file: pathlib.Path, scores: Scores) -> None:
   """Writes them, the whole file or nothing."""
+  if not processes.is_first():
+    return
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_suffix(".partial")
   with partial.open("w") as out:

@@ -15,6 +15,7 @@ from sklearn import (
   model_selection,
 )
 
+from pdpo_jax import processes
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import user_model
 from pdpo_jax.training import host_users
@@ -67,12 +68,12 @@ def read_vectors(
   rows = jnp.asarray([users.row_of(each) for each in ids], jnp.int32)
   weights = centers = None
   if isinstance(model, user_model.ClusterUsers):
-    weights = np.asarray(model.mixing(rows))
-    centers = np.asarray(model.centers[...])
+    weights = processes.fetch(model.mixing(rows))
+    centers = processes.fetch(model.centers[...])
   return UserVectors(
     tuple(ids),
-    np.asarray(model(rows)),
-    np.asarray(model.generic()),
+    processes.fetch(model(rows)),
+    processes.fetch(model.generic()),
     weights,
     centers,
   )

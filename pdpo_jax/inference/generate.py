@@ -4,10 +4,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pdpo_jax import processes
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import host_users
@@ -118,15 +118,15 @@ def _run_batch(graphdef, state, requests, spec, stop_tokens, pad_id, rows):
   tokens, lengths = decode.decode(
     graphdef,
     state,
-    jnp.asarray(prompt),
-    jnp.asarray(mask),
-    jnp.asarray(user_rows),
-    jnp.asarray(np.asarray([request.seed for request in filled], np.uint32)),
+    prompt,
+    mask,
+    user_rows,
+    np.asarray([request.seed for request in filled], np.uint32),
     stop_tokens,
     spec=spec,
     pad_id=pad_id,
   )
-  tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+  tokens, lengths = processes.fetch(tokens), processes.fetch(lengths)
   return [tokens[row, : lengths[row]].copy() for row in range(len(requests))]
 
 
@@ -163,7 +163,7 @@ def generate(
   if spec.max_new_tokens == 0 or not requests:
     return [np.zeros((0,), np.int32) for _ in requests]
   graphdef, state = nnx.split(policy)
-  stop_array = jnp.asarray(np.asarray(stop_tokens, np.int32))
+  stop_array = np.asarray(stop_tokens, np.int32)
   order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
   rows = rows_per_batch(len(requests), batch_size)
   answers = {}

@@ -9,7 +9,7 @@ itself, which is then item `base`.
 import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from flax import nnx
 from jax import sharding as jax_sharding
 from orbax.checkpoint import v1 as ocp
 
-from pdpo_jax import structs
+from pdpo_jax import processes, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import layers, user_model
 
@@ -77,17 +77,18 @@ def state_items(
   }
 
 
-def _abstract(tree: Any) -> Any:
+def _abstract(
+  tree: Any, place_of: Callable[[Any], jax_sharding.Sharding]
+) -> Any:
   """Shapes, dtypes and shardings of a tree of arrays; strings stay."""
-  default = jax_sharding.SingleDeviceSharding(jax.devices()[0])
-
-  def leaf(x):
-    if isinstance(x, str):
-      return x
-    place = getattr(x, "sharding", None) or default
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-  return jax.tree.map(leaf, tree)
+  return jax.tree.map(
+    lambda x: (
+      x
+      if isinstance(x, str)
+      else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place_of(x))
+    ),
+    tree,
+  )
 
 
 def load_trainable(
@@ -159,13 +160,19 @@ class Checkpoints:
 
   def load(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
     """The items of `step` that `like` names, in its shapes and shardings."""
-    return self._checkpointer.load_checkpointables(step, _abstract(dict(like)))
+    abstract = _abstract(dict(like), lambda x: x.sharding)
+    return self._checkpointer.load_checkpointables(step, abstract)
 
   def load_as_saved(self, step: int, names: Sequence[str]) -> dict[str, Any]:
-    """Items of `step` in the shapes they have there, on the first device."""
+    """Items of `step` in the shapes they have there, on a device of ours.
+
+    The devices that they were saved from need not exist.
+    """
     found = self._checkpointer.checkpointables_metadata(step).metadata
     like = {name: found[name] for name in names if name in found}
-    return self.load(step, like)
+    here = jax_sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = _abstract(like, lambda _: here)
+    return self._checkpointer.load_checkpointables(step, abstract)
 
   def newest(
     self, like: Mapping[str, Any], meta: Mapping[str, Any]
@@ -179,27 +186,34 @@ class Checkpoints:
       ValueError: if a checkpoint is of another base or other users than `meta`
         says.
     """
-    for step in reversed(self.steps):
-      try:
-        found = self.meta(step)
-      except Exception as error:  # Orbax raises what its storage raises.
-        self._pass_over(step, error)
+    for step in reversed(processes.from_first(lambda: self.steps)):
+      found = self._read(step, lambda step=step: self.meta(step))
+      if found is None:
         continue
       check_meta(found, meta, self.folder / str(step))
-      try:
-        return step, self.load(step, like)
-      except Exception as error:
-        self._pass_over(step, error)
+      items = self._read(step, lambda step=step: self.load(step, like))
+      if items is not None:
+        return step, items
     return None
 
-  def _pass_over(self, step: int, error: Exception) -> None:
+  def _read(self, step: int, read: Callable[[], dict]) -> dict[str, Any] | None:
+    """What `read` gives; None, and no such step, if it fails for anybody."""
+    found, problem = None, ""
+    try:
+      found = read()
+    except Exception as error:  # Orbax raises what its storage raises.
+      problem = (str(error) or type(error).__name__).splitlines()[0][:200]
+    problem = next(filter(None, processes.gather(problem)), "")
+    if not problem:
+      return found
     logger.warning(
       "checkpoint %s is not whole and is passed over (%s)",
       self.folder / str(step),
-      str(error).splitlines()[0][:200],
+      problem,
     )
     if self._writes:
       self._checkpointer.delete(step)
+    return None
 
 
 def check_meta(

@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax import processes, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.training import checkpoint, metrics
 
 
 class Interrupted(Exception):
-  """SIGTERM or SIGINT came; the state is saved."""
+  """SIGTERM or SIGINT came, to any process; the state is saved."""
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -139,7 +139,7 @@ def _run(training, cadence, saved):
     )
   if start == training.total_steps:
     return state
-  writer = metrics.Writer(training.folder, start)
+  writer = metrics.open_writer(training.folder, start)
   progress = metrics.Progress(
     training.name, start, training.total_steps, training.samples
   )
@@ -147,8 +147,8 @@ def _run(training, cadence, saved):
 
   def settle(step, batch, values):
     """Waits for the metrics of a step and checks them."""
-    values = jax.device_get(values)
     sample_loss = values.pop("sample_loss", None)
+    values = jax.device_get(values)
     _check_finite(training, saved, step, batch, values, sample_loss)
     mean.add({name: float(value) for name, value in values.items()})
 
@@ -157,6 +157,7 @@ def _run(training, cadence, saved):
     saved.save(step, items)
 
   pending = None
+  announcement = processes.Announcement()
   with (
     _signals() as caught,
     contextlib.closing(writer),
@@ -170,8 +171,10 @@ def _run(training, cadence, saved):
         settle(*pending)
       pending = (step, batch, values)
       done = step + 1
-      # Read once: a signal that comes later is for the next step.
-      stop = bool(caught) and done < training.total_steps
+      # Read once: a signal that comes later is for the next step. Where there
+      # are several processes, it was announced a step before, and all stop.
+      number = announcement.exchange(caught[0] if caught else 0)
+      stop = number > 0 and done < training.total_steps
       last = stop or done == training.total_steps
       progress.step(done)
       if last or done % cadence.log_every == 0:
@@ -192,7 +195,7 @@ def _run(training, cadence, saved):
       if stop:
         saved.wait()
         raise Interrupted(
-          f"stopped by {signal.Signals(caught[0]).name} at step {done} of "
+          f"stopped by {signal.Signals(number).name} at step {done} of "
           f"{training.total_steps}; the state is saved in {saved.folder}. Run "
           "the same command to go on"
         )
@@ -212,10 +215,11 @@ def _check_finite(training, saved, step, batch, values, sample_loss):
     return
   samples = ""
   if sample_loss is not None:
-    index = np.asarray(batch.index)[~np.isfinite(sample_loss)]
+    every = processes.fetch(batch.index)
+    index = every[~np.isfinite(processes.fetch(sample_loss))]
     # With finite losses it is a gradient that is not, and any may be to blame.
     if not index.size:
-      index = np.asarray(batch.index)
+      index = every
     index = index[index >= 0]
     shown = [training.describe(int(place)) for place in index[:5]]
     more = f" and {index.size - 5} more" if index.size > 5 else ""

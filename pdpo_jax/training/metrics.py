@@ -11,6 +11,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from pdpo_jax import processes
+
 
 class Mean:
   """Means of scalars since the last `take`."""
@@ -26,6 +28,21 @@ class Mean:
     rows, self._rows = self._rows, []
     names = rows[0] if rows else ()
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
+
+
+def open_writer(folder: pathlib.Path, step: int) -> "Writer | NoWriter":
+  """The first process writes; see `Writer` for the arguments."""
+  return Writer(folder, step) if processes.is_first() else NoWriter()
+
+
+class NoWriter:
+  """A `Writer` of the other processes."""
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
 
 
 class Writer:
@@ -80,6 +97,7 @@ class Progress:
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=step,
+      disable=not processes.is_first(),
       desc=name,
       unit="step",
       dynamic_ncols=True,

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax import processes, structs
 from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import kernels, layers, user_model
@@ -107,6 +107,12 @@ def make_policy(
     jax.eval_shape(trainable_of, table), sharding.mesh_of(base.params)
   )
   if config.train.users_on_host:
+    if processes.several():
+      raise ValueError(
+        "train.users_on_host keeps the users in the memory of one process, and "
+        "there are several; leave it off, and split the table over the devices "
+        "by mesh.fsdp"
+      )
     trainable = _with_users_on_host(trainable_of, table, places)
   else:
     trainable = jax.jit(trainable_of, out_shardings=places)(table)
@@ -281,7 +287,7 @@ def heldout_ratios(
   for batch in batches.in_order():
     trainable, rows = host_users.narrow(split.trainable, batch.user_row)
     placed = dataclasses.replace(place(batch), user_row=rows)
-    logps = np.asarray(score(trainable, split.frozen, placed))
+    logps = processes.fetch(score(trainable, split.frozen, placed))
     ratios = logps - batch.reference_logps
     ratios = ratios[:, :1] - ratios[:, 1:]
     exists = batch.response_mask[:, 1:].any(-1)

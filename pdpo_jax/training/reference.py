@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 from flax import nnx
 
-from pdpo_jax import structs
+from pdpo_jax import processes, structs
 from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import sharding
@@ -62,7 +62,8 @@ def reference_logps(
   """
   file = folder / f"{_key(examples, base)}.npy"
   most = max(len(example.responses) for example in examples)
-  logps = _read(file, (len(examples), most))
+  # Of the first process's cache; hosts need not share one.
+  logps = processes.from_first(lambda: _read(file, (len(examples), most)))
   missing = np.isnan(logps).any(1)
   if not missing.any():
     return logps
@@ -80,11 +81,12 @@ def reference_logps(
     desc=title,
     unit="batch",
     leave=False,
+    disable=not processes.is_first(),
   ):
     rows = batch.index[batch.index >= 0]
     if not missing[rows].any():
       continue
-    values = np.asarray(score(nnx.State({}), params, place(batch)))
+    values = processes.fetch(score(nnx.State({}), params, place(batch)))
     logps[rows] = 0.0  # also where a sample has fewer responses than others
     logps[rows, : values.shape[1]] = values[batch.index >= 0]
     if not np.isfinite(logps[rows]).all():
@@ -116,6 +118,8 @@ def _read(file: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
 
 def _write(file: pathlib.Path, logps: np.ndarray) -> None:
   """By renaming: what is there is whole."""
+  if not processes.is_first():
+    return
   file.parent.mkdir(parents=True, exist_ok=True)
   # Of this process alone: runs may share the folder.
   part = file.with_name(f"{file.stem}.{os.getpid()}.part")

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax import processes, structs
 from pdpo_jax.data import batching, prompts, tokenize
 from pdpo_jax.models import attention, gptj
 from pdpo_jax.training import loop, optimizer, sharding
@@ -35,9 +35,13 @@ def text_loss(lm: nnx.Module, batch: structs.TextBatch) -> Float[Array, ""]:
 
 
 def make_sft_step(
-  graphdef: Any, transformation: optax.GradientTransformation
+  graphdef: Any, transformation: optax.GradientTransformation, places: Any
 ) -> Callable:
-  """The jitted step `(state, batch) -> (state, metrics)` on all weights."""
+  """The jitted step `(state, batch) -> (state, metrics)` on all weights.
+
+  Args:
+    places: where the new state lies, as `sharding.pinned`.
+  """
 
   def sft_step(state, batch):
     def loss_of(trainable):
@@ -51,7 +55,11 @@ def make_sft_step(
     metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
     return structs.TrainState(state.step + 1, trainable, opt_state), metrics
 
-  return jax.jit(sft_step, donate_argnums=0)
+  return jax.jit(
+    sft_step,
+    donate_argnums=0,
+    out_shardings=None if places is None else (places, None),
+  )
 
 
 def _rescale(params: nnx.State, width: int) -> nnx.State:
@@ -109,15 +117,21 @@ def train_base(
       mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
     ),
   )
+  state = structs.TrainState(
+    jnp.zeros((), jnp.int32), params, transformation.init(params)
+  )
+  # A small model is whole on every device; batches are split.
+  mesh = sharding.make_mesh(config.mesh)
+  place = sharding.batch_placer(mesh)
+  if mesh is not None:
+    state = sharding.put(state, sharding.whole(mesh))
   state = loop.run(
     loop.Training(
       name="sft",
       folder=folder,
-      state=structs.TrainState(
-        jnp.zeros((), jnp.int32), params, transformation.init(params)
-      ),
-      step=make_sft_step(graphdef, transformation),
-      batch=batches.batch,
+      state=state,
+      step=make_sft_step(graphdef, transformation, sharding.pinned(state)),
+      batch=lambda number: place(batches.batch(number)),
       total_steps=sft.steps,
       samples=sft.batch_size,
       evaluate=None,
@@ -127,11 +141,13 @@ def train_base(
     ),
     config.train,
   )
-  lm = nnx.merge(graphdef, state.trainable)
-  base = base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
-  base_lib.write_base(folder, base)
+  if processes.is_first():
+    own = jax.tree.map(lambda x: jnp.asarray(processes.fetch(x)), state)
+    lm = nnx.merge(graphdef, own.trainable)
+    base = base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
+    base_lib.write_base(folder, base)
+  processes.wait_for_all()
   # As any later command finds it, in the configured precision.
-  mesh = sharding.make_mesh(config.mesh)
   return base_lib.read_base(
     str(folder),
     config.base,

@@ -206,23 +206,40 @@ def mesh_of(tree: Any) -> jax.sharding.Mesh | None:
 
 def batch_placer(
   mesh: jax.sharding.Mesh | None,
-) -> Callable[[structs.PreferenceBatch], structs.PreferenceBatch]:
+) -> Callable[[Any], Any]:
   """Puts a batch's samples on the devices that share them.
 
   Where these do not divide a batch, which training does not allow, it is whole
-  on every device.
+  on every device. With several processes each lays out the whole batch, which
+  takes a fraction of a millisecond a sample, and gives its own devices their
+  rows.
   """
   if mesh is None:
     return lambda batch: batch
-  split = jax.sharding.PartitionSpec(("data", "fsdp"))
+  spec = jax.sharding.PartitionSpec(("data", "fsdp"))
+  split = jax.sharding.NamedSharding(mesh, spec)
   shards = batch_shards(mesh)
 
   def place(batch):
-    whole = batch.index.shape[0] % shards
-    spec = jax.sharding.PartitionSpec() if whole else split
-    return jax.device_put(batch, jax.sharding.NamedSharding(mesh, spec))
+    divided = len(jax.tree.leaves(batch)[0]) % shards == 0
+    return put(batch, split if divided else whole(mesh))
 
   return place
+
+
+def whole(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """On every device."""
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def put(tree: Any, place: jax.sharding.NamedSharding) -> Any:
+  """Host arrays, the same on all processes, as arrays that lie on a mesh."""
+  return jax.tree.map(
+    lambda leaf: jax.make_array_from_callback(
+      np.shape(leaf), place, np.asarray(leaf).__getitem__
+    ),
+    tree,
+  )
 
 
 def pinned(state: structs.TrainState) -> Any:
@@ -233,12 +250,11 @@ def pinned(state: structs.TrainState) -> Any:
   mesh = mesh_of(state.trainable)
   if mesh is None:
     return None
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.tree.map(
     lambda leaf: (
       leaf.sharding
       if isinstance(leaf.sharding, jax.sharding.NamedSharding)
-      else whole
+      else whole(mesh)
     ),
     state,
   )

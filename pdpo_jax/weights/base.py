@@ -14,6 +14,7 @@ from flax import nnx
 from jax import sharding as jax_sharding
 
 from pdpo_jax import config as config_lib
+from pdpo_jax import processes
 from pdpo_jax.models import kernels
 from pdpo_jax.weights import (
   gguf,
@@ -26,6 +27,8 @@ from pdpo_jax.weights import (
 
 # Values of each tensor that a fingerprint reads.
 _SAMPLED = 4096
+# Bytes at each end of a file that are compared between processes.
+_READ = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +132,9 @@ def read_base(
       tokenizer has more tokens than the model.
   """
   place = hub.find(path)
+  if processes.several():
+    # Each reads its parts; a mixture of two bases would be noticed by none.
+    processes.agree(f"base {path}", _digests(place))
   kwargs = {
     "dtype": jnp.dtype(config.dtype),
     "param_dtype": jnp.dtype(config.param_dtype),
@@ -155,6 +161,24 @@ def read_base(
       "one in tokenizer_config.json"
     )
   return Base(lm, tokenizer, fingerprint(lm), end_of_turn)
+
+
+def _digests(place: pathlib.Path) -> dict[str, str]:
+  """A hash of size, beginning and end of each file of a base."""
+  files = [place]
+  if place.is_dir():
+    kinds = (".safetensors", ".json")
+    files = [each for each in sorted(place.iterdir()) if each.suffix in kinds]
+  found = {}
+  for file in files:
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as opened:
+      digest.update(opened.read(_READ))
+      opened.seek(max(0, size - _READ))
+      digest.update(opened.read(_READ))
+    found[file.name] = digest.hexdigest()[:8]
+  return found
 
 
 def write_base(folder: pathlib.Path, base: Base) -> None:

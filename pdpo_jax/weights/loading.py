@@ -187,9 +187,35 @@ def _write(
 ) -> jax.Array:
   """`array`, which is used up, with a tensor in its place."""
   fill = _make_fill(place)
-  for row, block in _blocks(tensor):
-    array = fill(array, block, layer, row, transposed=transposed)
+  if isinstance(place, jax_sharding.NamedSharding):
+    whole = _spread(tensor, array.ndim, transposed, place)
+    array = fill(array, whole, layer, 0, transposed=transposed)
+  else:
+    for row, block in _blocks(tensor):
+      array = fill(array, block, layer, row, transposed=transposed)
   return array.block_until_ready()
+
+
+def _spread(
+  tensor: np.ndarray,
+  ndim: int,
+  transposed: bool,
+  place: jax_sharding.NamedSharding,
+) -> jax.Array:
+  """A tensor whose parts lie where they go to; only parts of ours are read.
+
+  Args:
+    ndim: of the array it goes into, which lies at `place`.
+  """
+  spec = (*place.spec, *(None,) * (ndim - len(place.spec)))
+  spec = spec[ndim - tensor.ndim :]
+  spec = jax_sharding.PartitionSpec(*(spec[::-1] if transposed else spec))
+  return jax.make_array_from_callback(
+    tensor.shape,
+    jax_sharding.NamedSharding(place.mesh, spec),
+    # A copy, as in `_blocks`.
+    lambda index: np.array(tensor[index]),
+  )
 
 
 _quantize = jax.jit(layers.quantize)

@@ -1,8 +1,11 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from pdpo_jax import processes
 from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
@@ -58,3 +61,16 @@ def test_heldout_ratios_have_a_row_for_each_sample(run):
   ratios = pdpo.heldout_ratios(split, parts[3], config.train.logits_chunk)
   assert ratios.shape == (len(parts[4].heldout), 1)
   assert np.isfinite(ratios).all()
+
+
+def test_a_host_table_is_refused_where_there_are_several_processes(
+  run, monkeypatch
+):
+  config, parts, *_ = run
+  train = dataclasses.replace(
+    config.train, sparse_users=True, users_on_host=True
+  )
+  config = dataclasses.replace(config, train=train)
+  monkeypatch.setattr(processes, "several", lambda: True)
+  with pytest.raises(ValueError, match=r"users_on_host .* one process"):
+    pdpo.make_policy(config, parts[0], parts[1].num_rows)
