@@ -52,7 +52,7 @@ _CONTENDERS = flags.DEFINE_multi_enum(
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Of a batch.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Of each contender.")
-_REMAT = flags.DEFINE_string("remat", "none", "Ours; see `base.remat`.")
+_REMAT = flags.DEFINE_string("remat", "dots", "Ours; see `base.remat`.")
 _LOGITS_CHUNK = flags.DEFINE_integer("logits_chunk", 512, "Ours.")
 _ACCUMULATION = flags.DEFINE_integer("accumulation", 1, "Parts of our batch.")
 _PAIRS_AT_ONCE = flags.DEFINE_integer(
