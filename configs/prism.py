@@ -16,8 +16,8 @@ Hardware: the base in bfloat16 is 16 GB; one GPU with 80 GB holds it and a batch
 of 32 samples in 4 parts, and trains some 5 samples a second. `base.remat`
 "dots" with 8 parts is a fifth faster, and an int8 base (`base.param_dtype`)
 half as large. `python -m pdpo_jax.plan` says what fits on a TPU slice, and
-launch/ starts it there. The data and the base come from the hub; the base is gated
-(accept its licence, then `hf auth login`). Both may be local folders:
+launch/ starts it there. The data and the base come from the hub; the base is
+gated (accept its licence, then `hf auth login`). Both may be local folders:
 `--config.data.path=data/prism --config.base.path=models/llama-3-8b-instruct`.
 See what becomes of the data first:
 
