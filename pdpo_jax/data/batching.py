@@ -63,7 +63,6 @@ def _check(
   batch_size: int,
   max_shapes: int,
   pad_multiple: int,
-  share: tuple[int, int],
 ) -> None:
   """Raises a ValueError that names the first wrong argument."""
   for name, value in (
@@ -75,21 +74,6 @@ def _check(
       raise ValueError(f"{name} {value} must be 1 or more")
   if not samples:
     raise ValueError("there are no samples to make batches of; give some")
-  index, count = share
-  if not 0 <= index < count:
-    raise ValueError(f"share {share} must be (index, count), index < count")
-  if batch_size % count:
-    raise ValueError(
-      f"batch_size {batch_size} is not divisible by the {count} hosts that "
-      "share a batch; use a multiple"
-    )
-
-
-def _own(batch_size: int, share: tuple[int, int]) -> slice:
-  """This host's rows of a batch."""
-  index, hosts = share
-  part = batch_size // hosts
-  return slice(index * part, (index + 1) * part)
 
 
 def _round_up(sizes: Any, multiple: int, offset: int = 0) -> Any:
@@ -125,12 +109,11 @@ class PreferenceBatches:
     reference_logps: in nats, the chosen response first; beyond an example's
       last response anything. Without it, batches hold NaN there, so that a
       loss that reads it is not quietly wrong.
-    batch_size: B, over all hosts.
+    batch_size: B, over all devices.
     seed: of the order.
     prefix_length: T, how many user tokens will stand before a prompt.
     pad_multiple: of what `T + P`, R and a group's room are multiples.
     max_shapes: how many shapes, and so compilations, there may be.
-    share: index and count of the hosts that split a batch's rows.
     devices: that split a batch's rows, over all hosts.
     parts: that a device's rows are run in.
     with_bare_prompt: whether batches hold the prompts without user text too.
@@ -147,11 +130,10 @@ class PreferenceBatches:
     with_bare_prompt: bool = False,
     pad_multiple: int = 8,
     max_shapes: int = 4,
-    share: tuple[int, int] = (0, 1),
     devices: int = 1,
     parts: int = 1,
   ):
-    _check(len(examples), batch_size, max_shapes, pad_multiple, share)
+    _check(len(examples), batch_size, max_shapes, pad_multiple)
     prompts, responses, sizes = _sizes(examples, with_bare_prompt)
     self.layout = packing.Layout(batch_size, devices, parts)
     self._classes = packing.make_classes(
@@ -178,7 +160,6 @@ class PreferenceBatches:
     self._with_bare_prompt = with_bare_prompt
     self._reference_logps = reference_logps
     self._dealer = Dealer(self._classes, seed)
-    self._own = _own(batch_size, share)
     self._real_cost = int(prompts.sum() + responses.sum())
 
   @property
@@ -208,13 +189,13 @@ class PreferenceBatches:
   def batch(self, step: int) -> structs.PreferenceBatch:
     """The batch of a step, counted from the first epoch's first."""
     number, rows = self._dealer.batch(step)
-    return self._make(number, rows[self._own])
+    return self._make(number, rows)
 
   def in_order(self) -> Iterator[structs.PreferenceBatch]:
     """Every example once, not shuffled; to be run whole, not in parts."""
     plan = self._dealer.in_order()
     for number, rows in zip(plan.classes, plan.rows, strict=True):
-      batch = self._make(number, rows[self._own])
+      batch = self._make(number, rows)
       if self.layout.parts > 1:
         batch = dataclasses.replace(batch, packed=None)
       yield batch
@@ -264,11 +245,10 @@ class TextBatches:
 
   Args:
     sequences: prompt and response ids; the response is to be predicted.
-    batch_size: B, over all hosts.
+    batch_size: B, over all devices.
     seed: of the order.
     pad_multiple: of what S is a multiple.
     max_shapes: how many lengths S, and so compilations, there may be.
-    share: index and count of the hosts that split a batch's rows.
   """
 
   def __init__(
@@ -279,9 +259,8 @@ class TextBatches:
     *,
     pad_multiple: int = 8,
     max_shapes: int = 4,
-    share: tuple[int, int] = (0, 1),
   ):
-    _check(len(sequences), batch_size, max_shapes, pad_multiple, share)
+    _check(len(sequences), batch_size, max_shapes, pad_multiple)
     lengths = np.array(
       [len(prompt) + len(answer) for prompt, answer in sequences]
     )
@@ -297,7 +276,6 @@ class TextBatches:
       pad_multiple,
     )
     self._dealer = Dealer(self._classes, seed)
-    self._own = _own(batch_size, share)
     self._sequences = sequences
     self._real_cost = int(lengths.sum())
 
@@ -322,13 +300,13 @@ class TextBatches:
   def batch(self, step: int) -> structs.TextBatch:
     """The batch of a step, counted from the first epoch's first."""
     number, rows = self._dealer.batch(step)
-    return self._make(number, rows[self._own])
+    return self._make(number, rows)
 
   def in_order(self) -> Iterator[structs.TextBatch]:
     """Every sequence once, not shuffled."""
     plan = self._dealer.in_order()
     for number, rows in zip(plan.classes, plan.rows, strict=True):
-      yield self._make(number, rows[self._own])
+      yield self._make(number, rows)
 
   def _make(self, number, rows):
     size = self._classes[number].packed.positions

@@ -233,17 +233,6 @@ def test_more_shapes_pad_less():
   assert shares[2] < shares[1] < shares[0]
 
 
-def test_hosts_shares_make_up_the_batch():
-  examples = make_examples(40)
-  whole = make_batches(examples, batch_size=6)
-  parts = [make_batches(examples, batch_size=6, share=(i, 3)) for i in range(3)]
-  for step in range(9):
-    joined = jax.tree.map(
-      lambda *x: np.concatenate(x), *[part.batch(step) for part in parts]
-    )
-    assert_same(joined, whole.batch(step))
-
-
 def test_without_reference_logps_their_place_is_not_a_number():
   examples = make_examples(8, max_responses=2)
   for batch in make_batches(examples).in_order():
@@ -258,8 +247,6 @@ def test_without_reference_logps_their_place_is_not_a_number():
     ({"batch_size": 0}, "batch_size 0"),
     ({"max_shapes": 0}, "max_shapes 0"),
     ({"pad_multiple": 0}, "pad_multiple 0"),
-    ({"share": (0, 2)}, "batch_size 7 is not divisible by the 2 hosts"),
-    ({"share": (1, 1)}, "index < count"),
     ({"devices": 2}, "7 is not divisible by 2 devices times 1 parts"),
   ],
 )
