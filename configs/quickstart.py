@@ -31,6 +31,7 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   config.data.synthetic.train_per_worker = 600
   config.data.synthetic.heldout_per_worker = 80
   config.data.max_shapes = 2
+  config.data.pack = False
   # From scratch, in little time: larger steps than a real base would bear.
   config.lora.dropout = 0.0
   config.train.batch_size = 16

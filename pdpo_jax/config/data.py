@@ -103,6 +103,9 @@ class DataConfig(sections.Section):
   template: str = "auto"
   # Different padded shapes of a batch; each is compiled once.
   max_shapes: int = 3
+  # Run the real positions of samples side by side, of mixed lengths in each
+  # batch. Without, a batch has samples of one shape, padding included.
+  pack: bool = True
   # A control: user ids change places among the training samples, so that
   # nothing personal is left to learn.
   shuffle_users: bool = False

@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step), with little padding.
 
-Samples are sorted into a few classes of one shape each; `packing.py` says how.
-An epoch is `ceil(samples / batch_size)` batches, of which the longest ones may
-lack a sample each. Nothing about the position in the data needs saving.
+`packing.py` deals samples that run packed, `rectangles.py` those that run as
+padded rows. An epoch is `ceil(samples / batch_size)` batches. Nothing about the
+position in the data needs saving.
 """
 
 import dataclasses
@@ -13,49 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pdpo_jax import structs
-from pdpo_jax.data import packing
+from pdpo_jax.data import packing, rectangles
 
-Shape = tuple[int, int, int]  # P, N, R
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """The batches of one epoch: each one's class, and its samples or -1."""
-
-  classes: Int[np.ndarray, " batches"]
-  rows: Int[np.ndarray, "batches B"]
-
-
-class Dealer:
-  """Deals the batches of one class after the other, or of a shuffled epoch.
-
-  Args:
-    classes: what `packing.make_classes` made.
-    seed: of the order; each epoch has its own.
-  """
-
-  def __init__(self, classes: Sequence[packing.Class], seed: int):
-    self._classes = classes
-    self._seed = seed
-    self._cached: tuple[int, Plan] | None = None
-    self.num_batches = sum(each.strata.shape[1] for each in classes)
-
-  def in_order(self, rng: np.random.Generator | None = None) -> Plan:
-    """Class by class; without `rng`, as in the data within each stratum."""
-    rows = [each.deal(rng) for each in self._classes]
-    numbers = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    return Plan(numbers, np.concatenate(rows))
-
-  def batch(self, step: int) -> tuple[int, Int[np.ndarray, " B"]]:
-    """Class and samples of a batch; -1 fills up."""
-    epoch, place = divmod(step, self.num_batches)
-    if self._cached is None or self._cached[0] != epoch:
-      rng = np.random.default_rng([self._seed, epoch])
-      plan = self.in_order(rng)
-      order = rng.permutation(self.num_batches)
-      self._cached = (epoch, Plan(plan.classes[order], plan.rows[order]))
-    plan = self._cached[1]
-    return int(plan.classes[place]), plan.rows[place]
+Shape = rectangles.Shape
 
 
 def _check(
@@ -117,6 +77,7 @@ class PreferenceBatches:
     devices: that split a batch's rows, over all hosts.
     parts: that a device's rows are run in.
     with_bare_prompt: whether batches hold the prompts without user text too.
+    pack: whether real positions run side by side; or else padded rows.
   """
 
   def __init__(
@@ -132,23 +93,37 @@ class PreferenceBatches:
     max_shapes: int = 4,
     devices: int = 1,
     parts: int = 1,
+    pack: bool = True,
   ):
     _check(len(examples), batch_size, max_shapes, pad_multiple)
     prompts, responses, sizes = _sizes(examples, with_bare_prompt)
     self.layout = packing.Layout(batch_size, devices, parts)
-    self._classes = packing.make_classes(
-      prompts, responses, sizes[:, 1], self.layout, max_shapes, pad_multiple
-    )
-    self._shapes = []
-    for each in self._classes:
-      prompt, count, longest = sizes[each.samples].max(0)
-      self._shapes.append(
-        (
-          _round_up(int(prompt), pad_multiple, prefix_length),
-          int(count),
-          _round_up(int(longest), pad_multiple),
-        )
+
+    def padded(sizes):
+      prompt, count, longest = sizes.T
+      return (
+        _round_up(prompt, pad_multiple, prefix_length),
+        count,
+        _round_up(longest, pad_multiple),
       )
+
+    if pack:
+      classes = packing.make_classes(
+        prompts, responses, sizes[:, 1], self.layout, max_shapes, pad_multiple
+      )
+      largest = np.stack([sizes[each.samples].max(0) for each in classes])
+      self._shapes = [*map(tuple, np.stack(padded(largest), 1).tolist())]
+      self.rooms = [each.packed for each in classes]
+      self._dealer = packing.Dealer(classes, seed)
+      room = self.layout.groups * sum(
+        each.strata.shape[1] * each.packed.positions for each in classes
+      )
+    else:
+      rows = np.stack(padded(sizes), 1)
+      self._dealer = rectangles.Planner(rows, batch_size, seed, max_shapes)
+      self._shapes = self._dealer.shapes
+      self.rooms = [None] * len(self._shapes)
+      room = self._dealer.padded_cost
     if reference_logps is not None:
       expected = (len(examples), int(sizes[:, 1].max()))
       if reference_logps.shape != expected:
@@ -159,8 +134,8 @@ class PreferenceBatches:
     self._examples = examples
     self._with_bare_prompt = with_bare_prompt
     self._reference_logps = reference_logps
-    self._dealer = Dealer(self._classes, seed)
-    self._real_cost = int(prompts.sum() + responses.sum())
+    # Of an epoch's positions in linear layers, those that are padding.
+    self.padding_share = 1.0 - (prompts.sum() + responses.sum()) / room
 
   @property
   def num_batches(self) -> int:
@@ -171,20 +146,6 @@ class PreferenceBatches:
   def shapes(self) -> list[Shape]:
     """(P, N, R) of the batches that occur, shortest samples first."""
     return self._shapes
-
-  @property
-  def rooms(self) -> list[structs.Packed]:
-    """What there is for each group of a batch of each shape."""
-    return [each.packed for each in self._classes]
-
-  @property
-  def padding_share(self) -> float:
-    """Share of an epoch's positions that are padding, in the linear layers."""
-    padded = sum(
-      each.strata.shape[1] * self.layout.groups * each.packed.positions
-      for each in self._classes
-    )
-    return 1.0 - self._real_cost / padded
 
   def batch(self, step: int) -> structs.PreferenceBatch:
     """The batch of a step, counted from the first epoch's first."""
@@ -211,7 +172,7 @@ class PreferenceBatches:
       response_mask=np.zeros((len(rows), num_responses, response_size), bool),
       reference_logps=np.zeros((len(rows), num_responses), np.float32),
       weight=(rows >= 0).astype(np.float32),
-      packed=self._classes[number].packed,
+      packed=self.rooms[number],
     )
     if self._with_bare_prompt:
       batch = dataclasses.replace(
@@ -261,55 +222,41 @@ class TextBatches:
     max_shapes: int = 4,
   ):
     _check(len(sequences), batch_size, max_shapes, pad_multiple)
-    lengths = np.array(
-      [len(prompt) + len(answer) for prompt, answer in sequences]
-    )
-    # Rows are not packed: each is a group of its own, with room for its class's
-    # longest.
-    layout = packing.Layout(batch_size, parts=batch_size)
-    self._classes = packing.make_classes(
-      lengths,
-      np.zeros_like(lengths),
-      np.zeros_like(lengths),
-      layout,
-      max_shapes,
-      pad_multiple,
-    )
-    self._dealer = Dealer(self._classes, seed)
+    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
+    sizes = np.zeros((len(lengths), 3), np.int64)
+    sizes[:, 0] = _round_up(np.array(lengths, np.int64), pad_multiple)
+    self._planner = rectangles.Planner(sizes, batch_size, seed, max_shapes)
     self._sequences = sequences
-    self._real_cost = int(lengths.sum())
+    self._real_cost = sum(lengths)
 
   @property
   def num_batches(self) -> int:
     """Of an epoch."""
-    return self._dealer.num_batches
+    return self._planner.num_batches
 
   @property
   def shapes(self) -> list[int]:
     """S of the batches that occur, smallest first."""
-    return [each.packed.positions for each in self._classes]
+    return [size for size, _, _ in self._planner.shapes]
 
   @property
   def padding_share(self) -> float:
     """Share of an epoch's positions that are padding."""
-    padded = sum(
-      each.strata.size * each.packed.positions for each in self._classes
-    )
-    return 1.0 - self._real_cost / padded
+    return 1.0 - self._real_cost / self._planner.padded_cost
 
   def batch(self, step: int) -> structs.TextBatch:
     """The batch of a step, counted from the first epoch's first."""
-    number, rows = self._dealer.batch(step)
+    number, rows = self._planner.batch(step)
     return self._make(number, rows)
 
   def in_order(self) -> Iterator[structs.TextBatch]:
     """Every sequence once, not shuffled."""
-    plan = self._dealer.in_order()
+    plan = self._planner.in_order()
     for number, rows in zip(plan.classes, plan.rows, strict=True):
       yield self._make(number, rows)
 
   def _make(self, number, rows):
-    size = self._classes[number].packed.positions
+    size = self._planner.shapes[number][0]
     tokens = np.zeros((len(rows), size), np.int32)
     mask = np.zeros(tokens.shape, bool)
     target_mask = np.zeros(tokens.shape, bool)

@@ -13,6 +13,7 @@ and long and short strata are shared out evenly among a batch's groups.
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -97,6 +98,46 @@ class Class:
     if rng is not None:
       strata = rng.permuted(strata, axis=1)
     return strata[self.order].T
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The batches of one epoch: each one's class, and its samples or -1."""
+
+  classes: Int[np.ndarray, " batches"]
+  rows: Int[np.ndarray, "batches B"]
+
+
+class Dealer:
+  """Deals the batches of one class after the other, or of a shuffled epoch.
+
+  Args:
+    classes: what `make_classes` made.
+    seed: of the order; each epoch has its own.
+  """
+
+  def __init__(self, classes: Sequence[Class], seed: int):
+    self._classes = classes
+    self._seed = seed
+    self._cached: tuple[int, Plan] | None = None
+    self.num_batches = sum(each.strata.shape[1] for each in classes)
+
+  def in_order(self, rng: np.random.Generator | None = None) -> Plan:
+    """Class by class; without `rng`, as in the data within each stratum."""
+    rows = [each.deal(rng) for each in self._classes]
+    numbers = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+    return Plan(numbers, np.concatenate(rows))
+
+  def batch(self, step: int) -> tuple[int, Int[np.ndarray, " B"]]:
+    """Class and samples of a batch; -1 fills up."""
+    epoch, place = divmod(step, self.num_batches)
+    if self._cached is None or self._cached[0] != epoch:
+      rng = np.random.default_rng([self._seed, epoch])
+      plan = self.in_order(rng)
+      order = rng.permutation(self.num_batches)
+      self._cached = (epoch, Plan(plan.classes[order], plan.rows[order]))
+    plan = self._cached[1]
+    return int(plan.classes[place]), plan.rows[place]
 
 
 def make_classes(

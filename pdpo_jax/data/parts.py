@@ -118,6 +118,7 @@ def make_batches(
     max_shapes=config.data.max_shapes,
     devices=devices if batch_size % devices == 0 else 1,
     parts=config.train.accumulation_steps if trained else 1,
+    pack=config.data.pack,
     # For the generic branch, where it is run on the same samples.
     with_bare_prompt=users
     and reference_logps is not None

@@ -86,7 +86,8 @@ def make_arguments(
   groups = config.train.accumulation_steps
   if mesh is not None:
     groups *= mesh.shape["data"] * mesh.shape["fsdp"]
-  batch, frozen = make_batch(shape, groups), split.frozen
+  batch = make_batch(shape, groups if config.data.pack else None)
+  frozen = split.frozen
   if mesh is not None:
     state, frozen = _placed_state(state, mesh), _placed(frozen, mesh)
     batch = _placed_batch(batch, mesh)
@@ -113,14 +114,19 @@ def trace(
   return arguments, traced
 
 
-def make_batch(shape: Shape, groups: int = 1) -> structs.PreferenceBatch:
+def make_batch(shape: Shape, groups: int | None = 1) -> structs.PreferenceBatch:
   """The arrays of a batch, packed as `data.packing` does where all are real.
 
   Args:
-    groups: that the samples are run in, over all devices.
+    groups: that the samples are run in, over all devices; None: not packed.
   """
-  together = shape.samples // groups
-  answers = together * shape.responses * shape.response
+  packed = None
+  if groups is not None:
+    together = shape.samples // groups
+    answers = together * shape.responses * shape.response
+    packed = structs.Packed(
+      together, together * shape.prompt + answers, answers
+    )
   rows, prompt = shape.samples, (shape.samples, shape.prompt)
   responses = (rows, shape.responses, shape.response)
 
@@ -138,7 +144,7 @@ def make_batch(shape: Shape, groups: int = 1) -> structs.PreferenceBatch:
     weight=array((rows,), jnp.float32),
     bare_prompt=array(prompt, jnp.int32) if shape.bare_prompt else None,
     bare_prompt_mask=array(prompt, jnp.bool_) if shape.bare_prompt else None,
-    packed=structs.Packed(together, together * shape.prompt + answers, answers),
+    packed=packed,
   )
 
 

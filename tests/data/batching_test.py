@@ -274,7 +274,7 @@ def test_a_million_samples_are_dealt_quickly():
   classes = packing.make_classes(
     prompts, responses, counts, packing.Layout(32, parts=8), 4, 8
   )
-  dealer = batching.Dealer(classes, 0)
+  dealer = packing.Dealer(classes, 0)
   dealer.batch(0)
   # About 1 s on a laptop core; the bound is wide for shared machines.
   assert time.perf_counter() - start < 20

@@ -69,7 +69,7 @@ def samples(vocab: int, with_text: bool) -> parts.Part:
 
 def both_kinds(batch: structs.PreferenceBatch) -> bool:
   """Whether a batch is full, and each of two parts has rows of both kinds."""
-  halves = step.split_in_parts(batch.user_row > 0, 2)
+  halves = step.split_in_parts(jnp.asarray(batch.user_row > 0), 2)
   return batch.weight.all() and all(0 < sum(half) < 3 for half in halves)
 
 
