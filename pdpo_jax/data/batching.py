@@ -222,41 +222,55 @@ class TextBatches:
     max_shapes: int = 4,
   ):
     _check(len(sequences), batch_size, max_shapes, pad_multiple)
-    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
-    sizes = np.zeros((len(lengths), 3), np.int64)
-    sizes[:, 0] = _round_up(np.array(lengths, np.int64), pad_multiple)
-    self._planner = rectangles.Planner(sizes, batch_size, seed, max_shapes)
+    lengths = np.array(
+      [len(prompt) + len(answer) for prompt, answer in sequences]
+    )
+    # Rows are not packed: each is a group of its own, with room for its class's
+    # longest.
+    layout = packing.Layout(batch_size, parts=batch_size)
+    self._classes = packing.make_classes(
+      lengths,
+      np.zeros_like(lengths),
+      np.zeros_like(lengths),
+      layout,
+      max_shapes,
+      pad_multiple,
+    )
+    self._dealer = packing.Dealer(self._classes, seed)
     self._sequences = sequences
-    self._real_cost = sum(lengths)
+    self._real_cost = int(lengths.sum())
 
   @property
   def num_batches(self) -> int:
     """Of an epoch."""
-    return self._planner.num_batches
+    return self._dealer.num_batches
 
   @property
   def shapes(self) -> list[int]:
     """S of the batches that occur, smallest first."""
-    return [size for size, _, _ in self._planner.shapes]
+    return [each.packed.positions for each in self._classes]
 
   @property
   def padding_share(self) -> float:
     """Share of an epoch's positions that are padding."""
-    return 1.0 - self._real_cost / self._planner.padded_cost
+    padded = sum(
+      each.strata.size * each.packed.positions for each in self._classes
+    )
+    return 1.0 - self._real_cost / padded
 
   def batch(self, step: int) -> structs.TextBatch:
     """The batch of a step, counted from the first epoch's first."""
-    number, rows = self._planner.batch(step)
+    number, rows = self._dealer.batch(step)
     return self._make(number, rows)
 
   def in_order(self) -> Iterator[structs.TextBatch]:
     """Every sequence once, not shuffled."""
-    plan = self._planner.in_order()
+    plan = self._dealer.in_order()
     for number, rows in zip(plan.classes, plan.rows, strict=True):
       yield self._make(number, rows)
 
   def _make(self, number, rows):
-    size = self._planner.shapes[number][0]
+    size = self._classes[number].packed.positions
     tokens = np.zeros((len(rows), size), np.int32)
     mask = np.zeros(tokens.shape, bool)
     target_mask = np.zeros(tokens.shape, bool)
