@@ -1,46 +1,19 @@
 import itertools
 import time
 
-import jax
 import numpy as np
 import pytest
 
 from benchmarks import padding
-from pdpo_jax import structs
 from pdpo_jax.data import batching, packing
-
-PREFIX, MULTIPLE, BATCH = 3, 5, 7
-
-
-def make_examples(count, seed=0, max_responses=4):
-  rng = np.random.default_rng(seed)
-
-  def ids(low, high):
-    return rng.integers(1, 100, rng.integers(low, high)).astype(np.int32)
-
-  return [
-    structs.TokenizedExample(
-      user_row=int(rng.integers(0, 11)),
-      prompt=ids(1, 40),
-      bare_prompt=ids(1, 40),
-      responses=tuple(
-        ids(1, 30) for _ in range(rng.integers(2, max_responses + 1))
-      ),
-    )
-    for _ in range(count)
-  ]
-
-
-def make_batches(examples, logps=None, **kwargs):
-  options = {"batch_size": BATCH, "seed": 1, "prefix_length": PREFIX}
-  options |= {"pad_multiple": MULTIPLE} | kwargs
-  return batching.PreferenceBatches(examples, logps, **options)
+from tests.data import random_batches
 
 
 def test_bare_prompts_are_padded_left_like_prompts():
-  examples = make_examples(20)
+  examples = random_batches.make_examples(20)
   plain, both = (
-    make_batches(examples, with_bare_prompt=wanted) for wanted in (False, True)
+    random_batches.make_batches(examples, with_bare_prompt=wanted)
+    for wanted in (False, True)
   )
   assert next(plain.in_order()).bare_prompt is None
   for batch in both.in_order():
@@ -53,31 +26,31 @@ def test_bare_prompts_are_padded_left_like_prompts():
         assert batch.bare_prompt_mask[row, -len(real) :].all()
 
 
-def assert_same(batch, other):
-  jax.tree.map(np.testing.assert_array_equal, batch, other)
-
-
-def epoch(batches, number):
-  start = number * batches.num_batches
-  return [batches.batch(start + i) for i in range(batches.num_batches)]
-
-
+@pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("count", [1, 6, 7, 8, 100])
-def test_every_example_comes_once_an_epoch_in_as_few_batches_as_possible(count):
-  batches = make_batches(make_examples(count))
-  assert batches.num_batches == -(-count // BATCH)
+def test_every_example_comes_once_an_epoch_in_as_few_batches_as_possible(
+  count, pack
+):
+  batches = random_batches.make_batches(
+    random_batches.make_examples(count), pack=pack
+  )
+  assert batches.num_batches == -(-count // random_batches.BATCH)
   for number in (0, 3):
-    rows = np.concatenate([b.index for b in epoch(batches, number)])
+    rows = np.concatenate(
+      [b.index for b in random_batches.epoch(batches, number)]
+    )
     assert sorted(rows[rows >= 0]) == list(range(count))
   rows = np.concatenate([b.index for b in batches.in_order()])
   assert sorted(rows[rows >= 0]) == list(range(count))
 
 
 def test_an_epoch_is_filled_up_by_less_than_a_batch():
-  batches = make_batches(make_examples(100))
-  index = np.concatenate([batch.index for batch in epoch(batches, 0)])
+  batches = random_batches.make_batches(random_batches.make_examples(100))
+  index = np.concatenate(
+    [batch.index for batch in random_batches.epoch(batches, 0)]
+  )
   assert (index < 0).sum() == 5  # 15 batches of 7
-  for batch in epoch(batches, 0):
+  for batch in random_batches.epoch(batches, 0):
     fill = batch.index < 0
     np.testing.assert_array_equal(batch.weight, np.where(fill, 0.0, 1.0))
     assert not batch.prompt_mask[fill].any()
@@ -85,21 +58,28 @@ def test_an_epoch_is_filled_up_by_less_than_a_batch():
     assert not batch.user_row[fill].any()
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
-  examples = make_examples(100)
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_batch_depends_on_seed_and_step_alone(pack):
+  examples = random_batches.make_examples(100)
   steps = [40, 3, 17, 3, 0]
-  first = make_batches(examples)
+  first = random_batches.make_batches(examples, pack=pack)
   for step in steps:
-    assert_same(first.batch(step), make_batches(examples).batch(step))
+    random_batches.assert_same(
+      first.batch(step),
+      random_batches.make_batches(examples, pack=pack).batch(step),
+    )
 
 
-def test_epochs_and_seeds_differ_in_samples_and_in_the_order_of_shapes():
-  examples = make_examples(100)
-  batches = make_batches(examples)
+@pytest.mark.parametrize("pack", [True, False])
+def test_epochs_and_seeds_differ_in_samples_and_in_the_order_of_shapes(pack):
+  examples = random_batches.make_examples(100)
+  batches = random_batches.make_batches(examples, pack=pack)
   orders = [
-    epoch(batches, 0),
-    epoch(batches, 1),
-    epoch(make_batches(examples, seed=2), 0),
+    random_batches.epoch(batches, 0),
+    random_batches.epoch(batches, 1),
+    random_batches.epoch(
+      random_batches.make_batches(examples, seed=2, pack=pack), 0
+    ),
   ]
   for one, other in itertools.combinations(orders, 2):
     assert [b.index.tolist() for b in one] != [b.index.tolist() for b in other]
@@ -107,9 +87,11 @@ def test_epochs_and_seeds_differ_in_samples_and_in_the_order_of_shapes():
 
 
 def test_samples_are_whole_prompts_padded_left_and_responses_right():
-  examples = make_examples(50)
+  examples = random_batches.make_examples(50)
   logps = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-  for batch in epoch(make_batches(examples, logps), 0):
+  for batch in random_batches.epoch(
+    random_batches.make_batches(examples, logps), 0
+  ):
     for row, index in enumerate(batch.index):
       if index < 0:
         continue
@@ -131,15 +113,20 @@ def test_samples_are_whole_prompts_padded_left_and_responses_right():
 
 
 def test_shapes_are_few_and_multiples_with_the_prefix():
-  batches = make_batches(make_examples(200))
+  batches = random_batches.make_batches(random_batches.make_examples(200))
   assert 1 < len(batches.shapes) <= 4
   for prompt_size, _, response_size in batches.shapes:
-    assert (PREFIX + prompt_size) % MULTIPLE == 0
-    assert response_size % MULTIPLE == 0
+    assert (random_batches.PREFIX + prompt_size) % random_batches.MULTIPLE == 0
+    assert response_size % random_batches.MULTIPLE == 0
   for room in batches.rooms:
-    assert room.positions % MULTIPLE == room.response_positions % MULTIPLE == 0
+    assert (
+      room.positions % random_batches.MULTIPLE
+      == room.response_positions % random_batches.MULTIPLE
+      == 0
+    )
   seen = {
-    (b.prompt.shape[1], *b.responses.shape[1:]) for b in epoch(batches, 0)
+    (b.prompt.shape[1], *b.responses.shape[1:])
+    for b in random_batches.epoch(batches, 0)
   }
   assert seen == set(batches.shapes)
 
@@ -162,12 +149,15 @@ def lengths(batch, rows):
   ("devices", "parts"), [(1, 1), (1, 4), (4, 1), (2, 3), (1, 12)]
 )
 def test_every_group_has_room_whatever_is_dealt(devices, parts):
-  batches = make_batches(
-    make_examples(300), batch_size=12, devices=devices, parts=parts
+  batches = random_batches.make_batches(
+    random_batches.make_examples(300),
+    batch_size=12,
+    devices=devices,
+    parts=parts,
   )
   real = room = 0
   for number in range(3):
-    for batch in epoch(batches, number):
+    for batch in random_batches.epoch(batches, number):
       assert batch.packed in batches.rooms
       for rows in groups(batch, batches.layout):
         assert len(rows) == batch.packed.rows
@@ -180,9 +170,11 @@ def test_every_group_has_room_whatever_is_dealt(devices, parts):
 
 
 def test_batches_are_the_same_on_any_number_of_devices():
-  examples = make_examples(100)
+  examples = random_batches.make_examples(100)
   one, four = (
-    make_batches(examples, batch_size=8, devices=devices, parts=2)
+    random_batches.make_batches(
+      examples, batch_size=8, devices=devices, parts=2
+    )
     for devices in (1, 4)
   )
   for step in range(one.num_batches):
@@ -218,24 +210,26 @@ def test_classes_need_the_least_room_of_all_cuts():
 
 
 def test_batches_to_be_run_whole_are_not_packed_for_parts():
-  examples = make_examples(20)
+  examples = random_batches.make_examples(20)
   for parts, packed in ((1, True), (7, False)):
-    batches = make_batches(examples, parts=parts)
+    batches = random_batches.make_batches(examples, parts=parts)
     for batch in batches.in_order():
       assert (batch.packed is not None) == packed
 
 
-def test_more_shapes_pad_less():
-  examples = make_examples(300)
+@pytest.mark.parametrize("pack", [True, False])
+def test_more_shapes_pad_less(pack):
+  examples = random_batches.make_examples(300)
   shares = [
-    make_batches(examples, max_shapes=k).padding_share for k in (1, 2, 4)
+    random_batches.make_batches(examples, max_shapes=k, pack=pack).padding_share
+    for k in (1, 2, 4)
   ]
   assert shares[2] < shares[1] < shares[0]
 
 
 def test_without_reference_logps_their_place_is_not_a_number():
-  examples = make_examples(8, max_responses=2)
-  for batch in make_batches(examples).in_order():
+  examples = random_batches.make_examples(8, max_responses=2)
+  for batch in random_batches.make_batches(examples).in_order():
     real = batch.weight > 0
     assert np.isnan(batch.reference_logps[real]).all()
     assert not batch.reference_logps[~real].any()
@@ -252,18 +246,18 @@ def test_without_reference_logps_their_place_is_not_a_number():
 )
 def test_impossible_batches_are_an_error(options, message):
   with pytest.raises(ValueError, match=message):
-    make_batches(make_examples(3), **options)
+    random_batches.make_batches(random_batches.make_examples(3), **options)
 
 
 def test_reference_logps_of_other_data_are_an_error():
-  examples = make_examples(3, max_responses=2)
+  examples = random_batches.make_examples(3, max_responses=2)
   with pytest.raises(ValueError, match=r"\(4, 2\).*\(3, 2\)"):
-    make_batches(examples, np.zeros((4, 2), np.float32))
+    random_batches.make_batches(examples, np.zeros((4, 2), np.float32))
 
 
 def test_no_examples_are_an_error():
   with pytest.raises(ValueError, match="no samples"):
-    make_batches([])
+    random_batches.make_batches([])
 
 
 def test_a_million_samples_are_dealt_quickly():
@@ -284,17 +278,22 @@ def test_a_million_samples_are_dealt_quickly():
 
 
 def make_sequences(count):
-  examples = make_examples(count)
+  examples = random_batches.make_examples(count)
   return [(example.prompt, example.responses[0]) for example in examples]
 
 
 def test_text_batches_hold_every_sequence_once_and_aim_at_responses():
   sequences = make_sequences(50)
-  batches = batching.TextBatches(sequences, BATCH, 0, pad_multiple=MULTIPLE)
+  batches = batching.TextBatches(
+    sequences, random_batches.BATCH, 0, pad_multiple=random_batches.MULTIPLE
+  )
   expected = sorted(
     (prompt.tolist(), response.tolist()) for prompt, response in sequences
   )
-  for batch_list in (epoch(batches, 1), list(batches.in_order())):
+  for batch_list in (
+    random_batches.epoch(batches, 1),
+    list(batches.in_order()),
+  ):
     assert len(batch_list) == batches.num_batches == 8
     seen = []
     for batch in batch_list:
@@ -314,12 +313,12 @@ def test_text_batches_hold_every_sequence_once_and_aim_at_responses():
 
 def test_text_batches_are_pure_and_differ_between_epochs():
   sequences = make_sequences(50)
-  batches = batching.TextBatches(sequences, BATCH, 0)
-  again = batching.TextBatches(sequences, BATCH, 0)
+  batches = batching.TextBatches(sequences, random_batches.BATCH, 0)
+  again = batching.TextBatches(sequences, random_batches.BATCH, 0)
   for step in (9, 0, 4):
-    assert_same(again.batch(step), batches.batch(step))
+    random_batches.assert_same(again.batch(step), batches.batch(step))
   one, other = (
-    np.concatenate([b.tokens.ravel() for b in epoch(batches, i)])
+    np.concatenate([b.tokens.ravel() for b in random_batches.epoch(batches, i)])
     for i in (0, 1)
   )
   assert one.tolist() != other.tolist()
