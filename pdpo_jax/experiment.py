@@ -121,7 +121,10 @@ def make_batches(
     config.train.logits_chunk,
     f"reference, {part.name}",
   )
-  return parts_lib.make_batches(config, part, rows, logps, devices)
+  # Others are read whole.
+  trained = part.name == parts_lib.TRAIN
+  parts = config.train.accumulation_steps if trained else 1
+  return parts_lib.make_batches(config, part, rows, logps, devices, parts)
 
 
 def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:

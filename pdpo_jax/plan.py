@@ -25,6 +25,7 @@ from pdpo_jax import command_line
 from pdpo_jax import config as config_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, planner, report, topologies
+from pdpo_jax.weights import hf_safetensors
 
 _CONFIG = command_line.config_flag()
 _TOPOLOGY = flags.DEFINE_string(
@@ -74,12 +75,7 @@ def architecture(path: str, name: str | None) -> policy_lib.Architecture:
     return presets[name]
   file = pathlib.Path(path) / "config.json"
   if path and file.is_file():
-    fields = json.loads(file.read_text())
-    kind = fields.get("model_type")
-    if kind not in policy_lib.ARCHITECTURES:
-      known = ", ".join(policy_lib.ARCHITECTURES)
-      raise ValueError(f"{file}: model_type {kind!r} is not one of {known}")
-    return policy_lib.ARCHITECTURES[kind].from_hf(fields)
+    return hf_safetensors.read_architecture(file.parent)
   plain = _plain(path)
   found = [name for name in presets if _plain(name) in plain]
   if not found:

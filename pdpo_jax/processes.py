@@ -44,6 +44,8 @@ _FIRST_IS_GONE = (
   "process 0, through which all keep in touch, was killed, or its machine is "
   f"gone. {_GO_ON}"
 )
+# For a value to arrive that is there.
+_SEND_MILLISECONDS = 3_600_000
 
 
 @dataclasses.dataclass
@@ -171,24 +173,31 @@ def gather(value: T) -> list[T]:
   number = next(_group.calls)
   store, own = _group.store, pickle.dumps(value)
   store.key_value_set_bytes(f"gather/{number}/{_group.index}", own)
+  store.key_value_set(f"ready/{number}/{_group.index}", "")
   found = [
-    pickle.loads(_wait_for(f"gather/{number}/{other}"))
+    pickle.loads(_wait_for(f"{number}/{other}"))
     for other in range(_group.count)
   ]
   if number:  # All who came to this call have read what the last one left.
-    store.key_value_delete(f"gather/{number - 1}/{_group.index}")
+    for what in ("gather", "ready"):
+      store.key_value_delete(f"{what}/{number - 1}/{_group.index}")
   return found
 
 
-def _wait_for(key: str) -> bytes:
+def _wait_for(name: str) -> bytes:
   """A value of the store, however long it takes."""
   while True:
     try:
-      # In pieces, since no signal is handled meanwhile.
-      return _group.store.blocking_key_value_get_bytes(key, 1000)
+      # In pieces, since no signal is handled meanwhile. The value itself is
+      # not: what a deadline cuts off is sent from its beginning again.
+      _group.store.blocking_key_value_get(f"ready/{name}", 1000)
+      break
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" not in str(error):
         raise
+  return _group.store.blocking_key_value_get_bytes(
+    f"gather/{name}", _SEND_MILLISECONDS
+  )
 
 
 def wait_for_all() -> None:

@@ -25,6 +25,8 @@ class Store:
   def blocking_key_value_get_bytes(self, key, milliseconds):
     return self.kept[key]
 
+  blocking_key_value_get = blocking_key_value_get_bytes
+
   def key_value_delete(self, key):
     del self.kept[key]
 
@@ -83,7 +85,7 @@ def test_gathering_leaves_one_call_at_most_in_the_store(monkeypatch):
   monkeypatch.setattr(processes, "_group", processes._Group(0, 1, store))
   for value in ("one", "two", "three"):
     assert processes.gather(value) == [value]
-  assert list(store.kept) == ["gather/2/0"]
+  assert list(store.kept) == ["gather/2/0", "ready/2/0"]
 
 
 def test_a_failure_of_another_is_a_reason_to_leave():

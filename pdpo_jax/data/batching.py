@@ -1,7 +1,8 @@
-"""Batches as a pure function of (seed, step), with little padding.
+"""Batches as a pure function of (seed, step).
 
-`packing.py` deals samples that run packed, `rectangles.py` those that run as
-padded rows. An epoch is `ceil(samples / batch_size)` batches. Nothing about the
+`packing.py` deals samples whose real positions run side by side, and sequences
+for supervised fine-tuning; `rectangles.py` samples that run as padded rows. An
+epoch is `ceil(samples / batch_size)` batches. Nothing about the
 position in the data needs saving.
 """
 
@@ -62,7 +63,7 @@ def _sizes(
 
 
 class PreferenceBatches:
-  """Batches of comparisons, of which little is padding once they are packed.
+  """Batches of comparisons, packed or as padded rows.
 
   Args:
     examples: at least one.
@@ -120,7 +121,7 @@ class PreferenceBatches:
       )
     else:
       rows = np.stack(padded(sizes), 1)
-      self._dealer = rectangles.Planner(rows, batch_size, seed, max_shapes)
+      self._dealer = rectangles.Dealer(rows, batch_size, seed, max_shapes)
       self._shapes = self._dealer.shapes
       self.rooms = [None] * len(self._shapes)
       room = self._dealer.padded_cost
@@ -153,13 +154,10 @@ class PreferenceBatches:
     return self._make(number, rows)
 
   def in_order(self) -> Iterator[structs.PreferenceBatch]:
-    """Every example once, not shuffled; to be run whole, not in parts."""
+    """Every example once, not shuffled."""
     plan = self._dealer.in_order()
     for number, rows in zip(plan.classes, plan.rows, strict=True):
-      batch = self._make(number, rows)
-      if self.layout.parts > 1:
-        batch = dataclasses.replace(batch, packed=None)
-      yield batch
+      yield self._make(number, rows)
 
   def _make(self, number, rows):
     prompt_size, num_responses, response_size = self._shapes[number]

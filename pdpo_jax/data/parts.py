@@ -100,15 +100,16 @@ def make_batches(
   rows: Rows,
   reference_logps: Float[np.ndarray, "samples N"] | None,
   devices: int = 1,
+  parts: int = 1,
 ) -> batching.PreferenceBatches:
   """Batches of `sample_rows` or `reference_rows`.
 
   Args:
     devices: that will split a batch; where they cannot, it is whole on each.
+    parts: that a batch will be run in, one after the other.
   """
   users = config.user.kind != "none"
   batch_size = config.train.batch_size
-  trained = part.name == TRAIN and reference_logps is not None
   return batching.PreferenceBatches(
     rows,
     reference_logps,
@@ -117,7 +118,7 @@ def make_batches(
     config.user.num_tokens if users else 0,
     max_shapes=config.data.max_shapes,
     devices=devices if batch_size % devices == 0 else 1,
-    parts=config.train.accumulation_steps if trained else 1,
+    parts=parts,
     pack=config.data.pack,
     # For the generic branch, where it is run on the same samples.
     with_bare_prompt=users

@@ -53,7 +53,7 @@ def choose_shapes(
   return [tuple(map(int, shapes[place])) for place in reversed(chosen)]
 
 
-class Planner:
+class Dealer:
   """Deals the batches of a shuffled epoch, or of one in order.
 
   Args:

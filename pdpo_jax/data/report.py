@@ -65,7 +65,10 @@ def make_report(
   ]
   train = made[0]
   rows = parts.sample_rows(config, train)
-  batches = parts.make_batches(config, train, rows, None)
+  # As one device runs them.
+  batches = parts.make_batches(
+    config, train, rows, None, parts=config.train.accumulation_steps
+  )
   lengths = Lengths.of(rows)
   blocks = [
     f"Data of {config.name!r}: {config.data.source} {config.data.path}",

@@ -89,7 +89,8 @@ def _product_backward(inputs, slope):
     (((1,), (1,)), ((), ())),
     preferred_element_type=wide,
   )
-  # The kernel is frozen. Of one of integers there is no gradient at all.
+  # Only supervised fine-tuning trains kernels; elsewhere XLA leaves this out.
+  # Of integers there is no gradient at all.
   towards_kernel = None
   if jnp.issubdtype(kernel.dtype, jnp.floating):
     towards_kernel = x.T @ slope

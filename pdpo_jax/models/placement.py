@@ -36,9 +36,10 @@ def gathered(weight: Array) -> Array:
   For a weight that a loop reads: it is sent once, rather than in each round.
   """
   mesh = jax.typeof(weight).sharding.mesh
-  if mesh.empty or weight.shape[0] % mesh.shape["tensor"]:
+  if mesh.empty:
     return weight
-  return _at(weight, mesh, "tensor")
+  divided = weight.shape[0] % mesh.shape.get("tensor", 1) == 0
+  return _at(weight, mesh, "tensor" if divided else None)
 
 
 def whole(x: Array) -> Array:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
+from pdpo_jax.models import placement
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import optimizer, pdpo, sharding
 
@@ -83,9 +84,7 @@ def make_arguments(
     split.trainable,
     jax.eval_shape(transformation.init, split.trainable),
   )
-  groups = config.train.accumulation_steps
-  if mesh is not None:
-    groups *= mesh.shape["data"] * mesh.shape["fsdp"]
+  groups = config.train.accumulation_steps * sharding.batch_shards(mesh)
   batch = make_batch(shape, groups if config.data.pack else None)
   frozen = split.frozen
   if mesh is not None:
@@ -173,7 +172,7 @@ def _placed_state(state, mesh):
     path: leaf.sharding
     for path, leaf in jax.tree_util.tree_leaves_with_path(trainable)
   }
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  whole = sharding.whole(mesh)
   longest = max(map(len, places))
 
   def place(path, leaf):
@@ -190,6 +189,6 @@ def _placed_state(state, mesh):
 
 def _placed_batch(batch, mesh):
   """Samples are split as `sharding.batch_placer` does."""
-  axes = jax.sharding.PartitionSpec(("data", "fsdp"))
+  axes = jax.sharding.PartitionSpec(placement.BATCH_AXES)
   place = jax.sharding.NamedSharding(mesh, axes)
   return jax.tree.map(lambda leaf: _at(leaf, place), batch)

@@ -167,7 +167,7 @@ def make_plan(
   """
   train = dataclasses.replace(config.train, batch_size=shape.samples)
   config = dataclasses.replace(config, train=train)
-  config, shape = _on_devices(config, shape)
+  config, shape = _on_devices(config, shape, topology.platform)
   sharding.check_batch(config, devices)
   mesh = sharding.make_mesh(config.mesh, devices)
   if mesh is None:
@@ -199,8 +199,12 @@ def make_plan(
   )
 
 
-def _on_devices(config, shape):
+def _on_devices(config, shape, platform):
   """What devices get to see: of a table on the host, a batch's rows alone."""
+  if platform == "gpu" and config.base.attention == "cudnn":
+    # GPUs are planned on CPUs, which have no such kernel.
+    base = dataclasses.replace(config.base, attention="auto")
+    config = dataclasses.replace(config, base=base)
   if not config.train.users_on_host:
     return config, shape
   train = dataclasses.replace(

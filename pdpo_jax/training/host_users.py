@@ -68,11 +68,10 @@ def fetch(
   rows, places = _rows_of_batch(
     jax.device_put(user_row, host()), sparse_users.num_rows(tree)
   )
-  small = sparse_users.map_rows(
-    lambda variable: jax.tree.map(
-      lambda table: jax.device_put(_gather(table, rows), near), variable
-    ),
+  small = sparse_users.take(
     tree,
+    rows,
+    lambda table, rows: jax.device_put(_gather(table, rows), near),
   )
   return small, rows, jax.device_put(places, near)
 
@@ -82,15 +81,11 @@ def put_back(tree: Any, small: Any, rows: Int[Array, " R"]) -> Any:
 
   All else is from `small`.
   """
-  return sparse_users.map_rows(
-    lambda variable, own: jax.tree.map(
-      lambda table, values: _scatter(table, to_host(values), rows),
-      variable,
-      own,
-    ),
+  return sparse_users.put(
     tree,
     small,
-    others=lambda _, own: own,
+    rows,
+    lambda table, values, rows: _scatter(table, to_host(values), rows),
   )
 
 
@@ -98,7 +93,7 @@ def _place_beside(tree):
   """Whole, on the devices of what is no row of a user."""
   mesh = sharding.mesh_of(tree)
   if mesh is not None:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return sharding.whole(mesh)
   for variable in sparse_users.variables(tree):
     if not isinstance(variable, user_model.UserRowParam):
       return next(iter(jax.tree.leaves(variable))).sharding

@@ -22,10 +22,10 @@ from jax import sharding as jax_sharding
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
-from pdpo_jax.models import kernels
+from pdpo_jax.models import kernels, placement
 from pdpo_jax.weights import loading
 
-AXES = ("data", "fsdp", "tensor")
+AXES = (*placement.BATCH_AXES, "tensor")
 
 Spec = tuple[str | None, ...]
 
@@ -49,6 +49,7 @@ RULES: tuple[tuple[str, Spec], ...] = (
   (r"lm\.lm_head\.bias", ("tensor",)),
   (r"lm\..*(ln_1|layernorm)\.(weight|bias)", (None, None)),
   (r"lm\.(ln_f|norm)\.(weight|bias)", (None,)),
+  # By width, which an axis divides; weights of clusters are small.
   (r"user_model\.offsets", (None, None, "fsdp")),
   (r"user_model\.weights", ("fsdp",)),
   (r"user_model\.(generic_prefix|centers)", ()),
@@ -146,7 +147,7 @@ def place_of(
 
 def make_kernel(name: str, mesh: jax.sharding.Mesh | None) -> kernels.Kernel:
   """The attention kernel for inputs that `batch_placer` and `RULES` split."""
-  return kernels.Kernel(name, mesh, ("data", "fsdp"), "tensor")
+  return kernels.Kernel(name, mesh, placement.BATCH_AXES, "tensor")
 
 
 def logits_chunk(positions: int, mesh: jax.sharding.Mesh | None) -> int:
@@ -163,11 +164,13 @@ def logits_chunk(positions: int, mesh: jax.sharding.Mesh | None) -> int:
   return shards * (positions or (128 if platform == "cpu" else 1024))
 
 
-def batch_shards(mesh: jax.sharding.Mesh | None) -> int:
+def batch_shards(
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None,
+) -> int:
   """Devices that split the batch; 1 without a mesh."""
   if mesh is None:
     return 1
-  return mesh.shape["data"] * mesh.shape["fsdp"]
+  return math.prod(mesh.shape[axis] for axis in placement.BATCH_AXES)
 
 
 def of_base(mesh: jax.sharding.Mesh | None) -> loading.ShardingOf | None:
@@ -216,7 +219,7 @@ def batch_placer(
   """
   if mesh is None:
     return lambda batch: batch
-  spec = jax.sharding.PartitionSpec(("data", "fsdp"))
+  spec = jax.sharding.PartitionSpec(placement.BATCH_AXES)
   split = jax.sharding.NamedSharding(mesh, spec)
   shards = batch_shards(mesh)
 
@@ -227,7 +230,9 @@ def batch_placer(
   return place
 
 
-def whole(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+def whole(
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+) -> jax.sharding.NamedSharding:
   """On every device."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 

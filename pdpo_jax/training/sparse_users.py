@@ -41,19 +41,36 @@ def batch_rows(
   return jnp.concatenate([zero, found]), places.astype(user_row.dtype)
 
 
-def take(tree: Any, rows: Int[Array, " R"]) -> Any:
-  """The same tree, with these rows in place of all in what has a row a user."""
+def take(
+  tree: Any, rows: Int[Array, " R"], read: Callable | None = None
+) -> Any:
+  """The same tree, with these rows in place of all in what has a row a user.
+
+  Args:
+    read: in place of `gather`.
+  """
+  read = read or gather
   return map_rows(
-    lambda variable: jax.tree.map(lambda table: gather(table, rows), variable),
+    lambda variable: jax.tree.map(lambda table: read(table, rows), variable),
     tree,
   )
 
 
-def put(tree: Any, small: Any, rows: Int[Array, " R"]) -> Any:
-  """`tree` with the rows of `small` written back, and all else from `small`."""
+def put(
+  tree: Any,
+  small: Any,
+  rows: Int[Array, " R"],
+  write: Callable | None = None,
+) -> Any:
+  """`tree` with the rows of `small` written back, and all else from `small`.
+
+  Args:
+    write: in place of `scatter`.
+  """
+  write = write or scatter
   return map_rows(
     lambda variable, own: jax.tree.map(
-      lambda table, values: scatter(table, values, rows), variable, own
+      lambda table, values: write(table, values, rows), variable, own
     ),
     tree,
     small,

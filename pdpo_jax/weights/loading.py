@@ -204,6 +204,8 @@ def _spread(
 ) -> jax.Array:
   """A tensor whose parts lie where they go to; only parts of ours are read.
 
+  One that is to be quantized was read whole before: scales are of whole rows.
+
   Args:
     ndim: of the array it goes into, which lies at `place`.
   """

@@ -1,11 +1,13 @@
 import itertools
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import padding
 from pdpo_jax.data import batching, packing
+from pdpo_jax.training import step as step_lib
 from tests.data import random_batches
 
 
@@ -133,10 +135,9 @@ def test_shapes_are_few_and_multiples_with_the_prefix():
 
 def groups(batch, layout):
   """Samples that are run together, as the step takes a batch apart."""
-  rows = np.arange(layout.batch_size).reshape(layout.devices, -1)
+  rows = jnp.arange(layout.batch_size).reshape(layout.devices, -1)
   for device in rows:
-    for part in range(layout.parts):
-      yield device[part :: layout.parts]
+    yield from np.asarray(step_lib.split_in_parts(device, layout.parts))
 
 
 def lengths(batch, rows):
@@ -207,14 +208,6 @@ def test_classes_need_the_least_room_of_all_cuts():
     best = min(room(ends) for ends in itertools.combinations(range(1, 9), 2))
     assert len(made) <= 3
     assert best == sum(c.strata.shape[1] * c.packed.positions for c in made)
-
-
-def test_batches_to_be_run_whole_are_not_packed_for_parts():
-  examples = random_batches.make_examples(20)
-  for parts, packed in ((1, True), (7, False)):
-    batches = random_batches.make_batches(examples, parts=parts)
-    for batch in batches.in_order():
-      assert (batch.packed is not None) == packed
 
 
 @pytest.mark.parametrize("pack", [True, False])

@@ -82,10 +82,10 @@ def test_a_million_samples_are_planned_quickly():
   rng = np.random.default_rng(0)
   sizes = rng.integers(1, [100, 5, 60], (1_000_000, 3)) * [8, 1, 8]
   start = time.perf_counter()
-  planner = rectangles.Planner(sizes, 32, 0, 4)
-  planner.batch(0)
+  dealer = rectangles.Dealer(sizes, 32, 0, 4)
+  dealer.batch(0)
   # About 0.5 s on a laptop core; the bound is wide for shared machines.
   assert time.perf_counter() - start < 10
   start = time.perf_counter()
-  planner.batch(1)
+  dealer.batch(1)
   assert time.perf_counter() - start < 0.05

@@ -73,6 +73,13 @@ def test_a_parameter_with_two_rules_is_named(monkeypatch):
     sharding.spec_of("user_model.offsets")
 
 
+def test_logits_at_a_time_are_counted_by_device():
+  mesh = jax.sharding.AbstractMesh((2, 2, 2), sharding.AXES)
+  assert sharding.logits_chunk(0, None) == 128
+  assert sharding.logits_chunk(7, None) == 7
+  assert sharding.batch_shards(mesh) == 4
+
+
 def test_one_device_has_no_mesh():
   assert sharding.make_mesh(config_lib.MeshConfig()) is None
 
@@ -156,6 +163,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     _check_places(split, mesh)
     print(f"{name}: as on one device")
   _check_moments(config, split, mesh)
+  _check_accumulated(config, folder)
   # What one mesh saved goes on on another, as if it had not moved.
   half = folder / "2x2x2" / "checkpoints"
   with checkpoint.Checkpoints(half, 9) as saved:
@@ -181,6 +189,9 @@ def _check_eight(folder: pathlib.Path) -> None:
     loaded, experiment.make_batches(config, base, part), 128
   )
   np.testing.assert_allclose(found, scores, atol=1e-3)
+  mesh = sharding.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  assert sharding.logits_chunk(0, mesh) == 4 * 128
+  assert sharding.logits_chunk(7, mesh) == 28
   with pytest.raises(ValueError, match="make 6 devices, and there are 8"):
     sharding.make_mesh(config_lib.MeshConfig(3, 2, 1))
   config.mesh = config_lib.MeshConfig()
@@ -189,6 +200,24 @@ def _check_eight(folder: pathlib.Path) -> None:
     ValueError, match="leaves 12 samples, which the 8 devices"
   ):
     sharding.check_batch(config)
+
+
+def _check_accumulated(config, folder):
+  """Batches packed for a mesh, in two parts, are as on one device."""
+  train = dataclasses.replace(config.train, batch_size=16, accumulation_steps=2)
+  config = dataclasses.replace(config, train=train)
+  mesh = sharding.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  on_mesh = _base(mesh, folder / "base")
+  _, *data = tiny.tiny_parts(config)
+  part = tiny.tiny_part(config, on_mesh, data[0], "train")
+  data[1] = experiment.make_batches(config, on_mesh, part)
+  # Four devices share a batch of 16, and run it in two parts.
+  assert {room.rows for room in data[1].rooms} == {2}
+  found = []
+  for base in (_base(None, folder / "base"), on_mesh):
+    name = f"accumulated-{len(found)}"
+    found.append(_values(_train(config, base, data, folder / name)))
+  _close(*found, "two parts on a mesh")
 
 
 def _answers(split):

@@ -248,6 +248,40 @@ def fresh_state(transformation):
   )
 
 
+def test_parts_take_turns_in_a_batch_and_are_joined_again():
+  parts = step.split_in_parts(jnp.arange(6), 3)
+  np.testing.assert_array_equal(parts, [[0, 3], [1, 4], [2, 5]])
+  np.testing.assert_array_equal(step._join_parts(parts), np.arange(6))
+
+
+def test_accumulation_of_packed_parts_changes_no_update():
+  graphdef, _, frozen = parts()
+  transformation = optax.sgd(0.1)
+  batch = samples(np.arange(4))
+  both = batch.prompt_mask.sum(1) + batch.response_mask.sum((1, 2))
+  responses = batch.response_mask.sum((1, 2))
+  # Room for samples 0 and 2, and 1 and 3, and for no other two.
+  pairs = [x[:2] + x[2:] for x in (both, responses)]
+  packed = structs.Packed(2, *(int(each.max()) for each in pairs))
+  assert (both[0] + both[1]).max() != packed.positions
+  found = []
+  for count, room in ((1, None), (2, packed)):
+    train_step = step.make_train_step(
+      graphdef,
+      golden_cases.objective(),
+      transformation,
+      accumulation_steps=count,
+    )
+    own = dataclasses.replace(batch, packed=room)
+    state, metrics = train_step(fresh_state(transformation), frozen, own)
+    found.append((jax.tree.leaves(state.trainable), metrics))
+  for ours, theirs in zip(found[1][0], found[0][0], strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  np.testing.assert_allclose(
+    found[1][1]["sample_loss"], found[0][1]["sample_loss"], atol=1e-5
+  )
+
+
 def test_accumulation_changes_no_update():
   graphdef, _, frozen = parts()
   # The plain gradient: Adam would turn rounding into signs.
