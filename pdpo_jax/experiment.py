@@ -54,9 +54,7 @@ def read_base(
     sharding.check_batch(config)
   mesh = sharding.make_mesh(mesh)
   path = run_folder.base_path(config, folder)
-  place = sharding.of_base(mesh)
-  kernel = sharding.make_kernel(config.base.attention, mesh)
-  return base_lib.read_base(path, config.base, place, kernel)
+  return base_lib.read_base(path, config.base, sharding.of_base(mesh))
 
 
 def load_dataset(

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pdpo_jax import structs
+from pdpo_jax.data import dealing
 
 # Cuts between classes are sought at so many places, evenly spread.
 _CUTS = 64
@@ -100,16 +101,8 @@ class Class:
     return strata[self.order].T
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """The batches of one epoch: each one's class, and its samples or -1."""
-
-  classes: Int[np.ndarray, " batches"]
-  rows: Int[np.ndarray, "batches B"]
-
-
-class Dealer:
-  """Deals the batches of one class after the other, or of a shuffled epoch.
+class Dealer(dealing.Dealer):
+  """Deals the batches of classes.
 
   Args:
     classes: what `make_classes` made.
@@ -117,27 +110,13 @@ class Dealer:
   """
 
   def __init__(self, classes: Sequence[Class], seed: int):
+    super().__init__(sum(each.strata.shape[1] for each in classes), seed)
     self._classes = classes
-    self._seed = seed
-    self._cached: tuple[int, Plan] | None = None
-    self.num_batches = sum(each.strata.shape[1] for each in classes)
 
-  def in_order(self, rng: np.random.Generator | None = None) -> Plan:
-    """Class by class; without `rng`, as in the data within each stratum."""
+  def in_order(self, rng: np.random.Generator | None = None) -> dealing.Plan:
     rows = [each.deal(rng) for each in self._classes]
     numbers = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    return Plan(numbers, np.concatenate(rows))
-
-  def batch(self, step: int) -> tuple[int, Int[np.ndarray, " B"]]:
-    """Class and samples of a batch; -1 fills up."""
-    epoch, place = divmod(step, self.num_batches)
-    if self._cached is None or self._cached[0] != epoch:
-      rng = np.random.default_rng([self._seed, epoch])
-      plan = self.in_order(rng)
-      order = rng.permutation(self.num_batches)
-      self._cached = (epoch, Plan(plan.classes[order], plan.rows[order]))
-    plan = self._cached[1]
-    return int(plan.classes[place]), plan.rows[place]
+    return dealing.Plan(numbers, np.concatenate(rows))
 
 
 def make_classes(
@@ -172,13 +151,15 @@ def make_classes(
   cuts = np.linspace(0, batches, min(_CUTS, batches) + 1).round().astype(int)
   one_device = dataclasses.replace(layout, devices=1)
 
-  def cost(start, end):
+  cost = np.full((len(cuts), len(cuts)), np.inf)
+  for i, j in itertools.combinations(range(len(cuts)), 2):
+    start, end = cuts[i], cuts[j]
     longest = lengths[start * size : end * size].reshape(size, -1).max(1)
-    groups = one_device.share_out(longest)
-    return (end - start) * layout.parts * longest[groups].sum(1).max()
-
+    room = longest[one_device.share_out(longest)].sum(1).max()
+    cost[i, j] = (end - start) * layout.parts * room
   classes = []
-  for start, end in _cheapest_runs(cuts, cost, max_classes):
+  for i, j in dealing.cheapest_runs(cost, max_classes):
+    start, end = cuts[i], cuts[j]
     samples = order[start * size : end * size].reshape(size, -1)
     longest = lengths[start * size : end * size].reshape(size, -1).max(1)
     counted = np.where(samples < 0, 0, responses[samples]).max(1)
@@ -193,22 +174,3 @@ def make_classes(
     rows = groups.reshape(layout.devices, layout.parts, -1).swapaxes(1, 2)
     classes.append(Class(samples, rows.reshape(-1), packed))
   return classes
-
-
-def _cheapest_runs(cuts, cost, most):
-  """The at most `most` runs between cuts that cost least together."""
-  count = len(cuts)
-  run = np.full((count, count), np.inf)
-  for i, j in itertools.combinations(range(count), 2):
-    run[i, j] = cost(cuts[i], cuts[j])
-  best, came_from = [run[0]], []
-  for _ in range(1, most):
-    totals = best[-1][:, None] + run
-    came_from.append(np.argmin(totals, axis=0))
-    best.append(np.min(totals, axis=0))
-  used = int(np.argmin([costs[-1] for costs in best]))
-  ends = [count - 1]
-  for level in reversed(came_from[:used]):
-    ends.append(int(level[ends[-1]]))
-  ends = [0, *reversed(ends)]
-  return [(int(cuts[i]), int(cuts[j])) for i, j in itertools.pairwise(ends)]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from pdpo_jax.data import packing
+from pdpo_jax.data import dealing
 
 Shape = tuple[int, int, int]  # P, N, R
 
@@ -23,38 +23,24 @@ def choose_shapes(
 
   Samples are sorted by their cost `P + N * R` and cut into runs; a run's shape
   is the largest P, N and R up to its end, so that each shape fits into the
-  next. Among all such cuts, dynamic programming finds the one with the least
-  padded cost.
+  next. Among all such cuts, the one with the least padded cost is taken.
   """
   costs = sizes[:, 0] + sizes[:, 1] * sizes[:, 2]
   largest = np.maximum.accumulate(sizes[np.argsort(costs, kind="stable")])
   # A run may as well go on for as long as its shape stays the same.
   changes = np.any(largest[1:] != largest[:-1], axis=1)
-  ends = np.append(np.flatnonzero(changes), len(sizes) - 1)
-  shapes = largest[ends]
-  shape_costs = shapes[:, 0] + shapes[:, 1] * shapes[:, 2]
-  # run[i, j]: cost of a run after end i - 1 (i = 0: from the start) to end j.
-  begins = np.append(0, ends[:-1] + 1)
-  counts = ends[None, :] + 1 - begins[:, None]
-  run = np.where(counts > 0, counts * shape_costs[None, :], np.inf)
-  best = run[0]
-  came_from = []
-  for _ in range(1, min(max_shapes, len(ends))):
-    # One more run, which begins at i; what is before it ends at i - 1.
-    totals = np.append(0.0, best[:-1])[:, None] + run
-    came_from.append(np.argmin(totals, axis=0))
-    best = np.min(totals, axis=0)
-  chosen = [len(ends) - 1]
-  for begin in reversed(came_from):
-    previous = begin[chosen[-1]] - 1
-    if previous < 0:
-      break
-    chosen.append(int(previous))
-  return [tuple(map(int, shapes[place])) for place in reversed(chosen)]
+  cuts = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(sizes)]])
+  shapes = largest[cuts[1:] - 1]
+  # By the cut at which a run ends, and what a sample of it costs.
+  shape_costs = np.append(0, shapes[:, 0] + shapes[:, 1] * shapes[:, 2])
+  counts = cuts[None, :] - cuts[:, None]
+  cost = np.where(counts > 0, counts * shape_costs, np.inf)
+  runs = dealing.cheapest_runs(cost, max_shapes)
+  return [tuple(map(int, shapes[end - 1])) for _, end in runs]
 
 
-class Dealer:
-  """Deals the batches of a shuffled epoch, or of one in order.
+class Dealer(dealing.Dealer):
+  """Deals batches of which each is as its largest samples need.
 
   Args:
     sizes: P, N and R of each sample, rounded up as they will be padded.
@@ -70,10 +56,8 @@ class Dealer:
     seed: int,
     max_shapes: int,
   ):
+    super().__init__(math.ceil(len(sizes) / batch_size), seed)
     self.batch_size = batch_size
-    self._seed = seed
-    self.num_batches = math.ceil(len(sizes) / batch_size)
-    self._cached: tuple[int, packing.Plan] | None = None
     shapes = choose_shapes(sizes, max_shapes)
     fits = np.ones((len(sizes), 0), bool)
     for shape in shapes:
@@ -102,28 +86,11 @@ class Dealer:
     costs = np.array([p + n * r for p, n, r in self.shapes])
     return int(costs[self._batch_shapes].sum()) * self.batch_size
 
-  def _fill(
-    self, order: Int[np.ndarray, " samples"]
-  ) -> Int[np.ndarray, "batches B"]:
-    """Fills batches shape by shape, samples of a shape as in `order`."""
+  def in_order(self, rng: np.random.Generator | None = None) -> dealing.Plan:
+    count = len(self._shape_of)
+    order = np.arange(count) if rng is None else rng.permutation(count)
     by_shape = order[np.argsort(self._shape_of[order], kind="stable")]
     rows = np.full(self.num_batches * self.batch_size, -1)
-    rows[: len(order)] = by_shape
-    return rows.reshape(self.num_batches, self.batch_size)
-
-  def in_order(self) -> packing.Plan:
-    """Shape by shape, samples of a shape as in the data."""
-    rows = self._fill(np.arange(len(self._shape_of)))
-    return packing.Plan(self._batch_shapes, rows)
-
-  def batch(self, step: int) -> tuple[int, Int[np.ndarray, " B"]]:
-    """Number of the shape, and samples, of a batch; -1 fills up."""
-    epoch, place = divmod(step, self.num_batches)
-    if self._cached is None or self._cached[0] != epoch:
-      rng = np.random.default_rng([self._seed, epoch])
-      rows = self._fill(rng.permutation(len(self._shape_of)))
-      order = rng.permutation(self.num_batches)
-      plan = packing.Plan(self._batch_shapes[order], rows[order])
-      self._cached = (epoch, plan)
-    plan = self._cached[1]
-    return int(plan.classes[place]), plan.rows[place]
+    rows[:count] = by_shape
+    rows = rows.reshape(self.num_batches, self.batch_size)
+    return dealing.Plan(self._batch_shapes, rows)

@@ -6,11 +6,12 @@ key/value heads (H a multiple of K), E head size.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from pdpo_jax.models import layers, placement
 
 KERNELS = ("auto", "xla", "blocked", "cudnn", "splash")
 
@@ -30,15 +31,9 @@ class Kernel:
       flash attention of NVIDIA's GPUs, for 16-bit activations. "splash" is
       flash attention of TPUs. "auto" takes the one of the platform, and "xla"
       where that cannot be.
-    mesh: that the inputs are split over, None for a single device.
-    batch_axes: of the mesh, that split B.
-    head_axis: that splits H and K.
   """
 
   name: str = "auto"
-  mesh: jax.sharding.Mesh | None = None
-  batch_axes: tuple[str, ...] = ()
-  head_axis: str | None = None
 
   def __post_init__(self):
     if self.name not in KERNELS:
@@ -61,57 +56,51 @@ class Kernel:
     Raises:
       ValueError: if a kernel asked for by name cannot do it, saying why.
     """
-    name = self._fitting(q) if self.name == "auto" else self.name
+    platform = placement.platform(q)
+    name = _fitting(platform, q) if self.name == "auto" else self.name
     if name == "blocked":
       return blocked(q, k, v, real, offset)
     if name == "cudnn":
-      problem = _against_cudnn(self._platform, q)
+      problem = _against_cudnn(platform, q)
       if problem:
         raise ValueError(f"base.attention 'cudnn' {problem}; use 'auto'")
       return _cudnn(q, k, v, real, offset)
     if name == "splash":
-      return self._split(_splash)(q, k, v, real, offset)
+      return _by_device(_splash)(q, k, v, real, offset)
     mask = visible(real, q.shape[1], offset)
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
 
-  @property
-  def _platform(self) -> str:
-    if self.mesh is not None:
-      return self.mesh.devices.flat[0].platform
-    return jax.default_backend()
 
-  def _fitting(self, q):
-    """The kernel of the platform."""
-    if self._platform == "tpu" and q.shape[1] >= _LANES:
-      return "splash"
-    if self._platform == "gpu" and not _against_cudnn("gpu", q):
-      return "cudnn"
-    if self._platform == "cpu" and self.mesh is None:
-      return "blocked"
-    return "xla"
+def _fitting(platform, q):
+  """The kernel of a platform."""
+  if platform == "tpu" and q.shape[1] >= _LANES:
+    return "splash"
+  if platform == "gpu" and not _against_cudnn("gpu", q):
+    return "cudnn"
+  if platform == "cpu" and jax.typeof(q).sharding.mesh.empty:
+    return "blocked"
+  return "xla"
 
-  def _split(self, kernel):
-    """`kernel` on each device's own rows and heads, which need no others."""
-    if self.mesh is None:
-      return kernel
 
-    def split(q, k, v, real, offset):
-      shards = [self.mesh.shape[axis] for axis in self.batch_axes]
-      whole = q.shape[0] % functools.reduce(int.__mul__, shards, 1)
-      batch = None if whole else self.batch_axes
-      heads = self.head_axis
-      if heads is not None and k.shape[2] % self.mesh.shape[heads]:
-        heads = None
-      spec = jax.sharding.PartitionSpec(batch, None, heads, None)
-      return jax.shard_map(
-        lambda *inputs: kernel(*inputs, offset),
-        mesh=self.mesh,
-        in_specs=(spec, spec, spec, jax.sharding.PartitionSpec(batch, None)),
-        out_specs=spec,
-        check_vma=False,
-      )(q, k, v, real)
+def _by_device(kernel):
+  """`kernel` on each device's own rows and heads, which need no others."""
 
-    return split
+  def split(q, k, v, real, offset):
+    mesh = jax.typeof(q).sharding.mesh
+    if mesh.empty:
+      return kernel(q, k, v, real, offset)
+    batch = placement.BATCH_AXES if placement.divides(mesh, q) else None
+    heads = None if k.shape[2] % mesh.shape["tensor"] else "tensor"
+    spec = jax.sharding.PartitionSpec(batch, None, heads, None)
+    return jax.shard_map(
+      lambda *inputs: kernel(*inputs, offset),
+      mesh=mesh,
+      in_specs=(spec, spec, spec, jax.sharding.PartitionSpec(batch, None)),
+      out_specs=spec,
+      check_vma=False,
+    )(q, k, v, real)
+
+  return split
 
 
 def visible(
@@ -160,7 +149,8 @@ def blocked(
         block_bytes,
       )
     )
-  return jnp.concatenate(out, 1)
+  # Whoever recomputes a layer need not compute this again for its gradient.
+  return layers.keep(jnp.concatenate(out, 1))
 
 
 def _blocked_run(q, k, v, mask, block_bytes):
@@ -263,6 +253,7 @@ def _splash(q, k, v, real, offset, interpret=False):
       block_q_dq=block_q,
       block_kv_dq=block_kv,
     ),
+    residual_checkpoint_name=layers.KEPT,
     interpret=interpret,
   )
   out = jax.vmap(kernel)(q, k, v, segments)

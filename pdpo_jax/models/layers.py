@@ -290,20 +290,20 @@ def rotary_frequencies(size: int, base: float) -> Float[Array, " half"]:
   return 1.0 / base ** (jnp.arange(0, size, 2, dtype=jnp.float32) / size)
 
 
-_KEPT = "linear"
+KEPT = "kept"
 
 
 def keep(x: Array) -> Array:
   """Marks what the remat policy "dots" keeps."""
-  return ad_checkpoint.checkpoint_name(x, _KEPT)
+  return ad_checkpoint.checkpoint_name(x, KEPT)
 
 
 REMAT_POLICIES: dict[str, Callable | None] = {
   # Keep everything: most memory.
   "none": None,
-  # Keep the results of linear layers, LoRA included; recompute attention and
-  # the rest.
-  "dots": jax.checkpoint_policies.save_only_these_names(_KEPT),
+  # Keep the results of linear layers, LoRA included, and of attention where
+  # its kernel says so; recompute the rest.
+  "dots": jax.checkpoint_policies.save_only_these_names(KEPT),
   # Keep each layer's input only: least memory, one more forward pass.
   "full": jax.checkpoint_policies.nothing_saveable,
 }

@@ -24,10 +24,15 @@ def by_rows(x: Array) -> Array:
   Where these do not divide it, XLA decides.
   """
   mesh = jax.typeof(x).sharding.mesh
-  shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
-  if mesh.empty or x.shape[0] % shards:
+  if mesh.empty or not divides(mesh, x):
     return x
   return _at(x, mesh, BATCH_AXES)
+
+
+def divides(mesh: jax.sharding.AbstractMesh, x: Array) -> bool:
+  """Whether the devices that share a batch divide the leading axis."""
+  shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+  return x.shape[0] % shards == 0
 
 
 def gathered(weight: Array) -> Array:

@@ -50,14 +50,12 @@ def make_policy(
   config: config_lib.Config,
   arch: policy_lib.Architecture,
   num_rows: int,
-  mesh: jax.sharding.Mesh | None = None,
 ) -> pdpo.SplitPolicy:
   """The policy of a configuration; where its arrays lie is left open."""
   table = jax.ShapeDtypeStruct(
     (arch.vocab_size, arch.width), jnp.dtype(config.base.dtype)
   )
-  kernel = sharding.make_kernel(config.base.attention, mesh)
-  make = pdpo.policy_factory(config, arch, kernel, num_rows)
+  make = pdpo.policy_factory(config, arch, num_rows)
   return pdpo.SplitPolicy(
     *nnx.split(nnx.eval_shape(make, table), policy_lib.trainable, ...)
   )
@@ -100,7 +98,7 @@ def trace(
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Arguments, jax.stages.Traced]:
   """The step that `pdpo.train` would run, and what it would run on."""
-  split = make_policy(config, arch, shape.user_rows, mesh)
+  split = make_policy(config, arch, shape.user_rows)
   arguments = make_arguments(config, split, shape, mesh)
   step = pdpo.make_step(
     config,

@@ -45,7 +45,6 @@ class SplitPolicy:
 def policy_factory(
   config: config_lib.Config,
   arch: policy_lib.Architecture,
-  kernel: kernels.Kernel,
   num_rows: int,
 ) -> Callable[[Any], policy_lib.Policy]:
   """Makes the policy that a configuration describes, with random weights.
@@ -53,7 +52,6 @@ def policy_factory(
   Args:
     config: `base`, `user` and `lora` say what it is, `seed` how it starts.
     arch: of the base.
-    kernel: of attention.
     num_rows: U, users and the generic one.
 
   Returns:
@@ -75,7 +73,7 @@ def policy_factory(
       dtype=jnp.dtype(config.base.dtype),
       param_dtype=jnp.dtype(config.base.param_dtype),
       remat=config.base.remat,
-      kernel=kernel,
+      kernel=kernels.Kernel(config.base.attention),
       rngs=nnx.Rngs(params=keys[0], lora=keys[0]),
     )
     users = user_model.make_user_model(spec, num_rows, table, nnx.Rngs(keys[1]))
@@ -95,7 +93,7 @@ def make_policy(
     num_rows: U, users and the generic one.
   """
   arch = base.lm.arch
-  make = policy_factory(config, arch, base.lm.kernel, num_rows)
+  make = policy_factory(config, arch, num_rows)
 
   def trainable_of(table):
     # Compiled, the base weights that `make` draws are never computed.

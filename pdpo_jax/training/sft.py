@@ -148,9 +148,4 @@ def train_base(
     base_lib.write_base(folder, base)
   processes.wait_for_all()
   # As any later command finds it, in the configured precision.
-  return base_lib.read_base(
-    str(folder),
-    config.base,
-    sharding.of_base(mesh),
-    sharding.make_kernel(config.base.attention, mesh),
-  )
+  return base_lib.read_base(str(folder), config.base, sharding.of_base(mesh))

@@ -22,7 +22,7 @@ from jax import sharding as jax_sharding
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
-from pdpo_jax.models import kernels, placement
+from pdpo_jax.models import placement
 from pdpo_jax.weights import loading
 
 AXES = (*placement.BATCH_AXES, "tensor")
@@ -143,11 +143,6 @@ def place_of(
     for axis, size in zip(spec, shape, strict=True)
   ]
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-
-
-def make_kernel(name: str, mesh: jax.sharding.Mesh | None) -> kernels.Kernel:
-  """The attention kernel for inputs that `batch_placer` and `RULES` split."""
-  return kernels.Kernel(name, mesh, placement.BATCH_AXES, "tensor")
 
 
 def logits_chunk(positions: int, mesh: jax.sharding.Mesh | None) -> int:

@@ -116,7 +116,6 @@ def read_base(
   path: str,
   config: config_lib.BaseConfig,
   sharding: loading.ShardingOf | None = None,
-  kernel: kernels.Kernel | None = None,
 ) -> Base:
   """Reads weights and tokenizer.
 
@@ -125,7 +124,6 @@ def read_base(
       understands it.
     config: the types of the model.
     sharding: where each parameter goes; without, to the default device.
-    kernel: of attention on a mesh; without, `config.attention` on one device.
 
   Raises:
     ValueError: if files are missing or damaged, weights do not fit, or the
@@ -139,7 +137,7 @@ def read_base(
     "dtype": jnp.dtype(config.dtype),
     "param_dtype": jnp.dtype(config.param_dtype),
     "remat": config.remat,
-    "kernel": kernel or kernels.Kernel(config.attention),
+    "kernel": kernels.Kernel(config.attention),
   }
   if place.suffix == ".gguf":
     file = gguf.open_file(place)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdpo_jax.models import kernels
+from pdpo_jax.models import kernels, layers
 
 # Two query heads a key head; as many queries as lie behind the offset.
 B, Q, OFFSET, H, K, E = 3, 7, 5, 6, 3, 11
@@ -66,6 +66,26 @@ def test_kernels_give_the_values_and_gradients_of_plain_attention(
   np.testing.assert_allclose(out, expected, atol=2e-6)
   for own, other in zip(gradients, expected_gradients, strict=True):
     np.testing.assert_allclose(own, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  ("kernel", "what"),
+  [(kernels.blocked, "dot_general"), (splash, "pallas_call")],
+)
+def test_dots_keeps_what_attention_gave(kernel, what):
+  q, k, v, real = inputs()
+
+  def total(*qkv):
+    return jnp.sum(kernel(*qkv, real, OFFSET) ** 2)
+
+  def count(policy):
+    own = total
+    if policy != "none":
+      own = jax.checkpoint(total, policy=layers.REMAT_POLICIES[policy])
+    gradient = jax.make_jaxpr(jax.grad(own, argnums=(0, 1, 2)))
+    return str(gradient(q, k, v)).count(f"{what}[")
+
+  assert count("none") == count("dots") < count("full")
 
 
 def test_visible_is_causal_behind_the_offset_and_hides_padding():

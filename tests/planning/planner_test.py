@@ -215,7 +215,6 @@ def _check_eight(folder: pathlib.Path) -> None:
     str(folder / "base"),
     config.base,
     sharding.of_base(mesh),
-    sharding.make_kernel(config.base.attention, mesh),
   )
   split = pdpo.make_policy(config, base, users.num_rows)
   transformation = optimizer.make_optimizer(config.train, 10)
@@ -232,7 +231,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   )
   planned = abstract.make_arguments(
     config,
-    abstract.make_policy(config, base.lm.arch, users.num_rows, mesh),
+    abstract.make_policy(config, base.lm.arch, users.num_rows),
     shape,
     mesh,
   )
