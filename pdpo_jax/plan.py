@@ -23,6 +23,7 @@ from absl import flags
 
 from pdpo_jax import command_line
 from pdpo_jax import config as config_lib
+from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, planner, report, topologies
 from pdpo_jax.weights import hf_safetensors
@@ -54,8 +55,6 @@ _JSON = flags.DEFINE_string("json", None, "File that gets the figures.")
 # Of which data sets are known: how many users and responses there are.
 _USERS_OF = {"prism": 1396, "tldr": 10, "synthetic": 10}
 _RESPONSES_OF = {"prism": 4}
-# Lengths are rounded up as `data.batching` does.
-_MULTIPLE = 8
 
 
 def architecture(path: str, name: str | None) -> policy_lib.Architecture:
@@ -121,18 +120,18 @@ def batch_shape(
   prefix = config.user.num_tokens if personal else 0
   return abstract.Shape(
     samples=config.train.batch_size,
-    prompt=_round_up(prefix + (prompt or data.max_prompt_tokens)) - prefix,
+    prompt=batching.round_up(
+      prompt or data.max_prompt_tokens, batching.MULTIPLE, prefix
+    ),
     responses=responses or _RESPONSES_OF.get(data.source, 2),
-    response=_round_up(response or data.max_response_tokens),
+    response=batching.round_up(
+      response or data.max_response_tokens, batching.MULTIPLE
+    ),
     user_rows=users + 1,
     bare_prompt=personal
     and not config.loss.generic_sees_text
     and config.loss.mixing == "sample",
   )
-
-
-def _round_up(size: int) -> int:
-  return -(-size // _MULTIPLE) * _MULTIPLE
 
 
 def make_plans(

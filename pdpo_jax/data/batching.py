@@ -18,6 +18,9 @@ from pdpo_jax.data import packing, rectangles
 
 Shape = rectangles.Shape
 
+# Of what padded lengths are multiples.
+MULTIPLE = 8
+
 
 def _check(
   samples: int,
@@ -37,7 +40,7 @@ def _check(
     raise ValueError("there are no samples to make batches of; give some")
 
 
-def _round_up(sizes: Any, multiple: int, offset: int = 0) -> Any:
+def round_up(sizes: Any, multiple: int, offset: int = 0) -> Any:
   """The least sizes at or above, such that `offset + size` is a multiple."""
   return -(-(sizes + offset) // multiple) * multiple - offset
 
@@ -90,7 +93,7 @@ class PreferenceBatches:
     prefix_length: int,
     *,
     with_bare_prompt: bool = False,
-    pad_multiple: int = 8,
+    pad_multiple: int = MULTIPLE,
     max_shapes: int = 4,
     devices: int = 1,
     parts: int = 1,
@@ -103,9 +106,9 @@ class PreferenceBatches:
     def padded(sizes):
       prompt, count, longest = sizes.T
       return (
-        _round_up(prompt, pad_multiple, prefix_length),
+        round_up(prompt, pad_multiple, prefix_length),
         count,
-        _round_up(longest, pad_multiple),
+        round_up(longest, pad_multiple),
       )
 
     if pack:
@@ -216,7 +219,7 @@ class TextBatches:
     batch_size: int,
     seed: int,
     *,
-    pad_multiple: int = 8,
+    pad_multiple: int = MULTIPLE,
     max_shapes: int = 4,
   ):
     _check(len(sequences), batch_size, max_shapes, pad_multiple)
