@@ -224,6 +224,33 @@ def test_a_process_that_does_not_join_is_an_error_with_its_time():
   assert "Traceback" not in done.stderr
 
 
+def test_a_value_that_takes_longer_than_a_second_to_send_arrives():
+  gather = (
+    "import sys; from pdpo_jax import processes; number = int(sys.argv[1]); "
+    "processes.start('localhost:39252', 2, number, join_timeout=60, "
+    "silence_timeout=60); own = bytes([number]) * 150_000_000; "
+    "found = [(x[-1], len(x)) for x in processes.gather(own)]; assert found == "
+    "[(0, 150_000_000), (1, 150_000_000)]; processes.finish()"
+  )
+  both = [
+    subprocess.Popen(
+      [sys.executable, "-c", gather, str(number)],
+      cwd=ROOT,
+      env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in (0, 1)
+  ]
+  try:
+    for each in both:
+      _, errors = each.communicate(timeout=180)
+      assert each.returncode == 0, errors
+  finally:
+    for each in both:
+      each.kill()
+
+
 # As the words after `bash -c`: the second process gets another flag, or does
 # not start in the folder in which the first does.
 OTHER_FLAG = '''[[ "$*" == *--process_id=1* ]] && set -- "$@" "$0"; exec "$@"'''
