@@ -141,7 +141,7 @@ def verdict(rows: list[Row], name: str) -> str:
     hedge = "" if low > 0 or high < 0 else ", as far as these users can tell"
     sentences.append(
       f"For {row.users:,} {PARTS[row.part]}, {name} is {words} vanilla DPO"
-      f"{hedge}: {100 * gain:+.1f} points on held-out choices (95% interval "
-      f"{100 * low:+.1f} to {100 * high:+.1f})"
+      f"{hedge}: {100 * gain:+z.1f} points on held-out choices (95% interval "
+      f"{100 * low:+z.1f} to {100 * high:+z.1f})"
     )
   return ". ".join(sentences) + "." if sentences else ""

@@ -56,7 +56,7 @@ def _points(gain: tuple[float, tuple[float, float]] | None) -> str:
   if gain is None:
     return "–"
   mean, (low, high) = gain
-  return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+  return f"{100 * mean:+z.1f} [{100 * low:+z.1f}, {100 * high:+z.1f}]"
 
 
 def accuracy_section(
@@ -187,7 +187,7 @@ def text_section(
 
 
 def _plus_minus(mean: float, error: float, factor: float = 1.0) -> str:
-  return f"{factor * mean:+.1f} ± {factor * error:.1f}"
+  return f"{factor * mean:+z.1f} ± {factor * error:.1f}"
 
 
 def win_rate_section(
