@@ -11,6 +11,12 @@ its rows have as many tokens in the prefix's place; it gets its reference
 log-probabilities beforehand, and a pair for each rejected response. A step is
 one batch with one optimizer update.
 
+google-tunix, where it is asked for, gets what TRL gets, in a Python of its own:
+
+  pip install google-tunix==0.1.7     # in another environment
+  python -m benchmarks.training --contenders=ours --contenders=tunix \
+    --tunix_python=.venv-tunix/bin/python
+
 The contenders are processes that take turns. Where others use the cores too,
 CPU time tells more than the clock does: threads that wait for each other wait
 the longer. Memory is the most that a process held during its steps, weights and
@@ -47,7 +53,10 @@ _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
 )
 _CONTENDERS = flags.DEFINE_multi_enum(
-  "contenders", ["ours", "naive", "trl"], ["ours", "naive", "trl"], "Who runs."
+  "contenders",
+  ["ours", "naive", "trl"],
+  ["ours", "naive", "trl", "tunix"],
+  "Who runs.",
 )
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Of a batch.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.")
@@ -56,7 +65,10 @@ _REMAT = flags.DEFINE_string("remat", "dots", "Ours; see `base.remat`.")
 _LOGITS_CHUNK = flags.DEFINE_integer("logits_chunk", 512, "Ours.")
 _ACCUMULATION = flags.DEFINE_integer("accumulation", 1, "Parts of our batch.")
 _PAIRS_AT_ONCE = flags.DEFINE_integer(
-  "pairs_at_once", 1, "Rows that TRL runs together; a batch is accumulated."
+  "pairs_at_once", 1, "Pairs that peers run together; a batch is accumulated."
+)
+_TUNIX_PYTHON = flags.DEFINE_string(
+  "tunix_python", sys.executable, "The Python that has google-tunix."
 )
 _PEER_PYTHON = flags.DEFINE_string(
   "peer_python", sys.executable, "The Python that has torch, trl and peft."
@@ -85,6 +97,8 @@ def start(name: str, spec: side_by_side.Facts) -> side_by_side.Contender:
   )
   if name == "trl":
     return make(_PEER_PYTHON.value, "benchmarks.training_trl", spec | peer)
+  if name == "tunix":
+    return make(_TUNIX_PYTHON.value, "benchmarks.training_tunix", spec | peer)
   return make(sys.executable, "benchmarks.training_jax", spec | ours)
 
 
