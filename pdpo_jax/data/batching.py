@@ -2,8 +2,8 @@
 
 `packing.py` deals samples whose real positions run side by side, and sequences
 for supervised fine-tuning; `rectangles.py` samples that run as padded rows. An
-epoch is `ceil(samples / batch_size)` batches. Nothing about the
-position in the data needs saving.
+epoch is `ceil(samples / batch_size)` batches. Nothing about the position in the
+data needs saving.
 """
 
 import dataclasses

@@ -117,6 +117,40 @@ def test_a_cpu_without_a_mesh_takes_the_blocked_kernel():
   assert "scan" not in text
 
 
+def on_mesh(function, rows, key_heads):
+  """The program of a kernel whose inputs lie on a mesh."""
+  axes = ("data", "fsdp", "tensor")
+  auto = (jax.sharding.AxisType.Auto,) * 3
+  mesh = jax.sharding.AbstractMesh((2, 3, 5), axes, axis_types=auto)
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  shapes = ((rows, Q, 2 * key_heads, E), *[(rows, Q, key_heads, E)] * 2)
+  q, k, v = (
+    jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for shape in shapes
+  )
+  real = jax.ShapeDtypeStruct((rows, Q), jnp.bool, sharding=place)
+  return jax.make_jaxpr(lambda *x: function(*x, 0))(q, k, v, real)
+
+
+def test_a_cpu_with_a_mesh_takes_the_plain_kernel():
+  assert "scan" not in str(on_mesh(kernels.Kernel(), 6, 5))
+
+
+@pytest.mark.parametrize(
+  ("rows", "key_heads", "batch", "heads"),
+  [(6, 5, ("data", "fsdp"), "tensor"), (7, 5, None, "tensor"),
+   (6, 4, ("data", "fsdp"), None)],
+)  # fmt: skip
+def test_devices_have_rows_and_heads_of_their_own(
+  rows, key_heads, batch, heads
+):
+  split = kernels._by_device(kernels.blocked)
+  (equation,) = on_mesh(split, rows, key_heads).jaxpr.eqns
+  spec = jax.sharding.PartitionSpec(batch, None, heads, None)
+  assert equation.primitive.name == "shard_map"
+  assert equation.params["in_specs"][:3] == (spec,) * 3
+  assert equation.params["out_specs"] == (spec,)
+
+
 def test_an_unknown_kernel_is_an_error_that_lists_the_known():
   with pytest.raises(ValueError, match=r"'flash' is not one of .*'splash'"):
     kernels.Kernel("flash")
