@@ -129,7 +129,7 @@ def main() -> None:
   base = base_lib.read_base(
     run_folder.base_path(config, config.folder), config.base
   )
-  dataset = experiment.load_dataset(config, base)
+  dataset = experiment.load_dataset(config, base.tokenizer)
   train, owners = pairs(dataset.train)
   heldout, heldout_owners = pairs(dataset.heldout)
   users = sorted({owner for owner in owners if owner})

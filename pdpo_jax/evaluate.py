@@ -51,7 +51,7 @@ def main() -> None:
   against = [pathlib.Path(each) for each in _AGAINST.value]
   config = run_folder.read_config(workdir)
   base = experiment.read_base(config, workdir, reading=True)
-  dataset = experiment.load_dataset(config, base)
+  dataset = experiment.load_dataset(config, base.tokenizer)
   if _DRY_RUN.value:
     found = contenders.open_contenders(workdir, against, base)
     scores = found[0].scores(dataset)

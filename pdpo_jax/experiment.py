@@ -7,6 +7,8 @@ import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping
 
+import transformers
+
 from pdpo_jax import config as config_lib
 from pdpo_jax import processes, run_folder, structs
 from pdpo_jax.data import batching, sources, tokenize
@@ -58,12 +60,13 @@ def read_base(
 
 
 def load_dataset(
-  config: config_lib.Config, base: base_lib.Base | None
+  config: config_lib.Config,
+  tokenizer: transformers.PreTrainedTokenizerBase | None,
 ) -> dataset_lib.Dataset:
-  """The data set; some sources count in the base's tokens."""
+  """The data set; some sources count in the base's tokens, if there is one."""
   count_tokens = None
-  if base is not None:
-    count_tokens = functools.partial(tokenize.count_tokens, base.tokenizer)
+  if tokenizer is not None:
+    count_tokens = functools.partial(tokenize.count_tokens, tokenizer)
   dataset = sources.load(config, count_tokens)
   if processes.several():
     processes.agree("the data", _digests(dataset))

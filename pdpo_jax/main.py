@@ -58,12 +58,17 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     with clock.stage("base"):
       base = experiment.read_base(config, folder)
   with clock.stage("data"):
-    dataset = experiment.load_dataset(config, base)
+    tokenizer = None
+    if base is not None:
+      tokenizer = base.tokenizer
+    elif config.sft.path:
+      tokenizer = base_lib.read_tokenizer(config.sft.path)
+    dataset = experiment.load_dataset(config, tokenizer)
     if dataset.tally.rows:
       print(f"data: {dataset.tally}")
   if base is None:
     with clock.stage("sft"):
-      base = sft.train_base(config, dataset.sft_pairs, own)
+      base = sft.train_base(config, dataset, own)
   with clock.stage("tokenize"):
     data = experiment.tokenize_parts(config, base, dataset)
     for part in data.parts.values():

@@ -182,7 +182,7 @@ def main() -> None:
       )
   config_lib.validate(config)
   topology = topologies.parse(_TOPOLOGY.value)
-  arch = architecture(config.base.path, _ARCH.value)
+  arch = architecture(config.source_path, _ARCH.value)
   mesh = planner.choose_mesh(config.mesh, topology)
   config = dataclasses.replace(config, mesh=mesh)
   shape = batch_shape(

@@ -147,6 +147,32 @@ def test_tldr_runs_from_its_files_to_results(variant, tmp_path):
   assert (shortest > 0) or variant == "individual"
 
 
+def test_a_run_teaches_its_base_first_and_only_once(tmp_path):
+  rows = write_tldr(tmp_path / "data")
+  tokenizer = tokenize.train_tokenizer(rows, 300)
+  arch = gptj.Architecture(len(tokenizer), 20, 2, 2, 28, 6, max_positions=256)
+  config = experiment("tldr", "individual")
+  config.base.path = ""
+  config.sft.path = write_base(
+    tmp_path / "given", gptj.GPTJ(arch, rngs=nnx.Rngs(0)), tokenizer
+  )
+  config.sft.steps, config.sft.warmup_steps = 3, 1
+  config.data.path = str(tmp_path / "data")
+  # Counted in the tokens of what is taught.
+  config.data.tldr.length_unit = "tokens"
+  config.vanilla = False
+  shrink(config, tmp_path)
+  results = main.train_and_answer(config)
+  assert "sft" in results["seconds"]
+  base = tmp_path / "run" / "base" / "model.safetensors"
+  written = base.read_bytes()
+  assert written != (tmp_path / "given" / "model.safetensors").read_bytes()
+  again = main.train_and_answer(config)
+  assert "sft" not in again["seconds"]
+  assert base.read_bytes() == written
+  assert again["words"] == results["words"]
+
+
 def write_tldr(folder: pathlib.Path) -> list[str]:
   """Comparisons of twelve workers, in the data set's schema."""
   folder.mkdir()

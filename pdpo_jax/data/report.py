@@ -183,8 +183,8 @@ def main() -> None:
       "--config is missing; name an experiment, e.g. --config=configs/prism.py"
     )
   config_lib.validate(config)
-  if config.base.path:
-    tokenizer = base_lib.read_tokenizer(config.base.path)
+  if config.source_path:
+    tokenizer = base_lib.read_tokenizer(config.source_path)
     found = sources.load(
       config, functools.partial(tokenize.count_tokens, tokenizer)
     )

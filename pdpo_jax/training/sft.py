@@ -1,4 +1,8 @@
-"""Supervised fine-tuning: a small base from scratch, for want of a real one."""
+"""Supervised fine-tuning: what a base is taught before preferences are learnt.
+
+A base that was given learns the responses that were chosen; for want of one, a
+small GPT-J learns the synthetic language from scratch.
+"""
 
 import dataclasses
 import pathlib
@@ -8,12 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import transformers
 from flax import nnx
 from jaxtyping import Array, Float
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import processes, structs
-from pdpo_jax.data import batching, prompts, tokenize
+from pdpo_jax.data import batching, parts, prompts, tokenize
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import attention, gptj
 from pdpo_jax.training import loop, optimizer, sharding
 from pdpo_jax.weights import base as base_lib
@@ -52,7 +59,7 @@ def make_sft_step(
       gradients, state.opt_state, state.trainable
     )
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
     return structs.TrainState(state.step + 1, trainable, opt_state), metrics
 
   return jax.jit(
@@ -75,26 +82,33 @@ def _rescale(params: nnx.State, width: int) -> nnx.State:
   return nnx.from_flat_state(flat)
 
 
-def train_base(
-  config: config_lib.Config,
-  pairs: Sequence[tuple[str, str]],
-  folder: pathlib.Path,
-) -> base_lib.Base:
-  """Trains a tokenizer and a GPT-J on (prompt, answer) and writes both.
+@dataclasses.dataclass(frozen=True)
+class _Start:
+  """What is trained, and on what.
 
-  Args:
-    config: its `sft` has sizes and budget.
-    pairs: texts; an answer may be empty.
-    folder: gets the base in Hugging Face format, and the training's metrics.
+  Attributes:
+    lm: the language model, weights in float32.
+    tokenizer: of it.
+    end_of_turn: as `base_lib.Base`.
+    sequences: prompt and response ids.
   """
-  sft, data = config.sft, config.data
+
+  lm: nnx.Module
+  tokenizer: transformers.PreTrainedTokenizerBase
+  end_of_turn: tuple[int, ...]
+  sequences: Sequence[tokenize.TextPair]
+
+
+def _from_scratch(
+  config: config_lib.Config, pairs: Sequence[tuple[str, str]]
+) -> _Start:
+  """A tokenizer and a GPT-J for (prompt, answer); an answer may be empty."""
+  sft = config.sft
   tokenizer = tokenize.train_tokenizer(
     (prompt + answer for prompt, answer in pairs), sft.vocab_size
   )
-  encoder = prompts.PromptEncoder(tokenizer, "plain", data.max_prompt_tokens)
-  tokenized = tokenize.tokenize_pairs(pairs, encoder)
-  batches = batching.TextBatches(
-    tokenized, sft.batch_size, config.seed, max_shapes=data.max_shapes
+  encoder = prompts.PromptEncoder(
+    tokenizer, "plain", config.data.max_prompt_tokens
   )
   arch = gptj.Architecture(
     vocab_size=len(tokenizer),
@@ -105,9 +119,59 @@ def train_base(
     rotary_dim=sft.rotary_dim,
     max_positions=sft.max_positions,
   )
+  lm = gptj.GPTJ(arch, rngs=nnx.Rngs(config.seed))
+  nnx.update(lm, _rescale(nnx.state(lm), sft.width))
+  return _Start(lm, tokenizer, (), tokenize.tokenize_pairs(pairs, encoder))
+
+
+def _from_base(
+  config: config_lib.Config, examples: Sequence[structs.PreferenceExample]
+) -> _Start:
+  """A base, and the chosen responses as the reference will read them."""
+  base = base_lib.read_base(
+    config.sft.path, dataclasses.replace(config.base, param_dtype="float32")
+  )
+  part = parts.tokenize_part(
+    parts.TRAIN,
+    examples,
+    config.data,
+    base.tokenizer,
+    users_lib.UserIndex.from_examples(examples),
+  )
+  chosen = [(row.bare_prompt, row.responses[0]) for row in part.tokenized]
+  return _Start(base.lm, base.tokenizer, base.end_of_turn, chosen)
+
+
+def train_base(
+  config: config_lib.Config,
+  dataset: dataset_lib.Dataset,
+  folder: pathlib.Path,
+) -> base_lib.Base:
+  """Trains all weights of a base, and writes it.
+
+  Args:
+    config: its `sft` has where to start, sizes and budget.
+    dataset: what is learnt: the chosen responses of its training comparisons,
+      or, from scratch, its `sft_pairs`.
+    folder: gets the base in Hugging Face format, and the training's metrics.
+
+  Raises:
+    ValueError: as `base_lib.read_base` and `parts.tokenize_part`, of the base
+      that is taught.
+  """
+  sft = config.sft
+  if sft.path:
+    start = _from_base(config, dataset.train)
+  else:
+    start = _from_scratch(config, dataset.sft_pairs)
+  batches = batching.TextBatches(
+    start.sequences,
+    sft.batch_size,
+    config.seed,
+    max_shapes=config.data.max_shapes,
+  )
   # Trained in float32, whatever precision it is used in afterwards.
-  graphdef, params = nnx.split(gptj.GPTJ(arch, rngs=nnx.Rngs(config.seed)))
-  params = _rescale(params, sft.width)
+  graphdef, params = nnx.split(start.lm)
   transformation = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.adamw(
@@ -144,7 +208,9 @@ def train_base(
   if processes.is_first():
     own = jax.tree.map(lambda x: jnp.asarray(processes.fetch(x)), state)
     lm = nnx.merge(graphdef, own.trainable)
-    base = base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
+    base = base_lib.Base(
+      lm, start.tokenizer, base_lib.fingerprint(lm), start.end_of_turn
+    )
     base_lib.write_base(folder, base)
   processes.wait_for_all()
   # As any later command finds it, in the configured precision.

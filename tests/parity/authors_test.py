@@ -23,7 +23,7 @@ from pdpo_jax.models import policy
 from pdpo_jax.training import pdpo, reference, step
 from pdpo_jax.weights import base as base_lib
 from tests import golden_cases
-from tests.parity import torch_reference
+from tests.parity import torch_models, torch_reference
 
 pytestmark = pytest.mark.filterwarnings(
   "ignore:.*is_gradient_checkpointing:FutureWarning"
@@ -79,7 +79,7 @@ class Torch:
   def __init__(self, arrays, name, case):
     rng = np.random.default_rng([0, *name.encode()])
     self.kind, table, _ = torch_reference.CASES[name][case]
-    model = torch_reference.make_model(name, rng)
+    model = torch_models.make_model(name, rng)
     self.model = torch_reference.add_lora(model, name, table, rng)
     self.lora = torch_reference._lora_weights(self.model)
     for key, value in golden_cases.section(arrays, f"{case}/lora").items():

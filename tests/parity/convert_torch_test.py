@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from pdpo_jax.weights import convert_torch, hf_safetensors, tensor_files
-from tests.parity import torch_reference
+from tests.parity import torch_models
 from tests.weights import models
 
 pytestmark = pytest.mark.filterwarnings(
@@ -19,15 +19,15 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(params=torch_reference.MODELS)
+@pytest.fixture(params=torch_models.MODELS)
 def model(request):
   rng = np.random.default_rng(0)
-  return torch_reference.make_model(request.param, rng)
+  return torch_models.make_model(request.param, rng)
 
 
 @pytest.fixture
 def tied():
-  return torch_reference.make_model("llama_tied", np.random.default_rng(0))
+  return torch_models.make_model("llama_tied", np.random.default_rng(0))
 
 
 def save(model, folder, num_files=1, zipped=True):

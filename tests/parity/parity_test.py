@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import golden_cases
-from tests.parity import torch_reference
+from tests.parity import torch_models, torch_reference
 
 # transformers 5.x announces a renamed attribute of its own on every model.
 pytestmark = pytest.mark.filterwarnings(
@@ -68,9 +68,9 @@ def test_golden_file_agrees_with_torch(name):
 def test_greedy_answers_are_those_of_plain_forward_passes(name):
   for seed in (0, FRESH_SEED):
     rng = np.random.default_rng([seed, *name.encode()])
-    model = torch_reference.make_model(name, rng)
+    model = torch_models.make_model(name, rng)
     arrays = compute(name, seed)
-    tokens, closest = torch_reference.greedy_by_hand(model, arrays)
+    tokens, closest = torch_models.greedy_by_hand(model, arrays)
     np.testing.assert_array_equal(tokens, arrays["greedy/tokens"])
     # A hundred times the difference that rounding makes in a logit.
     assert closest > 1e-3

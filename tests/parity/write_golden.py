@@ -9,14 +9,14 @@ import pathlib
 
 import numpy as np
 
-from tests.parity import torch_reference
+from tests.parity import torch_models, torch_reference
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def main() -> None:
   FOLDER.mkdir(exist_ok=True)
-  for name in torch_reference.MODELS:
+  for name in torch_models.MODELS:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **torch_reference.compute(name))
     file = FOLDER / f"{name}.npz"
