@@ -74,8 +74,8 @@ def _on_a_laptop(config: config_lib.Config) -> None:
   config.train.batch_size = 8
   config.train.accumulation_steps = 4
   config.train.logits_chunk = 512
-  config.train.learning_rate = 5e-4
-  config.train.user_learning_rate = 1e-2
+  config.train.learning_rate = 3e-4
+  config.train.user_learning_rate = 3e-2
   config.train.warmup_steps = 10
   config.train.eval_every = 1000
   config.answers.num_prompts = 16
