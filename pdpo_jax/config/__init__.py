@@ -6,6 +6,7 @@ A file in `configs/` returns a `Config` with what differs from the defaults;
 
 import dataclasses
 import json
+import operator
 import pathlib
 
 from pdpo_jax.config import data as data_config
@@ -53,8 +54,8 @@ class SftConfig(sections.Section):
   num_posts: int = 16_000
   batch_size: int = 16
   steps: int = 600
-  # One that knows something already takes less, such as 5e-5.
-  learning_rate: float = 4e-3
+  # 0: 4e-3 from scratch, and 5e-5 for a base that was given.
+  learning_rate: float = 0.0
   warmup_steps: int = 50
 
 
@@ -316,9 +317,14 @@ def validate(config: Config) -> None:
   sections.require(
     train.learning_rate > 0, "train.learning_rate", train.learning_rate, "> 0"
   )
-  for name in ("user_learning_rate", "weight_decay", "clip_norm"):
-    value = getattr(train, name)
-    sections.require(value >= 0, f"train.{name}", value, "0 or more")
+  for name in (
+    "sft.learning_rate",
+    "train.user_learning_rate",
+    "train.weight_decay",
+    "train.clip_norm",
+  ):
+    value = operator.attrgetter(name)(config)
+    sections.require(value >= 0, name, value, "0 or more")
   if train.users_on_host and not train.sparse_users:
     raise ValueError(
       "train.users_on_host needs train.sparse_users: a step on all rows would "

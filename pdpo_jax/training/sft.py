@@ -172,10 +172,11 @@ def train_base(
   )
   # Trained in float32, whatever precision it is used in afterwards.
   graphdef, params = nnx.split(start.lm)
+  rate = sft.learning_rate or (5e-5 if sft.path else 4e-3)
   transformation = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.adamw(
-      optimizer.cosine_schedule(sft.learning_rate, sft.warmup_steps, sft.steps),
+      optimizer.cosine_schedule(rate, sft.warmup_steps, sft.steps),
       b2=0.95,
       weight_decay=0.1,
       mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
