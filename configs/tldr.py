@@ -23,7 +23,10 @@ Hardware: the base in bfloat16 is 12 GB; one GPU with 40 GB. Any base will do,
 and any folder with train.jsonl and validation.jsonl in the data set's schema:
 `--config.base.path=… --config.data.path=…`.
 Expected: E1 (4, 5, 6 get empty summaries, the others long ones) and E2 (G is as
-long as V), as in the paper's Figure 3. Not yet run at this size.
+long as V), as in the paper's Figure 3. Not yet run at this size. `:smollm2`
+takes 70 minutes on 2 CPU cores. E2 holds, and P-DPO's held-out accuracy is 73%,
+vanilla DPO's 55%; but of those who prefer short summaries, two get broken text
+and one gets long ones (docs/results.md).
 """
 
 from pdpo_jax import config as config_lib
