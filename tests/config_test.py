@@ -58,6 +58,7 @@ def test_a_config_file_cannot_set_an_unknown_field():
     ("train.accumulation_steps", 5, "32 is not divisible by"),
     ("train.learning_rate", 0.0, "train.learning_rate"),
     ("train.clip_norm", -1.0, "train.clip_norm"),
+    ("loss.chosen_nll", -1.0, "loss.chosen_nll -1.0 must be 0 or more"),
     ("sft.learning_rate", -1.0, "sft.learning_rate -1.0 must be 0 or more"),
     ("lora.dropout", 1.0, "lora.dropout"),
     ("lora.rank", 0, "lora.rank"),

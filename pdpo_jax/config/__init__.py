@@ -105,6 +105,10 @@ class LossConfig(sections.Section):
   alpha: float = 0.5
   # Probability that a label is wrong, for "sigmoid" and "robust".
   label_smoothing: float = 0.0
+  # Weight of the chosen response's mean negative log-likelihood a token, added
+  # to each pair's loss (arXiv:2404.19733), so that a margin is not won by
+  # making both responses unlikely. 0: the paper's loss.
+  chosen_nll: float = 0.0
   # "sample" runs both branches on every sample (the paper). "batch" makes
   # user's and generic rows samples of their own, independently shuffled, and
   # mixes their means in each part of a batch (the released code).
@@ -318,6 +322,7 @@ def validate(config: Config) -> None:
     train.learning_rate > 0, "train.learning_rate", train.learning_rate, "> 0"
   )
   for name in (
+    "loss.chosen_nll",
     "sft.learning_rate",
     "train.user_learning_rate",
     "train.weight_decay",

@@ -28,6 +28,7 @@ class Objective:
   beta: float = 0.5
   alpha: float = 0.5
   label_smoothing: float = 0.0
+  chosen_nll: float = 0.0
   mixing: str = "sample"
   logits_chunk: int = 128
 
@@ -159,7 +160,9 @@ def loss_and_metrics(
 
       sum over pairs of  s [alpha l(user branch) + (1 - alpha) l(generic)]
 
-  with l a function of beta times the log-ratio difference.
+  with l a function of beta times the log-ratio difference, and, where the
+  objective has `chosen_nll`, that times the chosen response's mean negative
+  log-likelihood a token besides (iterative RPO, arXiv:2404.19733).
 
   Args:
     scales: s, from `pair_scales` of the whole batch, so that the parts of an
@@ -182,6 +185,11 @@ def loss_and_metrics(
     pairs += branch_weight * pair_loss(
       ratios, objective.beta, objective.label_smoothing
     )
+    if objective.chosen_nll:
+      # [B, 1]; a row that fills up a batch has no token.
+      length = jnp.maximum(batch.response_mask[:, :1].sum(-1), 1)
+      nll = -logps[name][:, :1] / length
+      pairs += branch_weight * objective.chosen_nll * nll
     ratios = jax.lax.stop_gradient(ratios)
     prefix = "generic_" if place else ""
     accuracy = jnp.sum(scales * (ratios > 0))

@@ -226,6 +226,32 @@ def test_alpha_mixes_the_losses_of_the_branches():
   assert mixed == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_chosen_response_is_held_likely_by_its_mean_over_tokens():
+  batch = samples()
+  plain = golden_cases.objective()
+  graphdef, trainable, frozen = parts()
+  logps = step.branch_logps(
+    nnx.merge(graphdef, trainable, frozen), batch, plain
+  )
+  expected = 0.0
+  for row, (weight, masks) in enumerate(
+    zip(np.array(batch.weight), np.array(batch.response_mask), strict=True)
+  ):
+    pairs = weight * masks[1:].any(-1).sum()
+    for name, share in (("user", 0.35), ("generic", 0.65)):
+      expected -= share * pairs * float(logps[name][row, 0]) / masks[0].sum()
+  expected /= float(
+    losses.pair_weights(batch.response_mask, batch.weight).sum()
+  )
+  without, _, before = gradients(batch, plain)
+  loss, metrics, after = gradients(
+    batch, dataclasses.replace(plain, chosen_nll=0.7)
+  )
+  np.testing.assert_allclose(loss - without, 0.7 * expected, rtol=1e-5)
+  np.testing.assert_allclose(metrics["sample_loss"].sum(), loss, rtol=1e-6)
+  assert np.abs(after["offsets"] - before["offsets"]).max() > 1e-3
+
+
 def test_a_branch_without_weight_is_not_run():
   rows = {}
   for alpha in (0.0, golden_cases.ALPHA, 1.0):
