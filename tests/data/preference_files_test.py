@@ -316,6 +316,7 @@ def test_every_fuzzed_row_is_read_or_counted_or_a_clear_error(tmp_path, seed):
 
 def config_of(tmp_path, table, **files):
   config = config_lib.Config()
+  config.base.path = "models/any"
   config.data.source = "files"
   config.data.path = str(write_jsonl(tmp_path / "train.jsonl", *table))
   for name, value in files.items():
