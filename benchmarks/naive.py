@@ -13,7 +13,7 @@ from flax import nnx
 from pdpo_jax import structs
 from pdpo_jax.models import attention
 from pdpo_jax.training import losses
-from pdpo_jax.training import step as step_lib
+from pdpo_jax.training import objective as objective_lib
 
 
 def sequence_logps(policy, prompt, response, response_mask, prefix):
@@ -54,7 +54,9 @@ def pairs_of(batch: structs.PreferenceBatch) -> tuple[jax.Array, jax.Array]:
   )
 
 
-def loss(policy, batch: structs.PreferenceBatch, objective: step_lib.Objective):
+def loss(
+  policy, batch: structs.PreferenceBatch, objective: objective_lib.Objective
+):
   """The mean over pairs of P-DPO's loss; every sample has all its responses."""
   samples, responses = pairs_of(batch)
   prompt = batch.prompt[samples]

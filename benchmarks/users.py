@@ -27,6 +27,7 @@ from pdpo_jax import config as config_lib
 from pdpo_jax import run_folder, structs
 from pdpo_jax.models import gptj, layers, user_model
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.training import optimizer
 from pdpo_jax.training import step as step_lib
 
@@ -79,7 +80,7 @@ def make(kind: str, sparse: bool, num_users: int) -> Timed:
     jnp.zeros((), jnp.int32), trainable, transformation.init(trainable)
   )
   step = step_lib.make_train_step(
-    graphdef, step_lib.Objective(), transformation, sparse_users=sparse
+    graphdef, objective_lib.Objective(), transformation, sparse_users=sparse
   )
   compiled = step.lower(state, frozen, batch_of(0, num_users)).compile()
   memory = compiled.memory_analysis()

@@ -141,7 +141,7 @@ def fields(section, path=""):
 PASSED_ON = {
   "user.": "pdpo_jax/models/user_model.py",
   "lora.": "pdpo_jax/models/layers.py",
-  "loss.": "pdpo_jax/training/step.py",
+  "loss.": "pdpo_jax/training/objective.py",
   "answers.": "pdpo_jax/inference/sampling.py",
 }
 

@@ -28,7 +28,8 @@ from flax import nnx
 
 from pdpo_jax import structs
 from pdpo_jax.models import attention, layers, policy, user_model
-from pdpo_jax.training import losses, step
+from pdpo_jax.training import losses
+from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.weights import loading
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -98,17 +99,15 @@ def logits(arrays) -> np.ndarray:
   return np.where(mask[..., None], out, 0.0)
 
 
-def batch(arrays, case: str) -> structs.PreferenceBatch:
+def batch(arrays, case: str, rows=slice(None)) -> structs.PreferenceBatch:
+  """A case's samples, or some rows of them."""
   fields = section(arrays, f"{case}/batch")
-  rows = fields["user_row"].shape[0]
-  return jax.tree.map(
-    jnp.asarray,
-    structs.PreferenceBatch(
-      index=np.arange(rows, dtype=np.int32),
-      reference_logps=arrays[f"{case}/logps/reference"],
-      **fields,
-    ),
+  samples = structs.PreferenceBatch(
+    index=np.arange(fields["user_row"].shape[0], dtype=np.int32),
+    reference_logps=arrays[f"{case}/logps/reference"],
+    **fields,
   )
+  return jax.tree.map(lambda x: jnp.asarray(x[rows]), samples)
 
 
 def make_policy(arrays, name: str, case: str) -> policy.Policy:
@@ -149,6 +148,13 @@ def make_policy(arrays, name: str, case: str) -> policy.Policy:
   return model
 
 
+@functools.cache
+def split_policy(name: str, case: str):
+  """Definition, trained and frozen part of a case's policy."""
+  made = make_policy(read(name), name, case)
+  return nnx.split(made, policy.trainable, ...)
+
+
 def named(arch, trainable: nnx.State) -> dict[str, np.ndarray]:
   """A trainable state, or its gradient, under the golden files' names."""
   found = {}
@@ -163,9 +169,9 @@ def named(arch, trainable: nnx.State) -> dict[str, np.ndarray]:
   return found
 
 
-def objective(kind: str = "sigmoid") -> step.Objective:
+def objective(kind: str = "sigmoid") -> objective_lib.Objective:
   loss, smoothing = LOSSES[kind]
-  return step.Objective(loss, BETA, ALPHA, smoothing, logits_chunk=45)
+  return objective_lib.Objective(loss, BETA, ALPHA, smoothing, logits_chunk=45)
 
 
 @functools.cache
@@ -178,13 +184,15 @@ def loss_and_gradients(arrays, name, case):
   model = make_policy(arrays, name, case)
   graphdef, trainable, frozen = nnx.split(model, policy.trainable, ...)
   samples = batch(arrays, case)
-  scales = step.pair_scales(samples, objective())
+  scales = objective_lib.pair_scales(samples, objective())
 
   @jax.jit
   def run(trainable):
     def loss_of(trainable):
       merged = nnx.merge(graphdef, trainable, frozen)
-      return step.loss_and_metrics(merged, samples, objective(), scales)
+      return objective_lib.loss_and_metrics(
+        merged, samples, objective(), scales
+      )
 
     return jax.value_and_grad(loss_of, has_aux=True)(trainable)
 

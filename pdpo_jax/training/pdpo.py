@@ -26,6 +26,7 @@ from pdpo_jax.training import (
   optimizer,
   sharding,
 )
+from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -136,26 +137,26 @@ def _with_users_on_host(trainable_of, table, places):
 
 def make_objective(
   config: config_lib.Config, mesh: jax.sharding.Mesh | None = None
-) -> step_lib.Objective:
+) -> objective_lib.Objective:
   """The objective that `loss` and `user` of the config describe.
 
   Args:
     mesh: of the step.
   """
-  names = {field.name for field in dataclasses.fields(step_lib.Objective)}
+  names = {field.name for field in dataclasses.fields(objective_lib.Objective)}
   fields = dataclasses.asdict(config.loss)
   fields = {name: fields[name] for name in fields.keys() & names}
   if config.user.kind == "none":
     # Without prefixes the two branches are the same.
     fields |= {"alpha": 1.0, "mixing": "sample"}
   chunk = sharding.logits_chunk(config.train.logits_chunk, mesh)
-  return step_lib.Objective(**fields, logits_chunk=chunk)
+  return objective_lib.Objective(**fields, logits_chunk=chunk)
 
 
 def make_step(
   config: config_lib.Config,
   graphdef: Any,
-  objective: step_lib.Objective,
+  objective: objective_lib.Objective,
   transformation: optax.GradientTransformation,
   places: Any,
 ) -> Callable:

@@ -1,6 +1,6 @@
-"""The P-DPO objective and one optimizer step of it.
+"""One optimizer step of the P-DPO objective, and scores by its policy.
 
-Axes: B samples, N responses (0 is the chosen one), M = N - 1 pairs a sample.
+Axes: B samples, N responses (0 is the chosen one).
 """
 
 import dataclasses
@@ -12,197 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key, Shaped
 
 from pdpo_jax import structs
-from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import logprobs, losses, optimizer
+from pdpo_jax.training import objective as objective_lib
+from pdpo_jax.training import optimizer
 from pdpo_jax.training import sparse_users as sparse_users_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """What is minimised; the fields are those of `config.LossConfig`."""
-
-  kind: str = "sigmoid"
-  beta: float = 0.5
-  alpha: float = 0.5
-  label_smoothing: float = 0.0
-  chosen_nll: float = 0.0
-  mixing: str = "sample"
-  logits_chunk: int = 128
-
-  def branches(self) -> list[tuple[str, float]]:
-    """The branches that are run, with their weights in a sample's loss."""
-    if self.mixing == "batch":
-      # Rows 0 of the batch are the generic branch; `pair_scales` weighs them.
-      return [("user", 1.0)]
-    both = [("user", self.alpha), ("generic", 1.0 - self.alpha)]
-    return [(name, weight) for name, weight in both if weight > 0]
-
-
-def response_logps(
-  policy: policy_lib.Policy,
-  batch: structs.PreferenceBatch,
-  prefix: Float[Array, "B T D"],
-  logits_chunk: int,
-  dropout_key: Key[Array, ""] | None = None,
-) -> Float[Array, "B N"]:
-  """`log pi(y | x, prefix)` of each response, in nats."""
-  hidden = policy.response_hidden(
-    batch.prompt,
-    batch.prompt_mask,
-    batch.responses,
-    batch.response_mask,
-    prefix,
-    dropout_key,
-    batch.packed,
-  )
-  return logprobs.response_logps(
-    hidden,
-    batch.responses,
-    batch.response_mask,
-    *policy.lm.head(),
-    logits_chunk,
-    batch.packed,
-  )
-
-
-def branch_logps(
-  policy: policy_lib.Policy,
-  batch: structs.PreferenceBatch,
-  objective: Objective,
-  dropout_key: Key[Array, ""] | None = None,
-) -> dict[str, Float[Array, "B N"]]:
-  """The log-probabilities under each branch that has weight, in one pass.
-
-  The prefix stands in front of the prompt, so the branches share no state; they
-  are rows of one larger batch.
-  """
-  rows = batch.user_row.shape[0]
-  names = [name for name, _ in objective.branches()]
-  prefixes = {
-    "user": lambda: policy.user_model(batch.user_row),
-    "generic": lambda: jnp.repeat(policy.user_model.generic()[None], rows, 0),
-  }
-
-  def merge(*branches):
-    # A sample's rows lie beside each other, so that on a mesh they stay on the
-    # devices that have the sample.
-    rest = branches[0].shape[1:]
-    return jnp.stack(branches, 1).reshape(rows * len(names), *rest)
-
-  merged = jax.tree.map(
-    merge, *(_rows_of_branch(batch, name) for name in names)
-  )
-  if batch.packed is not None:
-    merged = dataclasses.replace(merged, packed=batch.packed * len(names))
-  logps = response_logps(
-    policy,
-    merged,
-    merge(*(prefixes[name]() for name in names)),
-    objective.logits_chunk,
-    dropout_key,
-  )
-  logps = logps.reshape(rows, len(names), -1)
-  return {name: logps[:, place] for place, name in enumerate(names)}
-
-
-def _rows_of_branch(batch, name):
-  """The batch with the prompts that a branch reads."""
-  if batch.bare_prompt is None:
-    return batch
-  if name == "generic":
-    batch = dataclasses.replace(
-      batch, prompt=batch.bare_prompt, prompt_mask=batch.bare_prompt_mask
-    )
-  return dataclasses.replace(batch, bare_prompt=None, bare_prompt_mask=None)
-
-
-def pair_scales(
-  batch: structs.PreferenceBatch, objective: Objective, parts: int = 1
-) -> Float[Array, "B M"]:
-  """What each pair's loss is multiplied by in the loss of the batch.
-
-  Mixing by "sample" gives the mean over pairs (each by its weight). By "batch",
-  as in the released code, rows of known users and rows of the generic user are
-  different samples, and a part's loss is
-
-      alpha mean(pairs of users) + (1 - alpha) mean(pairs of the generic user)
-
-  Args:
-    parts: equal parts that the batch is run in, as `split_in_parts`; "batch"
-      mixes within each.
-  """
-  weights = losses.pair_weights(batch.response_mask, batch.weight)
-  if objective.mixing == "sample":
-    return weights / jnp.maximum(weights.sum(), 1e-6)
-  known = (batch.user_row > 0)[:, None]
-  scales = jnp.zeros_like(weights)
-  for share, own in (
-    (objective.alpha, jnp.where(known, weights, 0.0)),
-    (1.0 - objective.alpha, jnp.where(known, 0.0, weights)),
-  ):
-    by_part = split_in_parts(own, parts)
-    total = jnp.maximum(by_part.sum((1, 2), keepdims=True), 1e-6)
-    scales += share / parts * _join_parts(by_part / total)
-  return scales
-
-
-def loss_and_metrics(
-  policy: policy_lib.Policy,
-  batch: structs.PreferenceBatch,
-  objective: Objective,
-  scales: Float[Array, "B M"],
-  dropout_key: Key[Array, ""] | None = None,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-  """P-DPO's loss (section 2.3 of arXiv:2402.05133) on a batch or a part of one.
-
-      sum over pairs of  s [alpha l(user branch) + (1 - alpha) l(generic)]
-
-  with l a function of beta times the log-ratio difference, and, where the
-  objective has `chosen_nll`, that times the chosen response's mean negative
-  log-likelihood a token besides (iterative RPO, arXiv:2404.19733).
-
-  Args:
-    scales: s, from `pair_scales` of the whole batch, so that the parts of an
-      accumulated batch add up to its loss.
-
-  Returns:
-    The loss, and metrics that add up over parts as well: `loss`, for each
-    branch `reward_accuracy` (share of pairs whose chosen response has the
-    larger reward) and `margin` (mean difference of rewards), those of the
-    first branch without its name, and `sample_loss` `[B]`.
-  """
-  pair_loss = losses.LOSSES[objective.kind]
-  logps = branch_logps(policy, batch, objective, dropout_key)
-  pairs = jnp.zeros_like(scales)
-  metrics = {}
-  for place, (name, branch_weight) in enumerate(objective.branches()):
-    ratios = losses.log_ratio_differences(logps[name], batch.reference_logps)
-    # A pair that does not exist must not contribute even a NaN, nor get one.
-    ratios = jnp.where(scales > 0, ratios, 0.0)
-    pairs += branch_weight * pair_loss(
-      ratios, objective.beta, objective.label_smoothing
-    )
-    if objective.chosen_nll:
-      # [B, 1]; a row that fills up a batch has no token.
-      length = jnp.maximum(batch.response_mask[:, :1].sum(-1), 1)
-      nll = -logps[name][:, :1] / length
-      pairs += branch_weight * objective.chosen_nll * nll
-    ratios = jax.lax.stop_gradient(ratios)
-    prefix = "generic_" if place else ""
-    accuracy = jnp.sum(scales * (ratios > 0))
-    margin = objective.beta * jnp.sum(scales * ratios)
-    metrics |= {f"{prefix}reward_accuracy": accuracy, f"{prefix}margin": margin}
-  sample_loss = jnp.sum(scales * pairs, -1)
-  loss = jnp.sum(sample_loss)
-  return loss, {"loss": loss, "sample_loss": sample_loss} | metrics
 
 
 def make_train_step(
   graphdef: Any,
-  objective: Objective,
+  objective: objective_lib.Objective,
   transformation: optax.GradientTransformation,
   *,
   accumulation_steps: int = 1,
@@ -232,7 +51,9 @@ def make_train_step(
   def gradients_of(trainable, frozen, part, scales, key):
     def loss_of(trainable):
       policy = nnx.merge(graphdef, trainable, frozen)
-      return loss_and_metrics(policy, part, objective, scales, key)
+      return objective_lib.loss_and_metrics(
+        policy, part, objective, scales, key
+      )
 
     (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(
       trainable
@@ -240,7 +61,7 @@ def make_train_step(
     return gradients, metrics
 
   def train_step(state, frozen, batch):
-    scales = pair_scales(batch, objective, accumulation_steps)
+    scales = objective_lib.pair_scales(batch, objective, accumulation_steps)
     key = None
     if dropout:
       key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -286,25 +107,9 @@ def make_train_step(
   )
 
 
-def split_in_parts(
-  x: Shaped[Array, "B *rest"], parts: int
-) -> Shaped[Array, "parts B/parts *rest"]:
-  """Parts of a batch: the first has samples 0, `parts`, 2 `parts` and so on.
-
-  On a mesh each device's samples come in a row, and it has its share of each
-  part without anything being sent.
-  """
-  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-
-
-def _join_parts(x):
-  """`split_in_parts` undone."""
-  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-
-
 def _accumulate(gradients_of, inputs, parts):
   """Sums gradients and metrics over `parts` equal parts of the inputs."""
-  split = jax.tree.map(lambda x: split_in_parts(x, parts), inputs)
+  split = jax.tree.map(lambda x: objective_lib.split_in_parts(x, parts), inputs)
 
   def body(total, inputs):
     part, place = inputs
@@ -319,7 +124,7 @@ def _accumulate(gradients_of, inputs, parts):
   (gradients, metrics), sample_loss = jax.lax.scan(
     body, zeros, (split, jnp.arange(parts))
   )
-  return gradients, metrics, _join_parts(sample_loss)
+  return gradients, metrics, objective_lib.join_parts(sample_loss)
 
 
 @functools.cache
@@ -332,6 +137,6 @@ def make_score(graphdef: Any, logits_chunk: int = 128) -> Callable:
   def score(trainable, frozen, batch):
     policy = nnx.merge(graphdef, trainable, frozen)
     prefix = policy.user_model(batch.user_row)
-    return response_logps(policy, batch, prefix, logits_chunk)
+    return objective_lib.response_logps(policy, batch, prefix, logits_chunk)
 
   return jax.jit(score)

@@ -8,10 +8,10 @@ from flax import nnx
 from benchmarks import naive
 from pdpo_jax import structs
 from pdpo_jax.models import layers, llama, policy, user_model
-from pdpo_jax.training import step
+from pdpo_jax.training import objective as objective_lib
 
 ARCH = dataclasses.replace(llama.PRESETS["llama-tiny"], vocab_size=59)
-OBJECTIVE = step.Objective(beta=0.3, alpha=0.7, logits_chunk=11)
+OBJECTIVE = objective_lib.Objective(beta=0.3, alpha=0.7, logits_chunk=11)
 
 
 def make_parts():
@@ -57,8 +57,8 @@ def test_the_naive_layout_has_the_same_loss_and_gradients():
 
   def our_loss(trainable):
     made = nnx.merge(graphdef, trainable, frozen)
-    scales = step.pair_scales(batch, OBJECTIVE)
-    return step.loss_and_metrics(made, batch, OBJECTIVE, scales)[0]
+    scales = objective_lib.pair_scales(batch, OBJECTIVE)
+    return objective_lib.loss_and_metrics(made, batch, OBJECTIVE, scales)[0]
 
   theirs, ours = (
     jax.jit(jax.value_and_grad(loss))(trainable)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import padding
 from pdpo_jax.data import batching, packing
-from pdpo_jax.training import step as step_lib
+from pdpo_jax.training import objective as objective_lib
 from tests.data import random_batches
 
 
@@ -137,7 +137,7 @@ def groups(batch, layout):
   """Samples that are run together, as the step takes a batch apart."""
   rows = jnp.arange(layout.batch_size).reshape(layout.devices, -1)
   for device in rows:
-    yield from np.asarray(step_lib.split_in_parts(device, layout.parts))
+    yield from np.asarray(objective_lib.split_in_parts(device, layout.parts))
 
 
 def lengths(batch, rows):

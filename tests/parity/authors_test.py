@@ -20,7 +20,8 @@ from flax import nnx
 from pdpo_jax import structs
 from pdpo_jax.data import parts, tokenize
 from pdpo_jax.models import policy
-from pdpo_jax.training import pdpo, reference, step
+from pdpo_jax.training import objective as objective_lib
+from pdpo_jax.training import pdpo, reference
 from pdpo_jax.weights import base as base_lib
 from tests import golden_cases
 from tests.parity import torch_models, torch_reference
@@ -69,7 +70,7 @@ def samples(vocab: int, with_text: bool) -> parts.Part:
 
 def both_kinds(batch: structs.PreferenceBatch) -> bool:
   """Whether a batch is full, and each of two parts has rows of both kinds."""
-  halves = step.split_in_parts(jnp.asarray(batch.user_row > 0), 2)
+  halves = objective_lib.split_in_parts(jnp.asarray(batch.user_row > 0), 2)
   return batch.weight.all() and all(0 < sum(half) < 3 for half in halves)
 
 
@@ -135,14 +136,14 @@ def test_loss_and_gradients_are_those_of_the_released_code(
     if both_kinds(b)
   )
   objective = pdpo.make_objective(config)
-  scales = step.pair_scales(batch, objective, accumulation_steps)
+  scales = objective_lib.pair_scales(batch, objective, accumulation_steps)
   graphdef, trainable, frozen = nnx.split(ours, policy.trainable, ...)
 
   @jax.jit
   def differentiate(trainable):
     def loss_of(trainable):
       made = nnx.merge(graphdef, trainable, frozen)
-      return step.loss_and_metrics(made, batch, objective, scales)[0]
+      return objective_lib.loss_and_metrics(made, batch, objective, scales)[0]
 
     return jax.value_and_grad(loss_of)(trainable)
 

@@ -1,270 +1,34 @@
 import dataclasses
-import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 
 from pdpo_jax import structs
-from pdpo_jax.models import layers, policy, user_model
-from pdpo_jax.training import losses, step
+from pdpo_jax.models import layers, policy
+from pdpo_jax.training import step
 from tests import golden_cases
 
 MODEL, CASE = "llama", "individual"
 GOLDEN = golden_cases.read(MODEL)
-USERS = {3, 7, 12}  # of the golden samples, besides the generic one
+SAMPLES = golden_cases.batch(GOLDEN, CASE)
+FOUR = golden_cases.batch(GOLDEN, CASE, slice(4))
 
 
-def samples(rows=None, **changes):
-  batch = golden_cases.batch(GOLDEN, CASE)
-  if rows is not None:
-    batch = jax.tree.map(lambda x: x[np.array(rows)], batch)
-  return dataclasses.replace(batch, **changes)
-
-
-@functools.cache
 def parts():
   """Definition, trained and frozen part of the golden policy."""
-  made = golden_cases.make_policy(GOLDEN, MODEL, CASE)
-  return nnx.split(made, policy.trainable, ...)
-
-
-@functools.cache
-def differentiate(objective):
-  graphdef = parts()[0]
-
-  @jax.jit
-  def run(trainable, frozen, batch):
-    scales = step.pair_scales(batch, objective)
-
-    def loss_of(trainable):
-      made = nnx.merge(graphdef, trainable, frozen)
-      return step.loss_and_metrics(made, batch, objective, scales)
-
-    return jax.value_and_grad(loss_of, has_aux=True)(trainable)
-
-  return run
-
-
-def with_alpha(alpha):
-  return dataclasses.replace(golden_cases.objective(), alpha=alpha)
-
-
-def gradients(batch, objective=None):
-  """Loss, metrics, and gradients by their golden names."""
-  graphdef, trainable, frozen = parts()
-  run = differentiate(objective or golden_cases.objective())
-  (loss, metrics), found = run(trainable, frozen, batch)
-  arch = nnx.merge(graphdef, trainable, frozen).lm.arch
-  return loss, metrics, golden_cases.named(arch, found)
-
-
-@pytest.mark.parametrize(("name", "case"), golden_cases.CASES)
-def test_objective_equals_four_passes_with_peft(name, case):
-  arrays = golden_cases.read(name)
-  loss, _, found = golden_cases.golden_loss_and_gradients(name, case)
-  assert abs(loss - arrays[f"{case}/loss/sigmoid"]) < 1e-5
-  expected = golden_cases.section(arrays, f"{case}/gradients")
-  assert found.keys() == expected.keys()
-  for key, value in expected.items():
-    # What float32 leaves of sums over layers and tokens in another order.
-    assert golden_cases.relative_difference(found[key], value) < 1e-4, key
-
-
-@pytest.mark.parametrize(
-  ("name", "case", "key", "seen"),
-  [
-    ("llama", "individual", "offsets", USERS),
-    ("gptj", "individual", "offsets", USERS),
-    # The generic user has cluster weights of its own.
-    ("gptj", "cluster", "weights", USERS | {0}),
-    ("llama_tied", "softmax", "weights", USERS | {0}),
-  ],
-)
-def test_only_users_of_a_batch_get_a_gradient(name, case, key, seen):
-  _, _, found = golden_cases.golden_loss_and_gradients(name, case)
-  largest = np.abs(found[key]).reshape(len(found[key]), -1).max(-1)
-  assert set(np.flatnonzero(largest)) == seen
-  if case == "individual":
-    assert np.abs(found["generic_prefix"]).min() > 0
-
-
-def test_metrics_equal_those_of_the_log_probabilities():
-  _, metrics, _ = golden_cases.golden_loss_and_gradients(MODEL, CASE)
-  batch = golden_cases.batch(GOLDEN, CASE)
-  weights = losses.pair_weights(batch.response_mask, batch.weight)
-  reference = GOLDEN[f"{CASE}/logps/reference"]
-  for name, prefix in (("user", ""), ("generic", "generic_")):
-    ratios = GOLDEN[f"{CASE}/logps/{name}"] - reference
-    ratios = ratios[:, :1] - ratios[:, 1:]
-    share = np.average(ratios > 0, weights=weights)
-    margin = np.average(golden_cases.BETA * ratios, weights=weights)
-    assert 0 < share < 1
-    found = metrics[f"{prefix}reward_accuracy"], metrics[f"{prefix}margin"]
-    np.testing.assert_allclose(found, (share, margin), rtol=1e-4)
-  np.testing.assert_allclose(
-    metrics["sample_loss"].sum(), metrics["loss"], rtol=1e-6
-  )
-
-
-def test_loss_is_ln_2_at_zero_lora_without_prefix():
-  bare = golden_cases.language_model(GOLDEN)
-  lm = policy.make_language_model(
-    bare.arch,
-    lora=layers.LoraSpec(("q_proj", "down_proj"), 3),
-    rngs=nnx.Rngs(0),
-  )
-  nnx.update(lm, nnx.state(bare))
-  spec = user_model.UserSpec("none")
-  table = lm.embed_tokens.weight[...]
-  users = user_model.make_user_model(spec, 13, table, nnx.Rngs(0))
-  made = policy.Policy(lm, users)
-  loss, metrics = jax.jit(
-    lambda batch: step.loss_and_metrics(
-      made,
-      batch,
-      golden_cases.objective(),
-      step.pair_scales(batch, golden_cases.objective()),
-    )
-  )(samples())
-  # Reference log-probabilities are torch's: sums of nats, as far as rounding.
-  assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
-  assert float(metrics["margin"]) == pytest.approx(0.0, abs=1e-4)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_packed_groups_have_the_same_loss_and_gradients(rows):
-  batch = samples(np.arange(4))
-  loss, metrics, found = gradients(batch)
-  responses = batch.response_mask.sum((1, 2)).reshape(-1, rows).sum(1)
-  both = responses + batch.prompt_mask.sum(1).reshape(-1, rows).sum(1)
-  room = structs.Packed(rows, int(both.max()), int(responses.max()))
-  packed = dataclasses.replace(batch, packed=room)
-  packed_loss, packed_metrics, packed_found = gradients(packed)
-  # Float32 sums in another order.
-  np.testing.assert_allclose(packed_loss, loss, rtol=1e-6)
-  for key, value in metrics.items():
-    np.testing.assert_allclose(packed_metrics[key], value, rtol=1e-5)
-  for key, value in found.items():
-    difference = golden_cases.relative_difference(packed_found[key], value)
-    assert difference < 1e-5, key
-
-
-def test_a_group_without_enough_room_has_no_finite_loss():
-  batch = samples(np.arange(4), packed=structs.Packed(4, 20, 10))
-  assert not np.isfinite(gradients(batch)[0])
+  return golden_cases.split_policy(MODEL, CASE)
 
 
 def test_score_reads_every_sample_with_its_own_prefix():
   graphdef, trainable, frozen = parts()
-  found = step.make_score(graphdef, 45)(trainable, frozen, samples())
+  found = step.make_score(graphdef, 45)(trainable, frozen, SAMPLES)
   # Sums of up to 40 nats.
   np.testing.assert_allclose(
     found, GOLDEN[f"{CASE}/logps/user"], rtol=1e-5, atol=1e-5
   )
-
-
-def filled_up():
-  """The golden batch whose last row only fills it up, with garbage in it."""
-  batch = samples()
-  last = jnp.arange(5) == 4
-  return dataclasses.replace(
-    batch,
-    index=jnp.where(last, -1, batch.index),
-    user_row=jnp.where(last, 0, batch.user_row),
-    prompt=jnp.where(last[:, None], 89, batch.prompt),
-    prompt_mask=batch.prompt_mask & ~last[:, None],
-    responses=jnp.where(last[:, None, None], 89, batch.responses),
-    response_mask=batch.response_mask & ~last[:, None, None],
-    weight=jnp.where(last, 0.0, batch.weight),
-  )
-
-
-def test_a_row_that_fills_up_changes_nothing():
-  loss, metrics, found = gradients(filled_up())
-  same, theirs, expected = gradients(samples([0, 1, 2, 3]))
-  # Other shapes sum in another order.
-  assert float(loss) == pytest.approx(float(same), abs=1e-6)
-  for key in ("margin", "generic_margin", "reward_accuracy"):
-    assert float(metrics[key]) == pytest.approx(float(theirs[key]), abs=1e-5)
-  for key, value in expected.items():
-    assert golden_cases.relative_difference(found[key], value) < 1e-5, key
-
-
-def test_a_pair_that_does_not_exist_contributes_not_even_a_nan():
-  batch = filled_up()
-  expected = gradients(batch)
-  missing = ~batch.response_mask.any(-1)
-  poisoned = jnp.where(missing, jnp.nan, batch.reference_logps)
-  found = gradients(dataclasses.replace(batch, reference_logps=poisoned))
-  for ours, theirs in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_array_equal(ours, theirs)
-
-
-def test_generic_branch_knows_no_user():
-  objective = with_alpha(0.0)
-  loss, _, found = gradients(samples(), objective)
-  np.testing.assert_array_equal(found["offsets"], 0.0)
-  assert np.abs(found["generic_prefix"]).min() > 0
-  others = samples(user_row=jnp.array([1, 2, 4, 5, 6], jnp.int32))
-  assert gradients(others, objective)[0] == loss
-
-
-def test_alpha_mixes_the_losses_of_the_branches():
-  mixed, user, generic = (
-    float(gradients(samples(), with_alpha(alpha))[0])
-    for alpha in (golden_cases.ALPHA, 1.0, 0.0)
-  )
-  assert abs(user - generic) > 0.01
-  expected = golden_cases.ALPHA * user + (1 - golden_cases.ALPHA) * generic
-  assert mixed == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_chosen_response_is_held_likely_by_its_mean_over_tokens():
-  batch = samples()
-  plain = golden_cases.objective()
-  graphdef, trainable, frozen = parts()
-  logps = step.branch_logps(
-    nnx.merge(graphdef, trainable, frozen), batch, plain
-  )
-  expected = 0.0
-  for row, (weight, masks) in enumerate(
-    zip(np.array(batch.weight), np.array(batch.response_mask), strict=True)
-  ):
-    pairs = weight * masks[1:].any(-1).sum()
-    for name, share in (("user", 0.35), ("generic", 0.65)):
-      expected -= share * pairs * float(logps[name][row, 0]) / masks[0].sum()
-  expected /= float(
-    losses.pair_weights(batch.response_mask, batch.weight).sum()
-  )
-  without, _, before = gradients(batch, plain)
-  loss, metrics, after = gradients(
-    batch, dataclasses.replace(plain, chosen_nll=0.7)
-  )
-  np.testing.assert_allclose(loss - without, 0.7 * expected, rtol=1e-5)
-  np.testing.assert_allclose(metrics["sample_loss"].sum(), loss, rtol=1e-6)
-  assert np.abs(after["offsets"] - before["offsets"]).max() > 1e-3
-
-
-def test_a_branch_without_weight_is_not_run():
-  rows = {}
-  for alpha in (0.0, golden_cases.ALPHA, 1.0):
-    graphdef, trainable, frozen = parts()
-
-    def hidden_rows(trainable, alpha=alpha, graphdef=graphdef, frozen=frozen):
-      made = nnx.merge(graphdef, trainable, frozen)
-      return step.branch_logps(made, samples(), with_alpha(alpha))
-
-    text = str(jax.make_jaxpr(hidden_rows)(trainable))
-    width = f"{4 + 11 + 3 * 7},42]"  # T + P + N R positions of width 42
-    rows[alpha] = {count for count in (5, 10) if f"f32[{count},{width}" in text}
-  assert rows == {0.0: {5}, golden_cases.ALPHA: {10}, 1.0: {5}}
 
 
 def fresh_state(transformation):
@@ -274,18 +38,11 @@ def fresh_state(transformation):
   )
 
 
-def test_parts_take_turns_in_a_batch_and_are_joined_again():
-  parts = step.split_in_parts(jnp.arange(6), 3)
-  np.testing.assert_array_equal(parts, [[0, 3], [1, 4], [2, 5]])
-  np.testing.assert_array_equal(step._join_parts(parts), np.arange(6))
-
-
 def test_accumulation_of_packed_parts_changes_no_update():
   graphdef, _, frozen = parts()
   transformation = optax.sgd(0.1)
-  batch = samples(np.arange(4))
-  both = batch.prompt_mask.sum(1) + batch.response_mask.sum((1, 2))
-  responses = batch.response_mask.sum((1, 2))
+  both = FOUR.prompt_mask.sum(1) + FOUR.response_mask.sum((1, 2))
+  responses = FOUR.response_mask.sum((1, 2))
   # Room for samples 0 and 2, and 1 and 3, and for no other two.
   pairs = [x[:2] + x[2:] for x in (both, responses)]
   packed = structs.Packed(2, *(int(each.max()) for each in pairs))
@@ -298,7 +55,7 @@ def test_accumulation_of_packed_parts_changes_no_update():
       transformation,
       accumulation_steps=count,
     )
-    own = dataclasses.replace(batch, packed=room)
+    own = dataclasses.replace(FOUR, packed=room)
     state, metrics = train_step(fresh_state(transformation), frozen, own)
     found.append((jax.tree.leaves(state.trainable), metrics))
   for ours, theirs in zip(found[1][0], found[0][0], strict=True):
@@ -312,7 +69,6 @@ def test_accumulation_changes_no_update():
   graphdef, _, frozen = parts()
   # The plain gradient: Adam would turn rounding into signs.
   transformation = optax.sgd(0.1)
-  batch = samples([0, 1, 2, 3])
   found = {}
   for count in (1, 2, 4):
     train_step = step.make_train_step(
@@ -321,7 +77,7 @@ def test_accumulation_changes_no_update():
       transformation,
       accumulation_steps=count,
     )
-    state, metrics = train_step(fresh_state(transformation), frozen, batch)
+    state, metrics = train_step(fresh_state(transformation), frozen, FOUR)
     assert int(state.step) == 1
     found[count] = jax.tree.leaves(state.trainable), metrics
   moved = [
@@ -348,7 +104,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_bitwise_as_it_was():
   )
   state, seen = fresh_state(transformation), []
   for _ in range(6):
-    state, metrics = train_step(state, frozen, samples())
+    state, metrics = train_step(state, frozen, SAMPLES)
     seen.append(float(metrics["loss"]))
   assert seen[-1] < 0.7 * seen[0]
   after = jax.tree.leaves(frozen)
@@ -368,75 +124,10 @@ def test_dropout_follows_seed_and_step():
   train_step = step.make_train_step(
     graphdef, golden_cases.objective(), transformation, dropout=True
   )
-  state, first = train_step(fresh_state(transformation), frozen, samples())
-  _, again = train_step(fresh_state(transformation), frozen, samples())
-  _, later = train_step(state, frozen, samples())
+  state, first = train_step(fresh_state(transformation), frozen, SAMPLES)
+  _, again = train_step(fresh_state(transformation), frozen, SAMPLES)
+  _, later = train_step(state, frozen, SAMPLES)
   still = golden_cases.golden_loss_and_gradients(MODEL, CASE)[0]
   assert first["loss"] == again["loss"]
   assert first["loss"] != later["loss"]
   assert first["loss"] != still
-
-
-def mixed_batch():
-  """The golden batch, half of it rows of the generic user."""
-  batch = samples()
-  rows = jnp.array([3, 0, 12, 0, 0])
-  return dataclasses.replace(batch, user_row=rows)
-
-
-@pytest.mark.parametrize("parts", [1, 5])
-def test_mixing_by_batch_weighs_the_means_of_users_and_generic_rows(parts):
-  batch = mixed_batch()
-  objective = step.Objective(alpha=0.25, mixing="batch")
-  scales = np.asarray(step.pair_scales(batch, objective, parts))
-  weights = np.asarray(losses.pair_weights(batch.response_mask, batch.weight))
-  expected = np.zeros_like(weights)
-  for rows in np.split(np.arange(5), parts):
-    for share, own in ((0.25, batch.user_row > 0), (0.75, batch.user_row == 0)):
-      mine = np.isin(np.arange(5), rows) & np.asarray(own)
-      part = np.where(mine[:, None], weights, 0.0)
-      if part.sum():
-        expected += share * part / part.sum() / parts
-  np.testing.assert_allclose(scales, expected, rtol=1e-6)
-
-
-def test_mixing_by_sample_is_the_mean_over_pairs():
-  batch = mixed_batch()
-  scales = step.pair_scales(batch, golden_cases.objective(), 5)
-  weights = losses.pair_weights(batch.response_mask, batch.weight)
-  np.testing.assert_allclose(scales, weights / weights.sum(), rtol=1e-6)
-
-
-def test_mixing_by_batch_runs_each_row_once_as_its_user():
-  graphdef, trainable, frozen = parts()
-  made = nnx.merge(graphdef, trainable, frozen)
-  objective = dataclasses.replace(
-    golden_cases.objective(), alpha=0.25, mixing="batch"
-  )
-  batch = mixed_batch()
-  logps = jax.jit(lambda: step.branch_logps(made, batch, objective))()
-  assert list(logps) == ["user"]
-  score = step.make_score(graphdef, 45)(trainable, frozen, batch)
-  np.testing.assert_allclose(logps["user"], score, rtol=1e-5, atol=1e-5)
-
-
-def test_the_generic_branch_reads_the_bare_prompt():
-  graphdef, trainable, frozen = parts()
-  made = nnx.merge(graphdef, trainable, frozen)
-  batch = samples()
-  # Another prompt altogether: the last row's is the first's.
-  bare = dataclasses.replace(
-    batch,
-    bare_prompt=batch.prompt[::-1],
-    bare_prompt_mask=batch.prompt_mask[::-1],
-  )
-  swapped = dataclasses.replace(
-    batch, prompt=batch.prompt[::-1], prompt_mask=batch.prompt_mask[::-1]
-  )
-  run = jax.jit(
-    lambda batch: step.branch_logps(made, batch, golden_cases.objective())
-  )
-  plain, both, other = map(run, (batch, bare, swapped))
-  np.testing.assert_allclose(both["user"], plain["user"], rtol=1e-6)
-  np.testing.assert_allclose(both["generic"], other["generic"], rtol=1e-6)
-  assert np.abs(plain["generic"] - other["generic"]).max() > 0.1
