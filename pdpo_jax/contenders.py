@@ -100,7 +100,7 @@ class Contender:
     )
     if missing:
       data = experiment.tokenize_parts(
-        self.config, self._base, dataset, missing
+        self.config, self._base, dataset, missing, self.users
       )
       for part, made in data.parts.items():
         batches = experiment.make_batches(self.config, self._base, made)
@@ -174,7 +174,7 @@ class Contender:
     file = self._responses_file(config)
     found = {}
     if file.is_file():
-      for line in file.read_text().splitlines():
+      for line in file.read_text().split("\n"):
         try:
           row = json.loads(line)
         except json.JSONDecodeError:  # the last line, cut off by a kill

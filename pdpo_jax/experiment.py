@@ -15,6 +15,7 @@ from pdpo_jax.data import batching, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
+from pdpo_jax.evaluation import answers
 from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.training import pdpo, reference, sharding
 from pdpo_jax.weights import base as base_lib
@@ -37,6 +38,16 @@ class Data:
   dataset: dataset_lib.Dataset
   users: users_lib.UserIndex
   parts: dict[str, parts_lib.Part]
+
+
+def check_specs(config: config_lib.Config) -> None:
+  """What user models and samplers check by themselves, before data is read.
+
+  Raises:
+    ValueError: naming what is wrong with `user` or `answers`.
+  """
+  pdpo.user_spec(config.user)
+  answers.sampling_spec(config.answers)
 
 
 def read_base(
@@ -93,10 +104,16 @@ def tokenize_parts(
   base: base_lib.Base,
   dataset: dataset_lib.Dataset,
   names: Iterable[str] = (parts_lib.TRAIN, *EVALUATED),
+  users: users_lib.UserIndex | None = None,
 ) -> Data:
-  """The users, and those of the named parts that have samples."""
-  unseen = dataset.unseen if config.data.unseen_in_table else []
-  users = users_lib.UserIndex.from_examples([*dataset.train, *unseen])
+  """The users, and those of the named parts that have samples.
+
+  Args:
+    users: of a trained policy; without, those of the data.
+  """
+  if users is None:
+    unseen = dataset.unseen if config.data.unseen_in_table else []
+    users = users_lib.UserIndex.from_examples([*dataset.train, *unseen])
   parts = {
     name: parts_lib.tokenize_part(
       name, getattr(dataset, name), config.data, base.tokenizer, users
@@ -155,11 +172,19 @@ def speakers(config: config_lib.Config, data: Data) -> dict[str, int]:
   """User rows of those who answer besides the generic user.
 
   Raises:
-    ValueError: if `answers.users` names somebody who is not trained on.
+    ValueError: if `answers.users` names somebody who is not trained on, or a
+      user has the name of another speaker.
   """
   ids = config.answers.users or busiest_users(
     data.dataset.train, data.users, config.answers.num_users
   )
+  for each in ids:
+    if each in answers.OTHERS:
+      raise ValueError(
+        f"user {each!r} has the name that the answers of "
+        f"{answers.OTHERS[each]} go by; give the user another id, or name "
+        "others in answers.users"
+      )
   return {each: data.users.row_of(each) for each in ids}
 
 

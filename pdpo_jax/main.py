@@ -7,9 +7,10 @@ Started again, the same command goes on where it was cut off.
 
 import contextlib
 import json
+import shlex
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pdpo_jax import (
@@ -18,6 +19,7 @@ from pdpo_jax import (
   processes,
   reporting,
   run_folder,
+  structs,
 )
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import dataset as dataset_lib
@@ -50,6 +52,7 @@ class Clock:
 def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   """The whole experiment; returns what goes into `results.json`."""
   config_lib.validate(config)
+  experiment.check_specs(config)
   folder = run_folder.open_run(config)
   clock = Clock()
   base = None
@@ -73,6 +76,10 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     data = experiment.tokenize_parts(config, base, dataset)
     for part in data.parts.values():
       print(part)
+    # What is wrong shall show before hours of training.
+    prompts = answers.fitting(dataset.prompts, base, config)
+    for one in experiment.trainings(config).values():
+      pdpo.check_policy(one, base.lm.arch)
   speakers = experiment.speakers(config, data)
   accuracies, texts = {}, {}
   for name, one in experiment.trainings(config).items():
@@ -105,20 +112,24 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       rows = {"V": 0}
       if one.user.kind != "none":
         rows = {"G": 0} | speakers
-      texts |= answers.answer(split.merge(), base, dataset.prompts, rows, one)
+      texts |= answers.answer(split.merge(), base, prompts, rows, one)
   with clock.stage("sft_answers"):
     nobody = policy_lib.base_policy(base.lm)
-    said = answers.answer(nobody, base, dataset.prompts, {"S": 0}, config)
+    said = answers.answer(nobody, base, prompts, {"S": 0}, config)
     texts = said | texts
-  answers.write(folder / "answers.jsonl", dataset.prompts, texts, config.seed)
+  answers.write(folder / "answers.jsonl", prompts, texts, config.seed)
   results = summarize(config, dataset, texts, accuracies, clock)
   page = reporting.make_report(folder, (), base, dataset)
-  user = next(iter([*dataset.short_users, *texts]))
+  user = ""
+  if config.user.kind != "none" and speakers:
+    # One who is unlike most, where that is known.
+    named = [each for each in dataset.short_users if each in speakers]
+    user = f" --user={shlex.quote(next(iter([*named, *speakers])))}"
   print(
     f"\nReport: {page}\nRun folder: {folder} "
     f"({clock.all()['total']:.0f} s)\nTry next:\n"
-    f"  python -m pdpo_jax.generate --workdir={folder} --user={user} "
-    f"--prompt={example_prompt(dataset)}"
+    f"  python -m pdpo_jax.generate --workdir={folder}{user} "
+    f"--prompt={example_prompt(prompts)}"
   )
   return results
 
@@ -155,9 +166,9 @@ def summarize(
   return results
 
 
-def example_prompt(dataset: dataset_lib.Dataset) -> str:
+def example_prompt(prompts: Sequence[structs.PromptExample]) -> str:
   """A held-out prompt, quoted for bash."""
-  prompt = dataset.prompts[0].prompt
+  prompt = prompts[0].prompt
   text = prompt if isinstance(prompt, str) else prompt[-1].content
   escaped = text.replace("\\", "\\\\").replace("'", "\\'")
   return "$'" + escaped.replace("\n", "\\n") + "'"

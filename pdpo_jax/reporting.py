@@ -27,7 +27,6 @@ from pdpo_jax.weights import base as base_lib
 
 # Users that are probed and projected, and those that are drawn one by one.
 _MOST_USERS, _MOST_DRAWN, _MOST_READ = 2_000, 60, 10
-_SPEAKERS = {"S": "the base", "V": "vanilla DPO", "G": "the generic user"}
 
 
 def make_report(
@@ -103,7 +102,8 @@ def _accuracy(rows, own, baseline, dataset, drawn, findings) -> report.Section:
     caption = "Mean over users, with its 95% interval bootstrapped over users."
     pictures.append(report.Figure(file, caption))
   by_name = {row.name: row for row in rows if row.part == "heldout"}
-  if baseline in by_name and own.name in by_name and own.name != baseline:
+  both = baseline in by_name and own.name in by_name and own.name != baseline
+  if both and by_name[own.name].accuracy.by_user:
     file = drawn / "by_user.png"
     figures.by_user(file, by_name[own.name], by_name[baseline])
     caption = f"Seen users one by one: {own.name} against {baseline}."
@@ -134,7 +134,7 @@ def _text(found, dataset, drawn, findings) -> report.Section:
     "arXiv:2402.05133 for this run."
   )
   section, findings["text"] = sections.text_section(
-    said, _SPEAKERS, own, [report.Figure(file, caption)]
+    said, answers.OTHERS, own, [report.Figure(file, caption)]
   )
   section.text.extend(lengths.describe_claims(claims))
   return section
@@ -174,7 +174,11 @@ def _controls(
       continue
     if each.control == contenders.SHUFFLED and row.gain:
       shuffled[each.workdir.name] = row.gain
-    elif each.control == contenders.SWAPPED:
+    elif (
+      each.control == contenders.SWAPPED
+      and each.is_own
+      and not found[0].control
+    ):
       flipped[each.workdir.name] = controls.flips(
         heldout[found[0].name].accuracy,
         row.accuracy,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -70,6 +71,77 @@ def test_a_run_ends_with_its_report(runs):
   page = (report / "index.html").read_text()
   assert page.count("data:image/png") == 5
   assert found["verdict"].split(":")[0] in page
+
+
+def test_a_control_is_no_control_of_itself(runs):
+  found = json.loads((runs / "swapped" / "report" / "report.json").read_text())
+  assert found["controls"]["swapped"] == {}
+
+
+def test_data_without_users_has_a_report_and_no_user_in_the_hint(
+  runs, tmp_path, capsys
+):
+  config = run_config(tmp_path / "run", runs / "base")
+  config.data.source, config.data.path = "files", str(tmp_path / "rows.jsonl")
+  with (tmp_path / "rows.jsonl").open("w") as out:
+    for place in range(40):
+      row = {"prompt": f"{place}?", "chosen": "yes", "rejected": "no, no"}
+      out.write(json.dumps(row) + "\n")
+  main.train_and_answer(config)
+  assert (tmp_path / "run" / "report" / "index.html").is_file()
+  hint = capsys.readouterr().out
+  assert "pdpo_jax.generate" in hint
+  assert "--user=" not in hint
+
+
+def test_what_is_wrong_shows_before_anything_is_made(runs, tmp_path):
+  for section, name, value, message in (
+    ("user", "kind", "clusters", "user.kind 'clusters' is not one of"),
+    ("answers", "top_p", 1.5, "top_p 1.5 must be"),
+  ):
+    config = run_config(tmp_path / "run", runs / "base")
+    setattr(getattr(config, section), name, value)
+    with pytest.raises(ValueError, match=message):
+      main.train_and_answer(config)
+    assert not (tmp_path / "run").exists()
+  for section, name, value, message in (
+    ("user", "prefix_position", "bos", "prefix_position 'bos' is not"),
+    ("lora", "targets", ("q_prj",), "q_prj"),
+  ):
+    config = run_config(tmp_path / name, runs / "base")
+    setattr(getattr(config, section), name, value)
+    with pytest.raises(ValueError, match=message):
+      main.train_and_answer(config)
+    assert not (tmp_path / name / "vanilla").exists()
+
+
+def test_a_user_must_not_have_the_name_of_another_speaker(tmp_path):
+  config = tiny.tiny_config(tmp_path)
+  dataset = experiment.load_dataset(config, None)
+  train = [dataclasses.replace(each, user_id="S") for each in dataset.train]
+  dataset = dataclasses.replace(dataset, train=train)
+  data = experiment.tokenize_parts(config, tiny.tiny_base(dataset), dataset)
+  with pytest.raises(ValueError, match=r"user 'S' has the name .* the base"):
+    experiment.speakers(config, data)
+
+
+def test_scores_made_later_are_read_by_the_users_who_were_trained(
+  runs, tmp_path
+):
+  shutil.copytree(runs / "cluster", tmp_path / "cluster")
+  base = experiment.read_base(
+    run_folder.read_config(tmp_path / "cluster"), tmp_path / "cluster"
+  )
+  found = contenders.Contender(tmp_path / "cluster", "pdpo", base)
+  dataset = experiment.load_dataset(found.config, None)
+  before = found.scores(dataset)["heldout"]
+  shutil.rmtree(tmp_path / "cluster" / "pdpo" / "scores")
+  # Another user comes first in the data by now; rows of the table do not move.
+  new = dataclasses.replace(dataset.train[0], user_id="0")
+  dataset = dataclasses.replace(dataset, train=[new, *dataset.train])
+  after = found.scores(dataset)["heldout"]
+  assert after.samples == before.samples
+  np.testing.assert_allclose(after.ratios, before.ratios, atol=1e-5)
 
 
 def test_runs_are_compared_on_the_same_pairs(runs, capsys):

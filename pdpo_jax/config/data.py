@@ -63,15 +63,16 @@ class TldrConfig(sections.Section):
 class FilesConfig(sections.Section):
   """One's own comparisons; see `data/preference_files.py`."""
 
-  # Held-out comparisons: another path, or, without one, this share of each
-  # user's prompts.
+  # Held-out comparisons: another path, or, without one, this share of all.
+  # Comparisons of the same responses stay together, others of a prompt do not.
+  # Users who have nothing else are unseen ones.
   heldout_path: str = ""
   heldout_share: float = 0.1
   # Users that are kept from training, to see how the unknown are served.
   unseen_users: float = 0.0
-  # Only users with so many comparisons, the busiest `max_users` of them (0:
-  # all), and at most so many comparisons of each (0: all), in training and of
-  # those held out.
+  # Only users with so many comparisons in the file at `data.path`, the busiest
+  # `max_users` of them (0: all), and at most so many comparisons of each (0:
+  # all), in training and of those held out.
   min_per_user: int = 1
   max_users: int = 0
   max_per_user: int = 0
@@ -88,8 +89,8 @@ class DataConfig(sections.Section):
   source: str = "synthetic"
   # A local folder or file, or a hub id, for all but "synthetic".
   path: str = ""
-  # In tokens. Of a dialogue, the oldest turns go first; a plain prompt loses
-  # its beginning.
+  # In tokens. Of a dialogue, the oldest turns go first; with the template
+  # "plain", a text loses its beginning.
   max_prompt_tokens: int = 128
   max_response_tokens: int = 64
   # A response over its limit: "error" stops, "drop" leaves the comparison out,
@@ -160,6 +161,13 @@ def check(data: DataConfig) -> None:
     data.swap_choices,
     "from 0 to 1",
   )
+  if data.source == "files" and not data.files.heldout_path:
+    sections.require(
+      data.files.heldout_share > 0,
+      "data.files.heldout_share",
+      data.files.heldout_share,
+      "above 0, unless data.files.heldout_path has the held-out comparisons",
+    )
   if (data.source == "synthetic") == bool(data.path):
     raise ValueError(
       f"data.path {data.path!r} does not go with data.source {data.source!r}; "

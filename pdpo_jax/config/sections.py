@@ -72,6 +72,12 @@ def check_types(section: Section, path: str = "") -> None:
       setattr(section, field.name, float(value))
     elif isinstance(hint, types.GenericAlias):
       item = typing.get_args(hint)[0]
+      if item is str:
+        # A command line makes numbers of ids that look like some.
+        if type(value) is int:
+          value = (value,)
+        if isinstance(value, tuple | list):
+          value = tuple(str(x) if type(x) is int else x for x in value)
       if not isinstance(value, tuple | list) or not all(
         isinstance(each, item) for each in value
       ):

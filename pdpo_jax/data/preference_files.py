@@ -9,6 +9,7 @@ file may hold a list as JSON.
 
 import csv
 import json
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset, rows, splits
+
+logger = logging.getLogger(__name__)
 
 _ROLES = ("system", "user", "assistant")
 
@@ -33,9 +36,10 @@ def load(config: config_lib.Config) -> dataset.Dataset:
     heldout = read(files.heldout_path, files.user_column, tally)
     tally.check(data.max_bad_share)
     heldout = splits.without_common(train, heldout, tally)
+    train, heldout = splits.without_rare_users(train, heldout, files, tally)
   else:
-    train, heldout = splits.split(examples, files.heldout_share, config.seed)
-  train, heldout = splits.without_rare_users(train, heldout, files, tally)
+    frequent, _ = splits.without_rare_users(examples, [], files, tally)
+    train, heldout = splits.split(frequent, files.heldout_share, config.seed)
   strangers = splits.draw_users(train, files.unseen_users, config.seed)
   tally.drop(
     "training comparisons of unseen users",
@@ -54,6 +58,14 @@ def load(config: config_lib.Config) -> dataset.Dataset:
         f"data.path {data.path!r}: no {name} comparison of a seen user is "
         f"left ({tally}); look at data.files and data.max_bad_share"
       )
+  if config.user.kind != "none" and seen == {None}:
+    logger.warning(
+      "data.path %r: no comparison says who made it, so that only the generic "
+      "embedding is learnt; where the column of users is not %r, name it by "
+      "data.files.user_column",
+      data.path,
+      files.user_column,
+    )
   return dataset.Dataset(
     train=train,
     heldout=known,

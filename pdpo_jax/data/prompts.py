@@ -159,7 +159,7 @@ class PromptEncoder:
     turns = list(turns)
     if text and turns[0].role == "system":
       turns[0] = _message("system", f"{turns[0].content}\n\n{text}")
-    elif text and self._takes_system:
+    elif text and self.takes_system:
       turns.insert(0, _message("system", text))
     elif text:
       turns[0] = _message(turns[0].role, f"{text}\n\n{turns[0].content}")
@@ -173,8 +173,13 @@ class PromptEncoder:
     )
 
   @functools.cached_property
-  def _takes_system(self) -> bool:
-    """Some templates refuse a system message; the user's first turn has it."""
+  def takes_system(self) -> bool:
+    """Whether a system message may come first; some templates refuse it.
+
+    A user's text then stands in the user's first turn.
+    """
+    if not self.chat:
+      return True
     turns = [_message("system", "taken?"), _message("user", "x")]
     try:
       return "taken?" in self._template(turns, add_generation_prompt=True)

@@ -1,7 +1,9 @@
 """Answers to the same prompts as different users, kept as JSONL."""
 
+import collections
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +14,11 @@ from pdpo_jax.data import tokenize
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import base as base_lib
+
+logger = logging.getLogger(__name__)
+
+# Who answers besides the users, by the name in `answers.jsonl` and Figure 3.
+OTHERS = {"S": "the base", "V": "vanilla DPO", "G": "the generic user"}
 
 
 def sampling_spec(answers: config_lib.AnswersConfig) -> sampling.SamplingSpec:
@@ -37,9 +44,7 @@ def respond(
     rows: user rows, 0 for the generic user.
     config: `answers` and the prompt limit apply.
   """
-  encoder = prompts_lib.PromptEncoder(
-    base.tokenizer, config.data.template, config.data.max_prompt_tokens
-  )
+  encoder = _encoder(base, config)
   requests = [
     generate.Request(prompt=prompt, user_row=row, seed=seed)
     for prompt, row, seed in zip(
@@ -55,6 +60,58 @@ def respond(
     batch_size=config.answers.batch_size,
   )
   return base.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def _encoder(base, config):
+  return prompts_lib.PromptEncoder(
+    base.tokenizer, config.data.template, config.data.max_prompt_tokens
+  )
+
+
+def fitting(
+  prompts: Sequence[structs.PromptExample],
+  base: base_lib.Base,
+  config: config_lib.Config,
+) -> list[structs.PromptExample]:
+  """Those that can be answered; a warning says how many cannot.
+
+  Raises:
+    ValueError: if none can, or an answer has no room in the model.
+  """
+  encoder = _encoder(base, config)
+  counts: collections.Counter[str] = collections.Counter()
+  encoded = encoder.encode(prompts, counts)
+  kept = [
+    (prompt, len(ids))
+    for prompt, ids in zip(prompts, encoded, strict=True)
+    if ids is not None
+  ]
+  if not kept:
+    raise ValueError(
+      f"none of the {len(prompts)} prompts to be answered fits into "
+      f"data.max_prompt_tokens {encoder.max_tokens} "
+      f"({tokenize.listed(counts)}); raise that"
+    )
+  if len(kept) < len(prompts):
+    logger.warning(
+      "%d of %d prompts are left out of the answers, since their last turn is "
+      "over data.max_prompt_tokens %d",
+      len(prompts) - len(kept),
+      len(prompts),
+      encoder.max_tokens,
+    )
+  longest = max(length for _, length in kept)
+  prefix = config.user.num_tokens if config.user.kind != "none" else 0
+  total = prefix + longest + config.answers.max_new_tokens
+  if total > base.lm.arch.max_positions:
+    raise ValueError(
+      f"answers need up to {total} positions (user.num_tokens {prefix}, a "
+      f"prompt of {longest} and answers.max_new_tokens "
+      f"{config.answers.max_new_tokens}), and the base has "
+      f"{base.lm.arch.max_positions}; lower one of them, or "
+      "data.max_prompt_tokens"
+    )
+  return [prompt for prompt, _ in kept]
 
 
 def answer(
@@ -124,8 +181,9 @@ def read(
     )
   prompts: dict[int, structs.Prompt] = {}
   texts: dict[str, dict[int, str]] = {}
-  for line in file.read_text().splitlines():
-    row = json.loads(line)
+  with file.open() as lines:
+    rows = [json.loads(line) for line in lines]
+  for row in rows:
     prompt = row["prompt"]
     if not isinstance(prompt, str):
       prompt = tuple(structs.Message(**turn) for turn in prompt)

@@ -243,12 +243,7 @@ class LocalJudge:
   def answers(
     self, asked: Sequence[Asked]
   ) -> Iterator[tuple[int, Answer | Failed]]:
-    # As a turn of a dialogue, the user prompt is never cut.
-    turns = [(structs.Message("user", each.prompts.user),) for each in asked]
-    prompts = [
-      structs.PromptExample(turn, each.prompts.system)
-      for turn, each in zip(turns, asked, strict=True)
-    ]
+    prompts = [self._prompt(each.prompts) for each in asked]
     fit = []
     too_long = Failed(
       f"it is over the {self._encoder.max_tokens} tokens that the model has "
@@ -274,6 +269,17 @@ class LocalJudge:
       seconds = round((time.perf_counter() - begin) / len(batch), 3)
       for place, text in zip(batch, texts, strict=True):
         yield place, Answer(text, seconds=seconds)
+
+  def _prompt(self, prompts: judge_prompt.Prompts) -> structs.PromptExample:
+    """A dialogue, of which the last turn and a system message stay whole."""
+    system, user = prompts.system, prompts.user
+    if not self._encoder.takes_system:
+      return structs.PromptExample(
+        (structs.Message("user", f"{system}\n\n{user}"),)
+      )
+    return structs.PromptExample(
+      (structs.Message("system", system), structs.Message("user", user))
+    )
 
 
 class RuleJudge:

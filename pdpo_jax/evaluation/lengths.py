@@ -232,5 +232,6 @@ def figure(
       ncols=2,
     )
   chart.tight_layout()
+  file.parent.mkdir(parents=True, exist_ok=True)
   chart.savefig(file)
   pyplot.close(chart)

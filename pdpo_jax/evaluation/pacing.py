@@ -28,11 +28,11 @@ class Pace:
 def seconds_after(error: Exception, attempt: int) -> float:
   """How long to wait after a failed try, counted from 0.
 
-  Twice as long each time, and never less than the service asks for, which may
-  be less than it takes.
+  Twice as long each time up to a minute, and never less than the service asks
+  for, which may be less than it takes.
   """
   own = FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5)
-  return min(max(own, _asked(error)), _LONGEST_WAIT)
+  return max(min(own, _LONGEST_WAIT), _asked(error))
 
 
 def _asked(error: Exception) -> float:

@@ -83,7 +83,8 @@ def write(file: pathlib.Path, scores: Scores) -> None:
 
 def read(file: pathlib.Path) -> Scores:
   """What `write` wrote."""
-  rows = [json.loads(line) for line in file.read_text().splitlines()]
+  with file.open() as lines:
+    rows = [json.loads(line) for line in lines]
   most = max(len(row["ratios"]) for row in rows)
   ratios = np.full((len(rows), most), np.nan, np.float32)
   for place, row in enumerate(rows):

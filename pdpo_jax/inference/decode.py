@@ -112,11 +112,8 @@ def decode(
     )
     return count + 1, tokens, lengths, done, cache, mask
 
-  # A prompt of one token, before a prefix, leaves padding at the end.
-  last = start - 1 - jnp.argmax(mask[:, :start][:, ::-1], -1)
-  hidden = hidden[jnp.arange(rows), last]
   tokens, lengths, done = add_token(
-    hidden, 0, tokens, lengths, jnp.zeros((rows,), bool)
+    hidden[:, -1], 0, tokens, lengths, jnp.zeros((rows,), bool)
   )
   first = jnp.asarray(1, jnp.int32)
   carry = (first, tokens, lengths, done, cache, mask)

@@ -6,6 +6,7 @@ names the base weights by fingerprint. Supervised fine-tuning trains the base
 itself, which is then item `base`.
 """
 
+import itertools
 import json
 import logging
 import pathlib
@@ -177,43 +178,69 @@ class Checkpoints:
   def newest(
     self, like: Mapping[str, Any], meta: Mapping[str, Any]
   ) -> tuple[int, dict[str, Any]] | None:
-    """The newest whole step, or None where there is none.
+    """The newest step that can be read, or None where there is no step.
 
-    A step that cannot be read, cut off while it was written or damaged since,
-    is passed over with a warning; a training removes it, to write it anew.
+    One that cannot, damaged perhaps, is passed over with a warning; a training
+    moves it aside, to write it anew.
 
     Raises:
       ValueError: if a checkpoint is of another base or other users than `meta`
-        says.
+        says, or none of them can be read.
     """
+    problems: dict[int, str] = {}
     for step in reversed(processes.from_first(lambda: self.steps)):
-      found = self._read(step, lambda step=step: self.meta(step))
-      if found is None:
+      found, problems[step] = _read(lambda step=step: self.meta(step))
+      if problems[step]:
         continue
       check_meta(found, meta, self.folder / str(step))
-      items = self._read(step, lambda step=step: self.load(step, like))
-      if items is not None:
+      items, problems[step] = _read(lambda step=step: self.load(step, like))
+      if not problems[step]:
+        del problems[step]
+        self._pass_over(problems)
         return step, items
+    if problems:
+      step, problem = next(iter(problems.items()))
+      raise ValueError(
+        f"none of the checkpoints in {self.folder} can be read; step {step}: "
+        f"{problem}. All are still there: try again if memory or storage "
+        "failed, or move the folder away to begin anew"
+      )
     return None
 
-  def _read(self, step: int, read: Callable[[], dict]) -> dict[str, Any] | None:
-    """What `read` gives; None, and no such step, if it fails for anybody."""
-    found, problem = None, ""
-    try:
-      found = read()
-    except Exception as error:  # Orbax raises what its storage raises.
-      problem = (str(error) or type(error).__name__).splitlines()[0][:200]
-    problem = next(filter(None, processes.gather(problem)), "")
-    if not problem:
-      return found
-    logger.warning(
-      "checkpoint %s is not whole and is passed over (%s)",
-      self.folder / str(step),
-      problem,
-    )
-    if self._writes:
-      self._checkpointer.delete(step)
-    return None
+  def _pass_over(self, problems: Mapping[int, str]) -> None:
+    """Warns of steps that cannot be read; a training moves them aside."""
+    aside = self.folder.with_name(f"{self.folder.name}_unreadable")
+    for step, problem in problems.items():
+      place = self.folder / str(step)
+      logger.warning(
+        "checkpoint %s cannot be read and is passed over (%s)", place, problem
+      )
+      if self._writes:
+        processes.from_first(lambda place=place: _move(place, aside))
+        logger.warning("it was moved to %s", aside)
+    if self._writes and problems:
+      self._checkpointer.reload()
+
+
+def _read(read: Callable[[], dict]) -> tuple[dict[str, Any] | None, str]:
+  """What `read` gives, and what was wrong if it failed for any process."""
+  found, problem = None, ""
+  try:
+    found = read()
+  except Exception as error:  # Orbax raises what its storage raises.
+    problem = (str(error) or type(error).__name__).splitlines()[0][:200]
+  return found, next(filter(None, processes.gather(problem)), "")
+
+
+def _move(place: pathlib.Path, folder: pathlib.Path) -> None:
+  """Moves a step's folder, and keeps what was moved there before."""
+  folder.mkdir(exist_ok=True)
+  name = next(
+    name
+    for number in itertools.count()
+    if not (name := folder / f"{place.name}_{number}").exists()
+  )
+  place.rename(name)
 
 
 def check_meta(

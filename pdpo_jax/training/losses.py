@@ -53,8 +53,6 @@ LOSSES: dict[str, PairLoss] = {
   "hinge": hinge,
   "robust": robust,
 }
-# Those that read the label smoothing, and the range in which they may.
-SMOOTHED = {"sigmoid": (0.0, 0.5), "robust": (0.0, 0.5)}
 
 
 def log_ratio_differences(

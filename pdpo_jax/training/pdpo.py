@@ -43,6 +43,26 @@ class SplitPolicy:
     return nnx.merge(self.graphdef, self.trainable, self.frozen)
 
 
+def user_spec(user: config_lib.UserConfig) -> user_model.UserSpec:
+  """The user model that the configuration describes."""
+  fields = dataclasses.asdict(user)
+  fields.pop("prefix_position")
+  return user_model.UserSpec(**fields)
+
+
+def check_policy(
+  config: config_lib.Config, arch: policy_lib.Architecture
+) -> None:
+  """Checks that the policy can be made, without making it.
+
+  Raises:
+    ValueError: naming what is wrong with `user`, `lora` or `base`.
+  """
+  make = policy_factory(config, arch, num_rows=1)
+  size = arch.vocab_size, arch.width
+  nnx.eval_shape(make, jax.ShapeDtypeStruct(size, jnp.float32))
+
+
 def policy_factory(
   config: config_lib.Config,
   arch: policy_lib.Architecture,
@@ -58,9 +78,7 @@ def policy_factory(
   Returns:
     A function of the base's token embeddings `[V, D]`, which users start from.
   """
-  fields = dataclasses.asdict(config.user)
-  prefix_position = fields.pop("prefix_position")
-  spec = user_model.UserSpec(**fields)
+  spec = user_spec(config.user)
   fields = dataclasses.asdict(config.lora)
   if fields["targets"] == ("all",):
     fields["targets"] = arch.linears
@@ -78,7 +96,7 @@ def policy_factory(
       rngs=nnx.Rngs(params=keys[0], lora=keys[0]),
     )
     users = user_model.make_user_model(spec, num_rows, table, nnx.Rngs(keys[1]))
-    return policy_lib.Policy(lm, users, prefix_position)
+    return policy_lib.Policy(lm, users, config.user.prefix_position)
 
   return make
 

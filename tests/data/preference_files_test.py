@@ -386,6 +386,20 @@ def test_only_the_busiest_users_up_to_a_limit(tmp_path):
   assert found.tally.dropped["comparisons beyond max_per_user"] == 3
 
 
+def test_limits_hold_for_users_who_are_held_out_whole_too(tmp_path):
+  table = table_of(60, 1) + table_of(1, 20)
+  config = config_of(tmp_path, table, min_per_user=5, heldout_share=0.3)
+  found = preference_files.load(config)
+  assert {e.user_id for e in (*found.train, *found.heldout)} == {"u0"}
+  assert not found.unseen
+
+
+def test_a_file_without_users_is_warned_of(tmp_path, caplog):
+  config = config_of(tmp_path, [{**r, "user_id": None} for r in table_of(2, 9)])
+  preference_files.load(config)
+  assert "name it by data.files.user_column" in caplog.text
+
+
 def test_held_out_comparisons_of_a_user_have_a_limit_of_their_own(tmp_path):
   heldout = write_jsonl(
     tmp_path / "held.jsonl", *(ROW | {"prompt": f"{n}?"} for n in range(9))

@@ -1,3 +1,4 @@
+import collections
 import hashlib
 import time
 import types
@@ -89,6 +90,7 @@ def test_waits_grow_though_a_service_asks_for_less():
   assert 2.0 <= pacing.seconds_after(request, 3) <= 6.0
   assert pacing.seconds_after(request, 20) == 60.0
   assert pacing.seconds_after(refusal(retry_after="9"), 0) == 9.0
+  assert pacing.seconds_after(refusal(retry_after="120"), 0) == 120.0
   assert pacing.seconds_after(refusal(retry_after="Fri, 1 May"), 0) < 1.0
 
 
@@ -165,6 +167,12 @@ def test_a_local_model_judges(tmp_path):
   assert isinstance(answers[0], judges.Failed)
   assert "lower judge.max_tokens" in str(answers[0])
   assert answers[1].text == found[0].text
+  # Nothing of what it is told is cut, however it is shared out.
+  judge = judges.make_judge(config)
+  told = judge_prompt.Prompts("ann " * 50 + "end of persona", "Which one?")
+  (ids,) = judge._encoder.encode([judge._prompt(told)], collections.Counter())
+  assert len(ids) > judge._encoder.max_tokens / 2
+  assert told.system in base.tokenizer.decode(ids)
   config.max_tokens = 10_000
   with pytest.raises(ValueError, match="leaves no room for a prompt"):
     judges.make_judge(config)

@@ -87,14 +87,34 @@ def drop_optimizer(step_folder):
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_step_is_passed_over_with_a_warning(tmp_path, caplog, damage):
-  save(tmp_path, 3, 11)
-  damage(tmp_path / "11")
-  with caplog.at_level(logging.WARNING):
-    assert_is_step(restore(tmp_path), 3)
-  assert f"{tmp_path / '11'} is not whole and is passed over" in caplog.text
-  # It is out of the way, so that training can write step 11 again.
-  save(tmp_path, 11)
-  assert_is_step(restore(tmp_path), 11)
+  folder = tmp_path / "saved"
+  save(folder, 3, 11)
+  for number in range(2):
+    damage(folder / "11")
+    with caplog.at_level(logging.WARNING):
+      assert_is_step(restore(folder), 3)
+    assert f"{folder / '11'} cannot be read and is passed over" in caplog.text
+    assert (tmp_path / "saved_unreadable" / f"11_{number}").is_dir()
+    # It is out of the way, so that training can write step 11 again.
+    save(folder, 11)
+    assert_is_step(restore(folder), 11)
+
+
+def test_where_no_step_can_be_read_none_is_lost(tmp_path, monkeypatch):
+  folder = tmp_path / "saved"
+  save(folder, 3, 11)
+
+  def fail(*_):
+    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+  with (
+    monkeypatch.context() as short,
+    pytest.raises(ValueError, match="step 11: RESOURCE_EXHAUSTED"),
+  ):
+    short.setattr(checkpoint.Checkpoints, "load", fail)
+    restore(folder)
+  assert [each.name for each in tmp_path.iterdir()] == ["saved"]
+  assert_is_step(restore(folder), 11)
 
 
 def test_a_step_cut_off_while_it_was_written_is_not_seen(tmp_path):
