@@ -9,6 +9,7 @@ usage: launch/gke.sh [options] -- COMMAND...
   launch/gke.sh --image=REGISTRY/pdpo_jax --claim=runs \
     --accelerator=tpu-v5-lite-podslice --topology=4x4 --hosts=4 --chips=4 -- \
     python -m pdpo_jax.main --config=configs/prism.py \
+    --config.mesh.fsdp=16 --config.train.accumulation_steps=1 \
     --config.workdir=/runs/prism
 
 Fills in launch/gke_jobset.yaml and applies it.

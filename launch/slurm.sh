@@ -8,6 +8,7 @@ usage: launch/slurm.sh [options] -- COMMAND...
 
   launch/slurm.sh --nodes=2 --gpus=8 -- \
     python -m pdpo_jax.main --config=configs/prism.py \
+    --config.mesh.fsdp=16 --config.train.accumulation_steps=1 \
     --config.workdir=/shared/runs/prism
 
 Submits COMMAND as a job that saves before its time is up, goes on in the queue,

@@ -12,6 +12,7 @@ usage: launch/tpu_pod.sh [options] create | install | run | stop | delete
     sudo mount --mkdir 10.0.0.2:/runs /mnt/runs
   launch/tpu_pod.sh --name=pdpo --zone=us-west4-a run -- \
     python -m pdpo_jax.main --config=configs/prism.py \
+    --config.mesh.fsdp=16 --config.train.accumulation_steps=1 \
     --config.workdir=/mnt/runs/prism
   launch/tpu_pod.sh --name=pdpo --zone=us-west4-a delete
 

@@ -101,7 +101,10 @@ def _expected_errors() -> Iterator[None]:
     ValueError,
     OSError,
   ) as error:
-    message = error.args[0] if isinstance(error, KeyError) else error
+    message = error.args[0] if isinstance(error, KeyError) else str(error)
+    if "Traceback (most recent call last)" in message:
+      # Of a config file; its last line says what is wrong.
+      message = message.strip().splitlines()[-1].partition(": ")[2]
     sys.exit(f"error: {message}")
 
 

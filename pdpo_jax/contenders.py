@@ -51,24 +51,36 @@ class Contender:
     elif whole.data.swap_choices:
       self.control = SWAPPED
     folder = self.folder / "checkpoints"
-    steps, fingerprint = [], ""
+    newest = None
     if folder.is_dir():
       with checkpoint.Checkpoints(folder) as saved:
-        steps = saved.steps
-        if steps:
-          fingerprint = saved.meta(steps[-1])["base"]
-    if not steps:
+        newest = saved.described()
+    if newest is None:
       raise ValueError(
         f"{self.folder} has no checkpoint to evaluate; train it to the end "
         "first, with the command it was started with"
       )
-    if fingerprint != base.fingerprint:
+    self.step, meta = newest
+    if meta["base"] != base.fingerprint:
       raise ValueError(
-        f"{self.folder} was trained on base {fingerprint}, and this is "
+        f"{self.folder} was trained on base {meta['base']}, and this is "
         f"{base.fingerprint}; only runs on the same base say anything about "
         "each other"
       )
-    self.step = steps[-1]
+    self._data = meta["data"]
+
+  def check_data(self, dataset: dataset_lib.Dataset) -> None:
+    """Checks that its run's data set is what it was trained with.
+
+    Raises:
+      ValueError: if the files have changed since.
+    """
+    if self._data != experiment.digest(dataset):
+      raise ValueError(
+        f"the data of {self.workdir} has changed since it was trained, so that "
+        "what is held out now may have been trained on; put the data back, or "
+        "train anew in another --config.workdir"
+      )
 
   @functools.cached_property
   def _loaded(self) -> tuple[pdpo.SplitPolicy, users_lib.UserIndex]:

@@ -54,6 +54,7 @@ def main() -> None:
   dataset = experiment.load_dataset(config, base.tokenizer)
   if _DRY_RUN.value:
     found = contenders.open_contenders(workdir, against, base)
+    found[0].check_data(dataset)
     scores = found[0].scores(dataset)
     print(judged.estimate(found, dataset, scores, judge, workdir))
     return

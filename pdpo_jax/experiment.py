@@ -84,6 +84,12 @@ def load_dataset(
   return dataset
 
 
+def digest(dataset: dataset_lib.Dataset) -> str:
+  """Names what is trained on and evaluated on."""
+  found = _digests(dataset)
+  return "-".join(found[name] for name in (parts_lib.TRAIN, *EVALUATED))
+
+
 def _digests(dataset: dataset_lib.Dataset) -> dict[str, str]:
   """A hash of each field's text; the tally's paths may differ."""
   found = {}
@@ -166,6 +172,15 @@ def busiest_users(
   busiest = sorted(users.ids, key=lambda each: -counts[each])
   chosen = set(busiest[:count])
   return [each for each in users.ids if each in chosen]
+
+
+def user_texts(dataset: dataset_lib.Dataset) -> dict[str, str]:
+  """What the users who are trained on say of themselves, the last of it."""
+  return {
+    each.user_id: each.user_text
+    for each in dataset.train
+    if each.user_id is not None and each.user_text
+  }
 
 
 def speakers(config: config_lib.Config, data: Data) -> dict[str, int]:

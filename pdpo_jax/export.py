@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from pdpo_jax import command_line, run_folder
+from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import host_users, pdpo
@@ -33,7 +34,7 @@ _README = """\
 {weights}
 `users.json` has the user ids in the order of the rows of `prefixes [U, T, D]`
 in `user_prefixes.safetensors`. The first, null, is the generic user, who stands
-for anyone unknown. A prompt has to look as in training.
+for anyone unknown. A prompt has to look as in training, which `encode` sees to.
 
 ```python
 import json
@@ -49,8 +50,11 @@ with open("users.json") as file:
   users = json.load(file)["users"]
 
 
-def answer(prompt, user=None, **kwargs):
-  ids = tokenizer(prompt, return_tensors="pt").input_ids
+{encode}
+
+
+def answer(prompt, user=None, user_text="", **kwargs):
+  ids = torch.tensor([encode(prompt, user_text)])
   tokens = model.get_input_embeddings()(ids)
   prefix = prefixes[users.index(user)][None].to(tokens.dtype)
   inputs = torch.cat([{parts}], 1)
@@ -59,6 +63,21 @@ def answer(prompt, user=None, **kwargs):
   return tokenizer.decode(output[0], skip_special_tokens=True)
 ```
 """
+_ENCODE_PLAIN = """\
+def encode(prompt, user_text=""):
+  text = f"{user_text}\\n\\n{prompt}" if user_text else prompt
+  return tokenizer(text).input_ids"""
+_ENCODE_CHAT = """\
+def encode(prompt, user_text=""):
+  turns = [{{"role": "user", "content": prompt}}]
+  if user_text:
+    {tell}
+  text = tokenizer.apply_chat_template(
+    turns, tokenize=False, add_generation_prompt=True
+  )
+  return tokenizer(text, add_special_tokens={adds_bos}).input_ids"""
+_TELL_SYSTEM = 'turns.insert(0, {"role": "system", "content": user_text})'
+_TELL_USER = 'turns[0]["content"] = f"{user_text}\\n\\n{prompt}"'
 _PARTS = {
   "front": "prefix, tokens",
   "after_bos": "tokens[:, :1], prefix, tokens[:, 1:]",
@@ -67,6 +86,16 @@ _MERGED = "The base with LoRA merged in, for `transformers`."
 _AS_IT_IS = """\
 The base as it is, for `transformers`, without the LoRA weights with which the
 prefixes were trained."""
+
+
+def _encode_code(encoder: prompts_lib.PromptEncoder) -> str:
+  """Code that makes token ids of a prompt as `encoder` does."""
+  if not encoder.chat:
+    return _ENCODE_PLAIN
+  return _ENCODE_CHAT.format(
+    tell=_TELL_SYSTEM if encoder.takes_system else _TELL_USER,
+    adds_bos=encoder.adds_bos_to_chats,
+  )
 
 
 def write_users(
@@ -95,6 +124,7 @@ def export(
   base: base_lib.Base,
   users: users_lib.UserIndex,
   plain: bool = False,
+  template: str = "auto",
 ) -> None:
   """Writes a policy; weights last.
 
@@ -104,6 +134,7 @@ def export(
     base: gives the tokenizer, and the weights if `plain`.
     users: of the policy; without a user model they are left out.
     plain: leaves LoRA out.
+    template: of prompts, as `data.template`.
 
   Raises:
     ValueError: if the folder has weights already.
@@ -111,11 +142,13 @@ def export(
   tensor_files.refuse_weights(folder)
   folder.mkdir(parents=True, exist_ok=True)
   if policy.user_model.num_tokens > 0:
+    encoder = prompts_lib.PromptEncoder(base.tokenizer, template, 1)
     write_users(folder, policy, users)
     readme = _README.format(
       name=folder.resolve().name,
       weights=_AS_IT_IS if plain else _MERGED,
       parts=_PARTS[policy.prefix_position],
+      encode=_encode_code(encoder),
     )
     (folder / "README.md").write_text(readme)
   lm = base.lm if plain else policy.lm
@@ -130,7 +163,7 @@ def export_run(
   base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
   trained = workdir / run_folder.training_name(config)
   split, users = pdpo.load(config, base, trained)
-  export(folder, split.merge(), base, users, plain)
+  export(folder, split.merge(), base, users, plain, config.data.template)
 
 
 def main() -> None:

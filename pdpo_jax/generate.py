@@ -3,10 +3,12 @@ r"""Answers prompts as the users of a trained run.
   python -m pdpo_jax.generate --workdir=runs/quickstart --user=4 --user=1 \
     --prompt="…"
 
-Several users are answered side by side; without --user, the unknown user is.
+Several users are answered side by side; without --user, the unknown user is. A
+user whose text was trained with is answered with it.
 """
 
 import dataclasses
+import json
 import pathlib
 import sys
 
@@ -24,10 +26,15 @@ _USERS = flags.DEFINE_multi_string(
 _PROMPTS = flags.DEFINE_multi_string(
   "prompt",
   [],
-  "A prompt; may be given several times. '-' reads one from stdin.",
+  "A prompt, as text or as JSON messages, "
+  '[{"role": "user", "content": "…"}, …]; may be given several times. \'-\' '
+  "reads one from stdin.",
 )
 _USER_TEXT = flags.DEFINE_string(
-  "user_text", "", "What the user says of themselves, if anything."
+  "user_text",
+  None,
+  "What the users say of themselves. Default: what the run's data has of each; "
+  "of an unknown user, nothing.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 _TEMPERATURE = flags.DEFINE_float(
@@ -51,6 +58,17 @@ def run_config(workdir: pathlib.Path) -> config_lib.Config:
   return dataclasses.replace(config, answers=sampling, seed=_SEED.value)
 
 
+def parse_prompt(text: str) -> structs.Prompt:
+  """A dialogue, where the text is a JSON list of messages, or the text."""
+  try:
+    turns = json.loads(text)
+    if isinstance(turns, list) and turns:
+      return tuple(structs.Message(x["role"], x["content"]) for x in turns)
+  except (ValueError, TypeError, KeyError):
+    pass  # A text that only looks like JSON.
+  return text
+
+
 def main() -> None:
   if _WORKDIR.value is None or not _PROMPTS.value:
     raise ValueError(
@@ -63,24 +81,35 @@ def main() -> None:
   trained = workdir / run_folder.training_name(config)
   split, users = pdpo.load(config, base, trained)
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
+  rows = rows or {_UNKNOWN: 0}
+  known = processes.from_first(lambda: run_folder.read_user_texts(workdir))
   prompts = processes.from_first(
     lambda: [
       sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value
     ]
   )
-  texts = answers.answer(
+  asked = [
+    structs.PromptExample(
+      parse_prompt(prompt),
+      known.get(user, "") if _USER_TEXT.value is None else _USER_TEXT.value,
+    )
+    for user in rows
+    for prompt in prompts
+  ]
+  said = answers.respond(
     split.merge(),
     base,
-    [structs.PromptExample(prompt, _USER_TEXT.value) for prompt in prompts],
-    rows or {_UNKNOWN: 0},
+    asked,
+    [row for row in rows.values() for _ in prompts],
+    [config.seed + place for place in range(len(prompts))] * len(rows),
     config,
   )
-  width = max(map(len, texts)) + 2
+  width = max(map(len, rows)) + 2
   for place, prompt in enumerate(prompts):
     if len(prompts) > 1:
       print(f"{'' if place == 0 else chr(10)}{prompt.strip()}")
-    for speaker, said in texts.items():
-      text = said[place].strip() or "(empty answer)"
+    for number, speaker in enumerate(rows):
+      text = said[number * len(prompts) + place].strip() or "(empty answer)"
       indented = text.replace("\n", "\n" + " " * width)
       print(f"{speaker + ':':<{width}}{indented}")
 

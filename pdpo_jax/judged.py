@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import logging
 import pathlib
 import random
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +21,8 @@ from pdpo_jax.evaluation import (
 from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import base as base_lib
+
+logger = logging.getLogger(__name__)
 
 _CHOSEN, _BASE = "chosen response", "the base"
 
@@ -114,6 +117,13 @@ def _opponents(
   for each in found:
     if each.config.user.kind == "none" and not each.control:
       names.setdefault("vanilla", each.name)
+  for each in judge.against:
+    if each not in names:
+      logger.warning(
+        "nothing is judged against %r (--judge.against): no such run is there; "
+        "name one by --against",
+        each,
+      )
   return [names[each] for each in judge.against if each in names]
 
 

@@ -80,6 +80,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     prompts = answers.fitting(dataset.prompts, base, config)
     for one in experiment.trainings(config).values():
       pdpo.check_policy(one, base.lm.arch)
+  run_folder.write_user_texts(folder, experiment.user_texts(dataset))
   speakers = experiment.speakers(config, data)
   accuracies, texts = {}, {}
   for name, one in experiment.trainings(config).items():
@@ -97,6 +98,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
         batches.get("heldout"),
         data.parts["train"].examples,
         folder / name,
+        experiment.digest(dataset),
       )
     with clock.stage(f"{name}_accuracy"):
       step = one.train.epochs * batches["train"].num_batches

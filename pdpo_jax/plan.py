@@ -178,7 +178,8 @@ def main() -> None:
     if value is None:
       raise ValueError(
         f"--{name} is missing; e.g. python -m pdpo_jax.plan "
-        "--config=configs/prism.py --topology=v5e-16"
+        "--config=configs/prism.py --topology=v5e-16 "
+        "--config.train.accumulation_steps=1"
       )
   config_lib.validate(config)
   topology = topologies.parse(_TOPOLOGY.value)

@@ -45,6 +45,7 @@ def make_report(
     judge: for win rates; none without.
   """
   found = contenders.open_contenders(workdir, against, base)
+  found[0].check_data(dataset)
   folder = workdir / "report"
   drawn = folder / "figures"
   groups = comparison.taste_groups(dataset.short_users, dataset.long_users)
@@ -172,7 +173,7 @@ def _controls(
     row = heldout.get(each.name)
     if row is None:
       continue
-    if each.control == contenders.SHUFFLED and row.gain:
+    if each.control == contenders.SHUFFLED and each.is_own:
       shuffled[each.workdir.name] = row.gain
     elif (
       each.control == contenders.SWAPPED
@@ -200,8 +201,8 @@ def _controls(
     probes = _probes(vectors, dataset, tastes)
   findings["controls"] = {
     "shuffled": {
-      name: {"gain": gain, "interval": list(interval)}
-      for name, (gain, interval) in shuffled.items()
+      name: gain and {"gain": gain[0], "interval": list(gain[1])}
+      for name, gain in shuffled.items()
     },
     "swapped": {n: dataclasses.asdict(flip) for n, flip in flipped.items()},
     "group_agreement": agreement and agreement[1],

@@ -6,6 +6,8 @@ import pathlib
 import platform
 import time
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -25,6 +27,9 @@ _PACKAGES = (
 )
 
 
+_USER_TEXTS = "user_texts.json"
+# What a run makes, besides its description.
+_MADE = ("base", "vanilla", "pdpo")
 # What may change when a run goes on.
 _FREE = ("workdir", "cache", "mesh.")
 # How long a shared file system may take to show a new file.
@@ -84,8 +89,10 @@ def _check_shared(folder: pathlib.Path) -> None:
 def _open(config: config_lib.Config) -> pathlib.Path:
   folder = config.folder
   file = folder / "config.json"
-  if file.is_file():
-    before = sections.flatten(json.loads(file.read_text()))
+  # A start that failed before it made anything may be mended.
+  begun = any((folder / name).exists() for name in _MADE)
+  if file.is_file() and begun:
+    before = sections.flatten(_read_json(file))
     now = sections.flatten(json.loads(config.to_json()))
     differences = [
       f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
@@ -100,16 +107,31 @@ def _open(config: config_lib.Config) -> pathlib.Path:
       )
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(config.to_json())
-    (folder / "versions.json").write_text(
-      json.dumps(versions(), indent=2) + "\n"
-    )
+    _write(file, config.to_json())
+    _write(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
   except OSError as error:
     raise ValueError(
       f"run folder {str(folder)!r} cannot be written ({error}); choose another "
       "--config.workdir"
     ) from error
   return folder
+
+
+def _write(file: pathlib.Path, text: str) -> None:
+  """Writes the whole file or nothing."""
+  part = file.with_suffix(".part")
+  part.write_text(text)
+  part.replace(file)
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f"{file} is damaged ({error}); put it back from a copy, or name another "
+      "folder"
+    ) from error
 
 
 def read_config(folder: pathlib.Path) -> config_lib.Config:
@@ -124,7 +146,20 @@ def read_config(folder: pathlib.Path) -> config_lib.Config:
       f"--workdir {str(folder)!r} is no run folder: it has no config.json. "
       "Name the folder that a training printed at its end"
     )
-  return config_lib.Config.from_json(file.read_text())
+  return config_lib.Config.from_json(json.dumps(_read_json(file)))
+
+
+def write_user_texts(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
+  """Keeps what users say of themselves, by id, where any does."""
+  if texts and processes.is_first():
+    text = json.dumps(texts, indent=2, ensure_ascii=False)
+    _write(folder / _USER_TEXTS, text + "\n")
+
+
+def read_user_texts(folder: pathlib.Path) -> dict[str, str]:
+  """What the run's data says of its users, by id; empty where nothing."""
+  file = folder / _USER_TEXTS
+  return _read_json(file) if file.is_file() else {}
 
 
 def base_path(config: config_lib.Config, folder: pathlib.Path) -> str:

@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 from flax import nnx
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import generate, main
+from pdpo_jax import generate, main, run_folder, structs
 from pdpo_jax.data import tokenize
 from pdpo_jax.models import gptj, llama
 from pdpo_jax.weights import base as base_lib
@@ -78,7 +78,9 @@ def prism(tmp_path_factory):
   "variant",
   ["individual", "cluster10", "vanilla", "authors"],
 )
-def test_prism_runs_from_its_files_to_results(prism, variant, tmp_path, capsys):
+def test_prism_runs_from_its_files_to_results(
+  prism, variant, tmp_path, capsys, monkeypatch
+):
   config = experiment("prism", variant)
   config.base.path = str(prism / "base")
   config.data.path = str(prism / "data")
@@ -100,17 +102,38 @@ def test_prism_runs_from_its_files_to_results(prism, variant, tmp_path, capsys):
   assert answer["prompt"][-1]["role"] == "user"
   users = sorted(set(results["words"]) - {"S", "V", "G"})
   assert bool(users) == (variant != "vanilla")
-  ask(tmp_path / "run", *users)
+  ask(tmp_path / "run", *users, user_text="I am old.")
   said = capsys.readouterr().out
   assert all(f"{user}: " in said for user in users or ["unknown user"])
+  # A known user is answered with the text that their choices were read with.
+  texts = run_folder.read_user_texts(tmp_path / "run")
+  asked = []
+  respond = generate.answers.respond
+
+  def recorded(policy, base, prompts, *others):
+    asked.extend(prompts)
+    return respond(policy, base, prompts, *others)
+
+  monkeypatch.setattr(generate.answers, "respond", recorded)
+  ask(tmp_path / "run", *users, prompt=json.dumps(answer["prompt"]))
+  assert [each.user_text for each in asked] == (
+    [texts[user] for user in users] or [""]
+  )
+  turns = tuple(structs.Message(**turn) for turn in answer["prompt"])
+  assert {each.prompt for each in asked} == {turns}
 
 
-def ask(workdir: pathlib.Path, *users: str) -> None:
+def test_what_only_looks_like_json_is_a_text():
+  for text in ("hi", "[1]", "[]", '{"role": "user"}', '"x"', "7", '["a"]'):
+    assert generate.parse_prompt(text) == text
+
+
+def ask(workdir, *users: str, prompt="hi", **others) -> None:
   """As `python -m pdpo_jax.generate` does."""
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(["tests"])
-  arguments = {"workdir": str(workdir), "user": list(users), "prompt": ["hi"]}
-  with flagsaver.as_parsed(**arguments, user_text="I am old."):
+  arguments = {"workdir": str(workdir), "user": list(users), "prompt": [prompt]}
+  with flagsaver.as_parsed(**arguments, **others):
     generate.main()
 
 

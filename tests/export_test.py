@@ -1,3 +1,5 @@
+import collections
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -5,11 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pdpo_jax import export, run_folder
+from pdpo_jax import export, run_folder, structs
+from pdpo_jax.data import prompts
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import hf_safetensors, tensor_files
 from tests import tiny
+from tests.data import prompts_test
 from tests.weights import models, policies
 
 PROMPT = [5, 260, 3, 3, 99, 14, 1]
@@ -82,6 +86,33 @@ def test_each_row_has_its_users_prefix(name, kind, place, tmp_path):
     np.testing.assert_allclose(
       prefixes[described["users"].index(user)], expected, rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize(
+  "template",
+  [
+    None,
+    prompts_test.CHAT,
+    prompts_test.WITHOUT_SYSTEM,
+    "{{ bos_token }}" + prompts_test.CHAT,
+  ],
+)
+def test_the_readme_makes_the_prompts_of_training(tmp_path, template, bos):
+  policy, base = policies.make(*policies.CASES[0])
+  tokenizer = prompts_test.make_tokenizer(template, bos)
+  base = dataclasses.replace(base, tokenizer=tokenizer)
+  export.export(tmp_path, policy, base, policies.USERS)
+  readme = (tmp_path / "README.md").read_text()
+  code = readme[readme.index("def encode(") : readme.index("def answer(")]
+  scope = {"tokenizer": tokenizer}
+  exec(code, scope)
+  encoder = prompts.PromptEncoder(tokenizer, "auto", 100)
+  for text in ("", "I am old."):
+    (expected,) = encoder.encode(
+      [structs.PromptExample("the cat", text)], collections.Counter()
+    )
+    assert list(scope["encode"]("the cat", text)) == list(expected)
 
 
 def test_plain_is_the_base_bitwise(tmp_path):

@@ -1,5 +1,7 @@
+import importlib.util
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -181,3 +183,36 @@ def test_tpu_pod_installs_the_last_commit_and_then_what_is_asked_for():
 def test_the_manifest_is_yaml_before_it_is_filled_in():
   text = (ROOT / "launch" / "gke_jobset.yaml").read_text()
   assert yaml.safe_load(text)["spec"]["failurePolicy"]
+
+
+def documented_commands() -> list[str]:
+  """Commands for several devices, as the documents and scripts have them."""
+  found = []
+  for file in (ROOT / "README.md", *(ROOT / "launch").iterdir()):
+    text = file.read_text().replace("\\\n", " ")
+    for line in text.splitlines():
+      start = line.find("python -m pdpo_jax.")
+      if start >= 0 and re.search(r"mesh\.|--topology=", line[start:]):
+        found.append(line[start:].strip())
+  return found
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_batches_can_be_split_over_their_devices(command):
+  flags = dict(re.findall(r"--([\w.]+)=(\S+)", command))
+  file, _, variant = flags["config"].partition(":")
+  spec = importlib.util.spec_from_file_location("documented", ROOT / file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  train = module.get_config(*filter(None, [variant])).train
+  parts = int(flags.get("config.train.accumulation_steps", 0))
+  devices = int(flags.get("topology", "-1").rpartition("-")[2])
+  for axis in ("data", "fsdp"):
+    devices *= int(flags.get(f"config.mesh.{axis}", 1))
+  assert train.batch_size % (parts or train.accumulation_steps) == 0
+  share = train.batch_size // (parts or train.accumulation_steps)
+  assert share % devices == 0
+
+
+def test_commands_for_several_devices_are_documented():
+  assert len(documented_commands()) == 8

@@ -17,13 +17,29 @@ def test_a_run_folder_says_what_was_run_and_on_what(tmp_path):
 
 def test_the_same_config_goes_on_and_another_is_an_error(tmp_path):
   config = config_lib.Config(workdir=str(tmp_path / "run"))
-  run_folder.open_run(config)
+  folder = run_folder.open_run(config)
   run_folder.open_run(config)
   config.loss.beta = 0.25
+  # Nothing is there yet that was made with another value.
+  run_folder.open_run(config)
+  (folder / "pdpo").mkdir()
+  config.loss.beta = 0.5
   with pytest.raises(
-    ValueError, match=re.escape("loss.beta is 0.5 there and 0.25 here")
+    ValueError, match=re.escape("loss.beta is 0.25 there and 0.5 here")
   ):
     run_folder.open_run(config)
+
+
+def test_a_damaged_description_is_named(tmp_path):
+  (tmp_path / "pdpo").mkdir()
+  (tmp_path / "config.json").write_text('{"name": ')
+  config = config_lib.Config(workdir=str(tmp_path))
+  for opened in (
+    lambda: run_folder.open_run(config),
+    lambda: run_folder.read_config(tmp_path),
+  ):
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+      opened()
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):

@@ -58,6 +58,10 @@ def load(config: config_lib.Config) -> dataset.Dataset:
         f"data.path {data.path!r}: no {name} comparison of a seen user is "
         f"left ({tally}); look at data.files and data.max_bad_share"
       )
+  tally.note(
+    "comparisons without a user, who count as unknown",
+    sum(example.user_id is None for example in (*train, *heldout)),
+  )
   if config.user.kind != "none" and seen == {None}:
     logger.warning(
       "data.path %r: no comparison says who made it, so that only the generic "
@@ -133,6 +137,8 @@ def _read_csv(
   ) as lines:
     reader = csv.DictReader(lines, strict=True)
     number = 0
+    # The header, so that lines are counted from it on.
+    _ = reader.fieldnames
     while True:
       place = f"{file.name}:{reader.line_num + 1}"
       try:

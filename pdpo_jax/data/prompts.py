@@ -191,6 +191,12 @@ class PromptEncoder:
     ids = self.tokenizer("x")["input_ids"]
     return bool(ids and ids[0] == self.tokenizer.bos_token_id)
 
+  @functools.cached_property
+  def adds_bos_to_chats(self) -> bool:
+    """Whether the tokenizer's BOS goes before a dialogue's; its own may do."""
+    ids = self._ids(self._render("", (_message("user", "x"),)))
+    return len(self._with_bos(ids)) > len(ids)
+
   def _with_bos(self, ids: Ids) -> Ids:
     """Exactly one BOS, where the tokenizer wants one and no template put it."""
     bos = self.tokenizer.bos_token_id

@@ -125,11 +125,14 @@ def verdict(rows: list[Row], name: str) -> str:
     if row.name != name:
       continue
     if row.gain is None:
-      value = row.accuracy.users if row.accuracy.by_user else row.accuracy.pairs
+      value, why = row.accuracy.pairs, "since no choice says who made it"
+      if row.accuracy.by_user:
+        value = row.accuracy.users
+        why = "without a vanilla run beside it (--against)"
       sentences.append(
         f"{name} gives the chosen response more reward in {value:.1%} of "
-        f"held-out pairs of {PARTS[row.part]}; without a vanilla run beside it "
-        "(--against), that does not say if it is personal"
+        f"held-out pairs of {PARTS[row.part]}; {why}, that does not say if it "
+        "is personal"
       )
       continue
     gain, (low, high) = row.gain

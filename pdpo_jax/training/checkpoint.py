@@ -149,12 +149,24 @@ class Checkpoints:
     self._checkpointer.wait()
 
   def users(self) -> users_lib.UserIndex:
-    """The users of the newest step; none where there is no step."""
-    ids = "[]"
-    if self.steps:
-      items = self.load_as_saved(self.steps[-1], ("users",))
-      ids = items["users"]["ids"]
-    return users_lib.UserIndex.from_json(json.loads(ids))
+    """The users of the newest step that can be read; without, none."""
+    for step in self._newest_first():
+      items, _ = _read(lambda step=step: self.load_as_saved(step, ("users",)))
+      if items:
+        ids = json.loads(items["users"]["ids"])
+        return users_lib.UserIndex.from_json(ids)
+    return users_lib.UserIndex([])
+
+  def described(self) -> tuple[int, dict[str, Any]] | None:
+    """The newest step whose `meta` can be read, and that; None without."""
+    for step in self._newest_first():
+      meta, problem = _read(lambda step=step: self.meta(step))
+      if not problem:
+        return step, meta
+    return None
+
+  def _newest_first(self) -> list[int]:
+    return processes.from_first(lambda: self.steps)[::-1]
 
   def meta(self, step: int) -> dict[str, Any]:
     return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
@@ -188,7 +200,7 @@ class Checkpoints:
         says, or none of them can be read.
     """
     problems: dict[int, str] = {}
-    for step in reversed(processes.from_first(lambda: self.steps)):
+    for step in self._newest_first():
       found, problems[step] = _read(lambda step=step: self.meta(step))
       if problems[step]:
         continue

@@ -214,6 +214,7 @@ def train(
   heldout: batching.PreferenceBatches | None,
   examples: Sequence[structs.PreferenceExample],
   folder: pathlib.Path,
+  data: str = "",
 ) -> SplitPolicy:
   """Trains a policy, or goes on where an earlier run stopped.
 
@@ -225,6 +226,7 @@ def train(
     heldout: likewise, for evaluation during training; None for none.
     examples: what `batches` was made of, to name samples in errors.
     folder: gets metrics and checkpoints.
+    data: names the data set; a training only goes on with the same.
   """
   train_config = config.train
   split = make_policy(config, base, users.num_rows)
@@ -277,7 +279,7 @@ def train(
       evaluate=evaluate if heldout else None,
       describe=describe,
       users=users,
-      meta=_meta(config, base, users),
+      meta=_meta(config, base, users) | {"data": data},
     ),
     train_config,
   )

@@ -107,11 +107,19 @@ def check_batch(
   shards = batch_shards(mesh)
   part = config.train.batch_size // config.train.accumulation_steps
   if part % shards:
+    fewer = [
+      parts
+      for parts in range(1, config.train.accumulation_steps)
+      if config.train.batch_size % (parts * shards) == 0
+    ]
+    remedy = "use a larger batch"
+    if fewer:
+      remedy = f"use --config.train.accumulation_steps={fewer[-1]}"
     raise ValueError(
       f"train.batch_size {config.train.batch_size} in train.accumulation_steps "
       f"{config.train.accumulation_steps} parts leaves {part} samples, which "
-      f"the {shards} devices of mesh axes 'data' and 'fsdp' do not divide; use "
-      "a multiple, in fewer parts or in a larger batch"
+      f"the {shards} devices of mesh axes 'data' and 'fsdp' do not divide; "
+      f"{remedy}"
     )
 
 

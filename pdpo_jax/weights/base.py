@@ -109,7 +109,28 @@ def read_tokenizer(path: str) -> transformers.PreTrainedTokenizerBase:
   place = hub.find(path)
   if place.suffix == ".gguf":
     return gguf_tokenizer.read_tokenizer(gguf.open_file(place))
-  return transformers.AutoTokenizer.from_pretrained(place)
+  return _read_tokenizer(place)
+
+
+def _read_tokenizer(
+  place: pathlib.Path,
+) -> transformers.PreTrainedTokenizerBase:
+  """The tokenizer in a folder in Hugging Face format."""
+  remedy = "copy the tokenizer's files there from where the model came"
+  try:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    ids = tokenizer("x", add_special_tokens=False)["input_ids"]
+  except Exception as error:  # Libraries below raise what they like.
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    raise ValueError(
+      f"{place}: its tokenizer cannot be read ({reason}); {remedy}"
+    ) from error
+  if not ids:
+    raise ValueError(
+      f"{place} has no tokenizer: the one that transformers makes of it has no "
+      f"token for 'x'; {remedy}"
+    )
+  return tokenizer
 
 
 def read_base(
@@ -146,7 +167,7 @@ def read_base(
     lm = gguf.read_model(file, sharding, **kwargs)
   else:
     lm = hf_safetensors.read_model(place, sharding, **kwargs)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    tokenizer = _read_tokenizer(place)
     end_of_turn = _end_of_turn(place)
   if len(tokenizer) > lm.arch.vocab_size:
     raise ValueError(

@@ -100,6 +100,22 @@ def test_a_damaged_step_is_passed_over_with_a_warning(tmp_path, caplog, damage):
     assert_is_step(restore(folder), 11)
 
 
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_is_damaged_in_the_newest_step_is_read_from_the_one_before(
+  tmp_path,
+):
+  save(tmp_path, 3, 11)
+  shutil.rmtree(tmp_path / "11" / "users")
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    assert saved.described() == (11, META)
+    assert saved.users().ids == USERS.ids
+  shutil.rmtree(tmp_path / "11" / "meta")
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    assert saved.described() == (3, META)
+  assert (tmp_path / "11").is_dir()
+
+
 def test_where_no_step_can_be_read_none_is_lost(tmp_path, monkeypatch):
   folder = tmp_path / "saved"
   save(folder, 3, 11)

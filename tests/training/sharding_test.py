@@ -200,6 +200,9 @@ def _check_eight(folder: pathlib.Path) -> None:
     ValueError, match="leaves 12 samples, which the 8 devices"
   ):
     sharding.check_batch(config)
+  config.train.batch_size, config.train.accumulation_steps = 32, 8
+  with pytest.raises(ValueError, match="accumulation_steps=4"):
+    sharding.check_batch(config)
 
 
 def _check_accumulated(config, folder):
