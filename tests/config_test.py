@@ -2,6 +2,8 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -35,6 +37,25 @@ def test_an_unknown_field_is_an_error_that_names_the_near_ones(path, near):
 def test_a_known_field_passes():
   sections.check_field(config_lib.Config(), "config", "loss.beta")
   sections.check_field(config_lib.Config(), "config", "user")
+
+
+def test_a_wrong_variant_is_one_line_that_names_those_there_are():
+  command = [sys.executable, "-m", "pdpo_jax.main"]
+  done = subprocess.run(
+    [*command, "--config=configs/prism.py:cluster50"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert (
+    done.stderr.strip()
+    .splitlines()[-1]
+    .startswith(
+      "error: configs/prism.py has no variant 'cluster50'; it has 'individual'"
+    )
+  )
+  assert "Traceback" not in done.stderr
 
 
 def test_a_config_file_cannot_set_an_unknown_field():

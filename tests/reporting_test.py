@@ -73,6 +73,13 @@ def test_a_run_ends_with_its_report(runs):
   assert found["verdict"].split(":")[0] in page
 
 
+def test_shuffled_users_need_a_vanilla_run_to_say_anything(runs):
+  found = call(runs / "cluster", runs / "shuffled")
+  assert found["controls"]["shuffled"] == {"shuffled": None}
+  page = (runs / "cluster" / "report" / "report.md").read_text()
+  assert "needs a vanilla run (--against)" in page
+
+
 def test_a_control_is_no_control_of_itself(runs):
   found = json.loads((runs / "swapped" / "report" / "report.json").read_text())
   assert found["controls"]["swapped"] == {}
@@ -92,6 +99,13 @@ def test_data_without_users_has_a_report_and_no_user_in_the_hint(
   hint = capsys.readouterr().out
   assert "pdpo_jax.generate" in hint
   assert "--user=" not in hint
+  # With other choices it is another run.
+  text = (tmp_path / "rows.jsonl").read_text()
+  (tmp_path / "rows.jsonl").write_text(text.replace("yes", "yes!"))
+  with pytest.raises(ValueError, match=r"data is '.*' there and '.*' here"):
+    main.train_and_answer(config)
+  with pytest.raises(ValueError, match="has changed since it was trained"):
+    call(tmp_path / "run")
 
 
 def test_what_is_wrong_shows_before_anything_is_made(runs, tmp_path):

@@ -32,7 +32,10 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
   if chip:
     yield _row("and there are", chip.memory)
     verdict = "fits" if plan.fits else "does NOT fit"
-    yield f"  It {verdict}: {plan.total / chip.memory:.0%}."
+    share = ""
+    if plan.topology.platform == "gpu":
+      share = f" with XLA_PYTHON_CLIENT_MEM_FRACTION={topologies.GPU_SHARE}"
+    yield f"  It {verdict}{share}: {plan.total / chip.memory:.0%}."
   yield "\nA step"
   yield f"  {'products':<22}{plan.flops / 1e12:>12,.1f} TFLOPs"
   each = plan.flops / shape.samples
@@ -48,7 +51,7 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
   if plan.estimated:
     yield (
       "\nTemporaries, code and what is received are estimates: they are those "
-      "of the compiler for CPUs."
+      "of the compiler for CPUs, which takes more than one for GPUs."
     )
   yield f"\nCompiled in {plan.seconds:.0f} s."
 

@@ -39,13 +39,16 @@ _TPUS = {
   "v6e": Chip(31.75 * GIBIBYTE, 918e12, 400e9),
 }
 
-# Dense peaks, and NVLink in one direction. JAX takes three quarters of the
-# memory at its start, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise;
+# Dense peaks, and NVLink or PCIe in one direction. JAX takes three quarters of
+# the memory at its start, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise;
 # 0.95 leaves room for CUDA itself.
+GPU_SHARE = 0.95
 _GPUS = {
-  "a100": Chip(0.95 * 80 * GIBIBYTE, 312e12, 300e9),
-  "h100": Chip(0.95 * 80 * GIBIBYTE, 989e12, 450e9),
-  "h200": Chip(0.95 * 141 * GIBIBYTE, 989e12, 450e9),
+  "l4": Chip(GPU_SHARE * 24 * GIBIBYTE, 121e12, 31.5e9),
+  "l40s": Chip(GPU_SHARE * 48 * GIBIBYTE, 362e12, 31.5e9),
+  "a100": Chip(GPU_SHARE * 80 * GIBIBYTE, 312e12, 300e9),
+  "h100": Chip(GPU_SHARE * 80 * GIBIBYTE, 989e12, 450e9),
+  "h200": Chip(GPU_SHARE * 141 * GIBIBYTE, 989e12, 450e9),
 }
 # What "gpu-8" is taken for.
 _ANY_GPU = "h100"

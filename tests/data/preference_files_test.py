@@ -230,6 +230,11 @@ def test_broken_csv_rows_are_counted(tmp_path):
   assert tally.broken == {"malformed CSV": 2, "invalid UTF-8": 1}
   with pytest.raises(ValueError, match=r"rows\.csv:3: malformed CSV"):
     tally.check(0.0)
+  file.write_text("prompt,chosen,rejected\na,b\n")
+  tally = rows.Tally()
+  read(file, tally)
+  with pytest.raises(ValueError, match=r"rows\.csv:2: malformed CSV"):
+    tally.check(0.0)
 
 
 def test_a_truncated_parquet_file_is_an_error(tmp_path):
@@ -392,6 +397,14 @@ def test_limits_hold_for_users_who_are_held_out_whole_too(tmp_path):
   found = preference_files.load(config)
   assert {e.user_id for e in (*found.train, *found.heldout)} == {"u0"}
   assert not found.unseen
+
+
+def test_comparisons_without_a_user_among_others_are_noted(tmp_path):
+  table = table_of(2, 9)
+  for row in table[:4]:
+    del row["user_id"]
+  found = preference_files.load(config_of(tmp_path, table))
+  assert "4 comparisons without a user" in str(found.tally)
 
 
 def test_a_file_without_users_is_warned_of(tmp_path, caplog):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -54,7 +56,18 @@ def test_the_verdict_says_only_what_the_interval_bears(ours, words):
 
 def test_without_a_baseline_the_verdict_claims_nothing_personal():
   rows = comparison.compare({"P": {"heldout": GOOD}}, {}, None)
-  assert "does not say if it is personal" in comparison.verdict(rows, "P")
+  said = comparison.verdict(rows, "P")
+  assert "without a vanilla run" in said
+  assert "does not say if it is personal" in said
+
+
+def test_without_users_the_verdict_says_why_it_claims_nothing():
+  nobody = dataclasses.replace(GOOD, user_ids=[None] * len(GOOD.samples))
+  scores = {"P": {"heldout": nobody}, "V": {"heldout": nobody}}
+  rows = comparison.compare(scores, {}, "V")
+  said = comparison.verdict(rows, "P")
+  assert "since no choice says who made it" in said
+  assert "without a vanilla run" not in said
 
 
 def test_the_smaller_group_is_the_minority():

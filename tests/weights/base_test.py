@@ -46,6 +46,21 @@ def test_a_written_base_reads_back(base, tmp_path):
   )
 
 
+def test_a_folder_without_a_tokenizer_and_a_damaged_one_are_named(
+  base, tmp_path
+):
+  base_lib.write_base(tmp_path, base)
+  file = tmp_path / "tokenizer.json"
+  file.write_text(file.read_text()[:99])
+  for reader in (read, lambda folder: base_lib.read_tokenizer(str(folder))):
+    with pytest.raises(ValueError, match="its tokenizer cannot be read"):
+      reader(tmp_path)
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    (tmp_path / name).unlink()
+  with pytest.raises(ValueError, match=f"{tmp_path}.*copy the tokenizer"):
+    read(tmp_path)
+
+
 @pytest.mark.parametrize(
   ("generation", "expected"),
   [
