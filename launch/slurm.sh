@@ -60,7 +60,7 @@ script="#!/usr/bin/env bash
 #SBATCH --output=%x-%j.log
 
 status=0
-srun --label $(printf '%q ' "$@")--distributed --interrupted_status=75 || status=\$?
+srun --cpus-per-task=$cpus --label $(printf '%q ' "$@")--distributed --interrupted_status=75 || status=\$?
 # Saved, and not at its end.
 if ((status == 75)); then exec scontrol requeue \"\$SLURM_JOB_ID\"; fi
 exit \"\$status\""

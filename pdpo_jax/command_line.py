@@ -22,8 +22,9 @@ _TRACEBACK = flags.DEFINE_bool(
 _INTERRUPTED_STATUS = flags.DEFINE_integer(
   "interrupted_status",
   0,
-  "Exit status after SIGTERM or SIGINT in a training, when all is saved; for "
-  "schedulers that start again only what failed.",
+  "Exit status after SIGTERM or SIGINT in a training, when all is saved, and, "
+  "where it is not 0, of a process that SIGTERM ends elsewhere; for schedulers "
+  "that start again only what failed.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
@@ -170,6 +171,9 @@ def _end(error: BaseException) -> None:
     if plain:
       sys.exit(f"error: {error}")
     raise error
+  if isinstance(error, processes.Stopped):
+    # Not at its end: never status 0.
+    processes.fail(str(error), _INTERRUPTED_STATUS.value or 1)
   if processes.is_broken_off(error):
     processes.fail_together(error)
   if not plain and not isinstance(error, SystemExit):

@@ -232,6 +232,8 @@ def open_contenders(
   found = []
   for place in (workdir, *against):
     own = run_folder.training_name(run_folder.read_config(place))
+    # Written once all is trained: half a control says nothing.
+    answers.check_file(place / "answers.jsonl")
     found.append(Contender(place, own, base))
     if place == workdir and own != experiment.VANILLA:
       vanilla = place / experiment.VANILLA

@@ -59,14 +59,20 @@ def run_config(workdir: pathlib.Path) -> config_lib.Config:
 
 
 def parse_prompt(text: str) -> structs.Prompt:
-  """A dialogue, where the text is a JSON list of messages, or the text."""
+  """A dialogue, where the text is a JSON list of messages, or the text.
+
+  Raises:
+    ValueError: if the content of a message is no text.
+  """
   try:
-    turns = json.loads(text)
-    if isinstance(turns, list) and turns:
-      return tuple(structs.Message(x["role"], x["content"]) for x in turns)
+    turns = [(each["role"], each["content"]) for each in json.loads(text)]
   except (ValueError, TypeError, KeyError):
-    pass  # A text that only looks like JSON.
-  return text
+    return text  # That only looks like JSON.
+  if not all(isinstance(part, str) for turn in turns for part in turn):
+    raise ValueError(
+      f"--prompt {text[:60]!r}: the role and content of a message must be texts"
+    )
+  return tuple(structs.Message(*turn) for turn in turns) or text
 
 
 def main() -> None:

@@ -60,8 +60,10 @@ def win_rates(
     workdir: gets the journal of verdicts.
 
   Raises:
-    ValueError: if verdicts could not be had; those that could are kept.
+    ValueError: if verdicts could not be had; those that could are kept. If the
+      first policy is a control.
   """
+  _check_own(found[0])
   config = found[0].config
   samples = draw(dataset, scores, judge, config.seed)
   said = {
@@ -95,6 +97,7 @@ def estimate(
 
   A response that is not generated yet counts as long as the chosen one.
   """
+  _check_own(found[0])
   config = found[0].config
   samples = draw(dataset, scores, judge, config.seed)
   chosen = {key: each.chosen for key, each in samples.examples.items()}
@@ -107,6 +110,20 @@ def estimate(
   asked = _questions(found, samples, said, dataset, judge)
   everything = [each for own in asked.values() for each in own]
   return judging.estimate(everything, judge, _journal(workdir))
+
+
+def _check_own(own: contenders.Contender) -> None:
+  """Checks that a judge is told what users really chose.
+
+  Raises:
+    ValueError: if the run is a control.
+  """
+  if own.control:
+    raise ValueError(
+      f"--workdir {str(own.workdir)!r} is a control ({own.control}), whose "
+      "choices are not its users' own; give the run that it is a control of, "
+      "and this one by --against"
+    )
 
 
 def _opponents(
@@ -149,11 +166,16 @@ def draw(
   for part in experiment.EVALUATED:
     if part not in scores:
       continue
-    fit = set(scores[part].samples)
+    fit, turns = set(scores[part].samples), set()
     by_user = collections.defaultdict(dict)
     for example in getattr(dataset, part):
       key = scores_lib.sample_key(example)
-      if example.user_id is not None and key in fit:
+      if example.user_id is None or key not in fit:
+        continue
+      # One of those that differ in what was rejected, which no judge sees.
+      turn = example.user_id, example.prompt, example.chosen
+      if turn not in turns:
+        turns.add(turn)
         by_user[example.user_id][key] = example
     users = sorted(by_user)
     if judge.users:

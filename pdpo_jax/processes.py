@@ -120,8 +120,12 @@ def start(
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
+class Stopped(SystemExit):
+  """A signal came where no training waits for it; what is kept stays."""
+
+
 def _stop(number: int, _: Any) -> NoReturn:
-  raise SystemExit(f"stopped by {signal.Signals(number).name}")
+  raise Stopped(f"stopped by {signal.Signals(number).name}")
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -307,12 +311,12 @@ def finish() -> None:
   _group = None
 
 
-def fail(reason: str) -> NoReturn:
-  """Ends this process with status 1, and the others with its reason."""
+def fail(reason: str, status: int = 1) -> NoReturn:
+  """Ends this process, and the others with its reason and status 1."""
   _group.watch.stop()
   with contextlib.suppress(Exception):  # The store may be what failed.
     _group.store.key_value_set(f"failed/{_group.index}", reason)
-  _leave(reason)
+  _leave(reason, status)
 
 
 def is_broken_off(error: BaseException) -> bool:
@@ -340,7 +344,7 @@ def fail_together(error: BaseException) -> NoReturn:
   )
 
 
-def _leave(reason: str) -> NoReturn:
+def _leave(reason: str, status: int = 1) -> NoReturn:
   with contextlib.suppress(Exception):
     sys.stdout.flush()
   # Below a progress bar.
@@ -348,7 +352,7 @@ def _leave(reason: str) -> NoReturn:
   # The store is in the first process, and goes with it.
   if _group is not None and is_first():
     time.sleep(4 * _BEAT_SECONDS)
-  os._exit(1)
+  os._exit(status)
 
 
 class _Watch(threading.Thread):

@@ -23,6 +23,7 @@ from pdpo_jax.evaluation import (
   sections,
   user_space,
 )
+from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.weights import base as base_lib
 
 # Users that are probed and projected, and those that are drawn one by one.
@@ -53,7 +54,9 @@ def make_report(
   baseline = _baseline(found)
   rows = comparison.compare(scores, groups, baseline)
   findings: dict[str, Any] = {"accuracy": [row.to_json() for row in rows]}
-  made = [_accuracy(rows, found[0], baseline, dataset, drawn, findings)]
+  oracles = _oracles(found[0], dataset, scores[found[0].name])
+  findings["oracle"] = oracles
+  made = [_accuracy(rows, found[0], baseline, oracles, drawn, findings)]
   made.append(_text(found, dataset, drawn, findings))
   if judge:
     rates = judged.win_rates(
@@ -63,9 +66,10 @@ def make_report(
   vectors, order = _vectors(found[0], dataset)
   made.append(_controls(found, rows, baseline, dataset, vectors, findings))
   if vectors:
-    made.append(_users(found[0], vectors, order, base, groups, drawn, findings))
+    read = experiment.busiest_users(dataset.train, found[0].users, _MOST_READ)
+    made.append(_users(vectors, order, read, base, groups, drawn, findings))
   made.append(_provenance(found, dataset))
-  verdict = comparison.verdict(rows, found[0].name)
+  verdict = comparison.verdict(rows, found[0].name, baseline)
   verdict = verdict or "This run has no held-out choices to evaluate it on."
   findings["verdict"] = verdict
   whole = report.Report(
@@ -87,15 +91,29 @@ def _baseline(found: Sequence[contenders.Contender]) -> str | None:
   return None
 
 
-def _accuracy(rows, own, baseline, dataset, drawn, findings) -> report.Section:
+def _oracles(own, dataset, scores) -> dict[str, float]:
+  """Accuracy by part of who knows each taste, on the pairs that were scored."""
+  data = own.config.data
+  if data.source == "tldr" and data.tldr.length_unit != "words":
+    return {}  # What tastes are made of is not known here.
   oracles = {}
-  for part in experiment.EVALUATED:
+  for part, scored in scores.items():
+    fit = set(scored.samples)
     best = controls.oracle(
-      getattr(dataset, part), dataset.short_users, dataset.long_users
+      [
+        each
+        for each in getattr(dataset, part)
+        if scores_lib.sample_key(each) in fit
+      ],
+      dataset.short_users,
+      dataset.long_users,
     )
     if best is not None:
       oracles[part] = best
-  findings["oracle"] = oracles
+  return oracles
+
+
+def _accuracy(rows, own, baseline, oracles, drawn, findings) -> report.Section:
   pictures = []
   if any(row.users > 1 for row in rows):
     file = drawn / "accuracy.png"
@@ -155,7 +173,7 @@ def _win_rates(rates, judge, findings) -> report.Section:
 def _vectors(
   own: contenders.Contender, dataset: dataset_lib.Dataset
 ) -> tuple[user_space.UserVectors | None, list[str]]:
-  """Embeddings of the busiest users, and these users, busiest first."""
+  """Embeddings of the busiest users, and those who are drawn one by one."""
   if own.config.user.kind == "none" or len(own.users.ids) < 2:
     return None, []
   ids = experiment.busiest_users(dataset.train, own.users, _MOST_USERS)
@@ -232,10 +250,10 @@ def _probes(
 
 
 def _users(
-  own, vectors, order, base, groups, drawn, findings
+  vectors, order, read, base, groups, drawn, findings
 ) -> report.Section:
-  """Embeddings as tokens and as maps."""
-  nearest = _nearest(vectors, order[:_MOST_READ], base)
+  """Embeddings as tokens (of those who are `read`) and as maps."""
+  nearest = _nearest(vectors, read, base)
   findings["nearest_tokens"] = nearest
   # Equals side by side, so that groups show as blocks.
   places = {each: place for place, each in enumerate(vectors.ids)}

@@ -92,7 +92,8 @@ def _open(config: config_lib.Config) -> pathlib.Path:
   # A start that failed before it made anything may be mended.
   begun = any((folder / name).exists() for name in _MADE)
   if file.is_file() and begun:
-    before = sections.flatten(_read_json(file))
+    # What a field means that was not there yet is its default.
+    before = sections.flatten(json.loads(read_config(folder).to_json()))
     now = sections.flatten(json.loads(config.to_json()))
     differences = [
       f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"

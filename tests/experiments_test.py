@@ -126,6 +126,8 @@ def test_prism_runs_from_its_files_to_results(
 def test_what_only_looks_like_json_is_a_text():
   for text in ("hi", "[1]", "[]", '{"role": "user"}', '"x"', "7", '["a"]'):
     assert generate.parse_prompt(text) == text
+  with pytest.raises(ValueError, match="content of a message must be texts"):
+    generate.parse_prompt('[{"role": "user", "content": 5}]')
 
 
 def ask(workdir, *users: str, prompt="hi", **others) -> None:

@@ -1,9 +1,13 @@
 """What processes say to each other; tests/training/processes_test.py has two
 real ones."""
 
-import pytest
+import signal
 
-from pdpo_jax import processes
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from pdpo_jax import command_line, processes
 
 
 class Store:
@@ -104,3 +108,20 @@ def test_who_gives_no_sign_of_life_is_missed():
   reason = watch._look(61)
   assert "process 2 has given no sign of life for 30 s" in reason
   assert watch.silent(30) == [2]
+
+
+@pytest.mark.parametrize(("status", "ended"), [(0, 1), (75, 75)])
+def test_a_signal_outside_of_training_tells_a_scheduler_to_go_on(
+  monkeypatch, status, ended
+):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["tests"])
+  found = []
+  monkeypatch.setattr(processes, "several", lambda: True)
+  monkeypatch.setattr(processes, "fail", lambda *said: found.append(said))
+  monkeypatch.setattr(processes, "is_broken_off", lambda error: False)
+  with pytest.raises(processes.Stopped) as stopped:
+    processes._stop(signal.SIGTERM, None)
+  with flagsaver.flagsaver(interrupted_status=status):
+    command_line._end(stopped.value)
+  assert found[0] == ("stopped by SIGTERM", ended)

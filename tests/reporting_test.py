@@ -80,6 +80,22 @@ def test_shuffled_users_need_a_vanilla_run_to_say_anything(runs):
   assert "needs a vanilla run (--against)" in page
 
 
+def test_a_control_that_was_cut_off_is_refused(runs, tmp_path):
+  shutil.copytree(runs / "shuffled", tmp_path / "shuffled")
+  (tmp_path / "shuffled" / "answers.jsonl").unlink()
+  with pytest.raises(ValueError, match="start its training command again"):
+    call(runs / "individual", tmp_path / "shuffled")
+
+
+def test_a_judge_is_told_nothing_of_a_control(runs):
+  with pytest.raises(ValueError, match=r"is a control \(swapped choices\)"):
+    call(
+      runs / "swapped",
+      runs / "individual",
+      judge=judge_config.JudgeConfig(kind="rule"),
+    )
+
+
 def test_a_control_is_no_control_of_itself(runs):
   found = json.loads((runs / "swapped" / "report" / "report.json").read_text())
   assert found["controls"]["swapped"] == {}

@@ -30,6 +30,20 @@ def test_the_same_config_goes_on_and_another_is_an_error(tmp_path):
     run_folder.open_run(config)
 
 
+def test_a_run_from_before_a_field_was_there_goes_on(tmp_path):
+  config = config_lib.Config(workdir=str(tmp_path))
+  run_folder.open_run(config)
+  (tmp_path / "pdpo").mkdir()
+  file = tmp_path / "config.json"
+  described = json.loads(file.read_text())
+  del described["loss"]["chosen_nll"]
+  file.write_text(json.dumps(described))
+  run_folder.open_run(config)
+  config.loss.chosen_nll = 0.5
+  with pytest.raises(ValueError, match=r"chosen_nll is 0\.0 there and 0\.5"):
+    run_folder.open_run(config)
+
+
 def test_a_damaged_description_is_named(tmp_path):
   (tmp_path / "pdpo").mkdir()
   (tmp_path / "config.json").write_text('{"name": ')

@@ -93,9 +93,10 @@ class DataConfig(sections.Section):
   # "plain", a text loses its beginning.
   max_prompt_tokens: int = 128
   max_response_tokens: int = 64
-  # A response over its limit: "error" stops, "drop" leaves the comparison out,
-  # "cut" cuts it off, without an end-of-text token. A comparison whose last
-  # turn alone is over the prompt's limit is an error, or else left out.
+  # A response over its limit: "error" stops, "drop" leaves it out, and the
+  # comparison where it is the chosen one or no other is left, "cut" cuts it
+  # off, without an end-of-text token. A comparison whose last turn alone is
+  # over the prompt's limit is an error, or else left out.
   long_response: str = "error"
   # Share of broken rows of a file above which the run stops.
   max_bad_share: float = 0.01

@@ -58,6 +58,7 @@ def load(config: config_lib.Config) -> dataset.Dataset:
         f"data.path {data.path!r}: no {name} comparison of a seen user is "
         f"left ({tally}); look at data.files and data.max_bad_share"
       )
+  splits.note_known(train, heldout, tally)
   tally.note(
     "comparisons without a user, who count as unknown",
     sum(example.user_id is None for example in (*train, *heldout)),
@@ -291,11 +292,12 @@ def _parse(row: rows.Row) -> tuple[structs.Prompt, str, list[str]]:
     raise rows.BrokenRow("empty prompt")
   if turns and turns[-1].role != "user":
     raise rows.BrokenRow("prompt does not end with a turn of the user")
-  texts = [_reply(reply, turns) for reply in replies]
+  start = turns or (structs.Message("user", prompt),)
+  texts = [_reply(reply, start) for reply in replies]
   return turns or prompt, texts[0], texts[1:]
 
 
-def _reply(reply: Any, turns: tuple[structs.Message, ...] | None) -> str:
+def _reply(reply: Any, turns: tuple[structs.Message, ...]) -> str:
   """The text of a response: given as text, as a turn, or after the prompt."""
   if _is_messages(reply):
     said = _messages(reply)

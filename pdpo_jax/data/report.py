@@ -100,7 +100,7 @@ def _describe_users(train: parts.Part, found: dataset.Dataset) -> str:
       f"80% between {low:g} and {high:g}"
     )
   responses = collections.Counter(
-    len(example.rejected) for example in train.examples
+    len(example.responses) - 1 for example in train.tokenized
   )
   shares = ", ".join(
     f"{count:,} with {number}" for number, count in sorted(responses.items())

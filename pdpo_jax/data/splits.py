@@ -42,6 +42,20 @@ def _content(example: structs.PreferenceExample):
   return example.prompt, frozenset((example.chosen, *example.rejected))
 
 
+def note_known(train: Examples, heldout: Examples, tally: rows.Tally) -> None:
+  """Counts held-out choices that training tells in part.
+
+  Where a user prefers one response to several others, each in a row of its own,
+  some rows may be held out and others not, and training has seen what the user
+  chose.
+  """
+  known = {(each.user_id, each.prompt, each.chosen) for each in train}
+  tally.note(
+    "held-out choices of a response that its user also chose in training",
+    sum((each.user_id, each.prompt, each.chosen) in known for each in heldout),
+  )
+
+
 def without_common(
   train: Examples, heldout: Examples, tally: rows.Tally
 ) -> Examples:

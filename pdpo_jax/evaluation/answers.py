@@ -166,10 +166,8 @@ def write(
         out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read(
-  file: pathlib.Path,
-) -> tuple[list[structs.Prompt], dict[str, list[str]]]:
-  """The prompts, and each speaker's answers to them, as `write` wrote them.
+def check_file(file: pathlib.Path) -> None:
+  """Checks that a run has come to its answers.
 
   Raises:
     ValueError: if there is no such file.
@@ -179,6 +177,17 @@ def read(
       f"{file} is missing: the run has not generated any answers yet; start "
       "its training command again, which goes on where it was"
     )
+
+
+def read(
+  file: pathlib.Path,
+) -> tuple[list[structs.Prompt], dict[str, list[str]]]:
+  """The prompts, and each speaker's answers to them, as `write` wrote them.
+
+  Raises:
+    ValueError: if there is no such file.
+  """
+  check_file(file)
   prompts: dict[int, structs.Prompt] = {}
   texts: dict[str, dict[int, str]] = {}
   with file.open() as lines:

@@ -21,6 +21,7 @@ class Row:
     groups: mean accuracy over the users of each group that has any.
     gain: mean over users of the accuracy beyond the baseline's, paired, with
       its 95% interval bootstrapped over users; None for the baseline itself.
+    p_value: of that gain, `accuracy.sign_flip_p`.
   """
 
   name: str
@@ -30,6 +31,7 @@ class Row:
   accuracy: accuracy.Accuracy
   groups: dict[str, float]
   gain: tuple[float, tuple[float, float]] | None
+  p_value: float | None = None
 
   def to_json(self) -> dict:
     found = {
@@ -42,7 +44,11 @@ class Row:
     }
     if self.gain:
       gain, interval = self.gain
-      found["gain"] = {"mean": gain, "interval": list(interval)}
+      found["gain"] = {
+        "mean": gain,
+        "interval": list(interval),
+        "p_value": self.p_value,
+      }
     return found
 
 
@@ -75,9 +81,10 @@ def compare(
       for name, by_part in scores.items()
     }
     for name, one in found.items():
-      gain = None
+      gain = p_value = None
       if baseline is not None and name != baseline and one.by_user:
         gain = accuracy.difference(one, found[baseline])
+        p_value = accuracy.sign_flip_p(accuracy.gains(one, found[baseline]))
       ratios = scores[name][part].ratios
       rows.append(
         Row(
@@ -88,6 +95,7 @@ def compare(
           one,
           _by_group(one, groups),
           gain,
+          p_value,
         )
       )
   return rows
@@ -114,11 +122,11 @@ def taste_groups(
   }
 
 
-def verdict(rows: list[Row], name: str) -> str:
+def verdict(rows: list[Row], name: str, baseline: str | None) -> str:
   """What a reader must know first: does `name` personalise?
 
-  Says "better" or "worse" only where the interval of the paired gain excludes
-  none at all.
+  Says "more" or "less accurate" only where the interval of the paired gain
+  excludes none at all, and its p-value is below 5%.
   """
   sentences = []
   for row in rows:
@@ -129,6 +137,8 @@ def verdict(rows: list[Row], name: str) -> str:
       if row.accuracy.by_user:
         value = row.accuracy.users
         why = "without a vanilla run beside it (--against)"
+      if name == baseline:
+        why = "since it answers all users alike"
       sentences.append(
         f"{name} gives the chosen response more reward in {value:.1%} of "
         f"held-out pairs of {PARTS[row.part]}; {why}, that does not say if it "
@@ -136,15 +146,14 @@ def verdict(rows: list[Row], name: str) -> str:
       )
       continue
     gain, (low, high) = row.gain
-    words = "no more accurate than"
-    if low > 0:
-      words = "more accurate than"
-    elif high < 0:
-      words = "less accurate than"
-    hedge = "" if low > 0 or high < 0 else ", as far as these users can tell"
+    sure = row.p_value < 0.05 and (low > 0 or high < 0)
+    words, hedge = "no more accurate than", ", as far as these users can tell"
+    if sure:
+      words = "more accurate than" if gain > 0 else "less accurate than"
+      hedge = ""
     sentences.append(
       f"For {row.users:,} {PARTS[row.part]}, {name} is {words} vanilla DPO"
       f"{hedge}: {100 * gain:+z.1f} points on held-out choices (95% interval "
-      f"{100 * low:+z.1f} to {100 * high:+z.1f})"
+      f"{100 * low:+z.1f} to {100 * high:+z.1f}, p = {row.p_value:.2g})"
     )
   return ". ".join(sentences) + "." if sentences else ""

@@ -107,3 +107,17 @@ def check_same(ours: Scores, theirs: Scores, names: tuple[str, str]) -> None:
       f"({len(mine):,} and {len(other):,}, {len(mine & other):,} of them the "
       "same); compare runs with the same data, seed and limits"
     )
+  other = _pairs(theirs)
+  unlike = sum(other[key] != count for key, count in _pairs(ours).items())
+  if unlike:
+    raise ValueError(
+      f"{names[0]} and {names[1]} were evaluated on different pairs of "
+      f"{unlike:,} samples; compare runs with the same "
+      "data.max_response_tokens and data.long_response"
+    )
+
+
+def _pairs(scores: Scores) -> dict[str, int]:
+  """The number of each sample's pairs."""
+  counts = (~np.isnan(scores.ratios)).sum(1)
+  return dict(zip(scores.samples, counts.tolist(), strict=True))

@@ -233,7 +233,7 @@ def win_rate_section(
         f"{rates.unreadable:,}",
         percent(rates.first_share),
         percent(rates.agreement),
-        f"p = {rates.p_value:.2g}",
+        f"{rates.users_won} : {rates.users_lost}, p = {rates.p_value:.2g}",
       )
     )
   note = (

@@ -72,6 +72,7 @@ class WinRates:
     samples, users: rates of `ours`.
     theirs_samples, theirs_users: rates of the other side.
     ties: judgements that were ties.
+    users_won, users_lost: users who are decided.
     p_value: exact two-sided binomial test of users won against users lost,
       draws left out (a sign test); 1 where all are draws.
     unreadable: judgements without a verdict.
@@ -88,6 +89,8 @@ class WinRates:
   theirs_users: Rate
   judgements: int
   ties: int
+  users_won: int
+  users_lost: int
   p_value: float
   unreadable: int
   unjudged_samples: int
@@ -138,6 +141,8 @@ def win_rates(judgements: Sequence[Judgement]) -> WinRates:
     theirs_users=_user_rate(theirs),
     judgements=len(judgements),
     ties=sum(each.winner == TIE for each in judgements),
+    users_won=decided.count(OURS),
+    users_lost=decided.count(THEIRS),
     p_value=p_value,
     unreadable=sum(each.winner is None for each in judgements),
     unjudged_samples=len(by_sample) - judged,

@@ -149,12 +149,20 @@ class Checkpoints:
     self._checkpointer.wait()
 
   def users(self) -> users_lib.UserIndex:
-    """The users of the newest step that can be read; without, none."""
+    """The users of the newest step that can be read; none without a step.
+
+    Raises:
+      ValueError: if no step can be read.
+    """
+    problems: dict[int, str] = {}
     for step in self._newest_first():
-      items, _ = _read(lambda step=step: self.load_as_saved(step, ("users",)))
+      items, problems[step] = _read(
+        lambda step=step: self.load_as_saved(step, ("users",))
+      )
       if items:
         ids = json.loads(items["users"]["ids"])
         return users_lib.UserIndex.from_json(ids)
+    self._refuse(problems)
     return users_lib.UserIndex([])
 
   def described(self) -> tuple[int, dict[str, Any]] | None:
@@ -177,13 +185,16 @@ class Checkpoints:
     return self._checkpointer.load_checkpointables(step, abstract)
 
   def load_as_saved(self, step: int, names: Sequence[str]) -> dict[str, Any]:
-    """Items of `step` in the shapes they have there, on a device of ours.
+    """Items of `step` in the shapes they have there, in the host's memory.
 
     The devices that they were saved from need not exist.
     """
     found = self._checkpointer.checkpointables_metadata(step).metadata
     like = {name: found[name] for name in names if name in found}
-    here = jax_sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # A table of users may be larger than an accelerator.
+    here = jax_sharding.SingleDeviceSharding(
+      jax.local_devices(backend="cpu")[0]
+    )
     abstract = _abstract(like, lambda _: here)
     return self._checkpointer.load_checkpointables(step, abstract)
 
@@ -210,14 +221,18 @@ class Checkpoints:
         del problems[step]
         self._pass_over(problems)
         return step, items
+    self._refuse(problems)
+    return None
+
+  def _refuse(self, problems: Mapping[int, str]) -> None:
+    """Raises if there are steps, and none of them can be read."""
     if problems:
       step, problem = next(iter(problems.items()))
       raise ValueError(
         f"none of the checkpoints in {self.folder} can be read; step {step}: "
-        f"{problem}. All are still there: try again if memory or storage "
-        "failed, or move the folder away to begin anew"
+        f"{problem or 'it has no users'}. All are still there: try again if "
+        "memory or storage failed, or move the folder away to begin anew"
       )
-    return None
 
   def _pass_over(self, problems: Mapping[int, str]) -> None:
     """Warns of steps that cannot be read; a training moves them aside."""

@@ -112,9 +112,6 @@ def run(
   """
   training.folder.mkdir(parents=True, exist_ok=True)
   folder = training.folder / "checkpoints"
-  # The one being written comes on top of those that are kept.
-  copies = cadence.keep_checkpoints + 1
-  check_space(training.folder, training.state, copies)
   try:
     with checkpoint.Checkpoints(folder, cadence.keep_checkpoints) as saved:
       return _run(training, cadence, saved)
@@ -139,6 +136,9 @@ def _run(training, cadence, saved):
     )
   if start == training.total_steps:
     return state
+  # The one being written comes on top of those that are kept.
+  copies = cadence.keep_checkpoints + 1 - len(saved.steps)
+  check_space(training.folder, state, copies)
   writer = metrics.open_writer(training.folder, start)
   progress = metrics.Progress(
     training.name, start, training.total_steps, training.samples
@@ -200,6 +200,14 @@ def _run(training, cadence, saved):
           "the same command to go on"
         )
     saved.wait()
+    # One that came too late for a step is for whatever comes next.
+    numbers = processes.gather(caught[0] if caught else 0)
+    if any(numbers):
+      raise Interrupted(
+        f"stopped by {signal.Signals(max(numbers)).name}; all "
+        f"{training.total_steps} steps are done, and saved in {saved.folder}. "
+        "Run the same command to go on with what comes after"
+      )
   return state
 
 

@@ -24,6 +24,7 @@ from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import attention, gptj
 from pdpo_jax.training import loop, optimizer, sharding
 from pdpo_jax.weights import base as base_lib
+from pdpo_jax.weights import tensor_files
 
 
 def text_loss(lm: nnx.Module, batch: structs.TextBatch) -> Float[Array, ""]:
@@ -206,13 +207,21 @@ def train_base(
     ),
     config.train,
   )
+  params = state.trainable
+  # Adam's moments are twice the weights, which are soon read a second time.
+  del state
   if processes.is_first():
-    own = jax.tree.map(lambda x: jnp.asarray(processes.fetch(x)), state)
-    lm = nnx.merge(graphdef, own.trainable)
+    tensor_files.remove_unfinished(folder)
+    own = params
+    if mesh is not None:
+      own = jax.tree.map(lambda x: jnp.asarray(processes.fetch(x)), params)
+    lm = nnx.merge(graphdef, own)
     base = base_lib.Base(
       lm, start.tokenizer, base_lib.fingerprint(lm), start.end_of_turn
     )
     base_lib.write_base(folder, base)
+    del own, lm, base
   processes.wait_for_all()
+  del params, start
   # As any later command finds it, in the configured precision.
   return base_lib.read_base(str(folder), config.base, sharding.of_base(mesh))

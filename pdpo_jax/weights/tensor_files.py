@@ -121,6 +121,13 @@ def refuse_weights(folder: pathlib.Path) -> None:
     )
 
 
+def remove_unfinished(folder: pathlib.Path) -> None:
+  """Removes the shards of a `write_shards` that was cut off there."""
+  if not is_whole(folder):
+    for file in folder.glob("model*.safetensors*"):
+      file.unlink()
+
+
 def write_shards(
   folder: pathlib.Path,
   tensors: Mapping[str, LazyTensor],

@@ -399,6 +399,31 @@ def test_limits_hold_for_users_who_are_held_out_whole_too(tmp_path):
   assert not found.unseen
 
 
+def test_held_out_choices_that_training_tells_are_counted(tmp_path):
+  table = [
+    ROW | {"prompt": f"{turn}?", "rejected": f"c{number}"}
+    for turn in range(20)
+    for number in range(3)
+  ]
+  found = preference_files.load(config_of(tmp_path, table, heldout_share=0.1))
+  known = {each.prompt for each in found.train}
+  count = sum(each.prompt in known for each in found.heldout)
+  assert count > 0
+  assert f"{count} held-out choices of a response" in str(found.tally)
+  together = [
+    ROW | {"prompt": f"{turn}?", "rejected": ["c0", "c1"]} for turn in range(20)
+  ]
+  found = preference_files.load(config_of(tmp_path, together))
+  assert "held-out choices" not in str(found.tally)
+
+
+def test_dialogues_may_go_on_a_prompt_that_is_a_text(tmp_path):
+  found = one(
+    tmp_path, chosen=turns("a?", "b"), rejected=[turns("a?", "c"), "d"]
+  )
+  assert (found.prompt, found.chosen, found.rejected) == ("a?", "b", ("c", "d"))
+
+
 def test_comparisons_without_a_user_among_others_are_noted(tmp_path):
   table = table_of(2, 9)
   for row in table[:4]:

@@ -6,12 +6,22 @@ import pytest
 from pdpo_jax.evaluation import comparison
 from pdpo_jax.evaluation import scores as scores_lib
 
-USERS = ["a", "a", "b", "b", "c", "c"]
+USERS = list("aabbccddeeff")
 
 
-def scored(*ratios, keys="123456"):
-  values = np.array(ratios, np.float32)[:, None]
+def scored(*ratios, keys="1234567890+-"):
+  """Of six users: three, and three who are the same."""
+  values = np.array(ratios * 2, np.float32)[:, None]
   return scores_lib.Scores(list(keys), USERS, values)
+
+
+def of_users(scores, users):
+  rows = [place for place, user in enumerate(scores.user_ids) if user in users]
+  return scores_lib.Scores(
+    [scores.samples[row] for row in rows],
+    [scores.user_ids[row] for row in rows],
+    scores.ratios[rows],
+  )
 
 
 VANILLA = scored(1, -1, 1, -1, 1, -1)
@@ -22,16 +32,20 @@ def test_policies_are_compared_user_by_user():
   scores = {"P": {"heldout": GOOD}, "V": {"heldout": VANILLA}}
   rows = comparison.compare(scores, {"first": ["a"], "none": ["z"]}, "V")
   ours, vanilla = rows
-  assert (ours.name, ours.pairs, ours.users) == ("P", 6, 3)
+  assert (ours.name, ours.pairs, ours.users) == ("P", 12, 6)
   assert ours.gain == (0.5, (0.5, 0.5)) and vanilla.gain is None
   assert vanilla.groups == {"first": 0.5}
-  assert ours.to_json()["gain"] == {"mean": 0.5, "interval": [0.5, 0.5]}
+  assert ours.to_json()["gain"] == {
+    "mean": 0.5,
+    "interval": [0.5, 0.5],
+    "p_value": 2 / 2**6,
+  }
 
 
 def test_other_samples_are_refused_with_both_names():
   scores = {
     "P": {"heldout": GOOD},
-    "V": {"heldout": scored(1, 1, 1, 1, 1, 1, keys="12345x")},
+    "V": {"heldout": scored(1, 1, 1, 1, 1, 1, keys="1234567890+x")},
   }
   with pytest.raises(ValueError, match="P and V were evaluated on different"):
     comparison.compare(scores, {}, None)
@@ -51,12 +65,38 @@ def test_other_samples_are_refused_with_both_names():
 def test_the_verdict_says_only_what_the_interval_bears(ours, words):
   scores = {"P": {"heldout": ours}, "V": {"heldout": VANILLA}}
   rows = comparison.compare(scores, {}, "V")
-  assert words in comparison.verdict(rows, "P")
+  assert words in comparison.verdict(rows, "P", "V")
+
+
+@pytest.mark.parametrize("users", ["a", "ab", "abcde"])
+def test_of_few_users_nothing_is_claimed_however_alike_they_are(users):
+  scores = {
+    "P": {"heldout": of_users(GOOD, users)},
+    "V": {"heldout": of_users(VANILLA, users)},
+  }
+  rows = comparison.compare(scores, {}, "V")
+  said = comparison.verdict(rows, "P", "V")
+  assert "is no more accurate than vanilla DPO, as far as these" in said
+  assert f"p = {2 / 2 ** len(users):.2g}" in said
+
+
+def test_other_pairs_of_the_same_samples_are_refused():
+  ratios = np.concatenate([GOOD.ratios, GOOD.ratios], 1)
+  both = dataclasses.replace(GOOD, ratios=ratios)
+  scores = {"P": {"heldout": both}, "V": {"heldout": VANILLA}}
+  with pytest.raises(ValueError, match="on different pairs of 12 samples"):
+    comparison.compare(scores, {}, "V")
+
+
+def test_vanilla_alone_is_not_told_to_bring_itself():
+  rows = comparison.compare({"V": {"heldout": VANILLA}}, {}, "V")
+  said = comparison.verdict(rows, "V", "V")
+  assert "since it answers all users alike" in said
 
 
 def test_without_a_baseline_the_verdict_claims_nothing_personal():
   rows = comparison.compare({"P": {"heldout": GOOD}}, {}, None)
-  said = comparison.verdict(rows, "P")
+  said = comparison.verdict(rows, "P", None)
   assert "without a vanilla run" in said
   assert "does not say if it is personal" in said
 
@@ -65,7 +105,7 @@ def test_without_users_the_verdict_says_why_it_claims_nothing():
   nobody = dataclasses.replace(GOOD, user_ids=[None] * len(GOOD.samples))
   scores = {"P": {"heldout": nobody}, "V": {"heldout": nobody}}
   rows = comparison.compare(scores, {}, "V")
-  said = comparison.verdict(rows, "P")
+  said = comparison.verdict(rows, "P", "V")
   assert "since no choice says who made it" in said
   assert "without a vanilla run" not in said
 

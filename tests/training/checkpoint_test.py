@@ -1,6 +1,7 @@
 import logging
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,6 +115,34 @@ def test_what_is_damaged_in_the_newest_step_is_read_from_the_one_before(
   with checkpoint.Checkpoints(tmp_path) as saved:
     assert saved.described() == (3, META)
   assert (tmp_path / "11").is_dir()
+
+
+def test_users_are_read_into_the_hosts_memory_and_no_failure_hides(
+  tmp_path, monkeypatch
+):
+  save(tmp_path, 3)
+  host = jax.local_devices(backend="cpu")[0]
+  asked = []
+  read = checkpoint._abstract
+
+  def recorded(tree, place_of):
+    asked.append(place_of(None))
+    return read(tree, place_of)
+
+  monkeypatch.setattr(checkpoint, "_abstract", recorded)
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    assert saved.users().ids == USERS.ids
+  assert [each.device_set for each in asked] == [{host}]
+
+  def fail(*_):
+    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+  monkeypatch.setattr(checkpoint, "_abstract", fail)
+  with (
+    checkpoint.Checkpoints(tmp_path) as saved,
+    pytest.raises(ValueError, match="step 3: RESOURCE_EXHAUSTED"),
+  ):
+    saved.users()
 
 
 def test_where_no_step_can_be_read_none_is_lost(tmp_path, monkeypatch):

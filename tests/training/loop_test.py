@@ -114,6 +114,19 @@ def test_a_signal_saves_the_state_and_the_next_start_goes_on(tmp_path, number):
   assert total(state) == 28
 
 
+def test_a_signal_at_the_last_step_is_for_what_comes_after(tmp_path):
+  def at_step(step):
+    if step == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(loop.Interrupted, match="all 7 steps are done"):
+    loop.run(make_training(tmp_path, at_step=at_step), CADENCE)
+  seen = []
+  state = loop.run(make_training(tmp_path, at_step=seen.append), CADENCE)
+  assert seen == []
+  assert total(state) == 28
+
+
 def test_metrics_beyond_the_checkpoint_are_dropped_when_going_on(tmp_path):
   class Died(Exception):
     pass
@@ -171,6 +184,20 @@ def test_too_little_space_is_an_error_before_the_first_step(
 
   with pytest.raises(ValueError, match=r"0.0 MB free, and 3 checkpoints need"):
     loop.run(make_training(tmp_path, at_step=fail), CADENCE)
+
+
+def test_checkpoints_that_are_there_need_no_more_space(tmp_path, monkeypatch):
+  training = make_training(tmp_path, total_steps=4)
+  loop.run(training, CADENCE)
+  copy = sum(leaf.nbytes for leaf in jax.tree.leaves(training.state))
+  usage = shutil.disk_usage(tmp_path)._replace(free=int(1.5 * copy))
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+  # Two are kept, and there is room for the one being written.
+  assert total(loop.run(make_training(tmp_path), CADENCE)) == 28
+  usage = usage._replace(free=0)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+  # Nothing is left to write.
+  assert total(loop.run(make_training(tmp_path), CADENCE)) == 28
 
 
 # Orbax leaves a directory listing open where it fails.

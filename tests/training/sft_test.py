@@ -98,6 +98,21 @@ def test_a_base_is_taught_the_chosen_responses(tmp_path):
   assert untouched.fingerprint == given.fingerprint
 
 
+def test_a_base_that_was_cut_off_between_two_shards_is_written_again(tmp_path):
+  make_base(tmp_path)
+  dataset = dataset_lib.Dataset(EXAMPLES, [], [])
+  config, folder = make_config(tmp_path), tmp_path / "base"
+  taught = sft.train_base(config, dataset, folder)
+  (folder / "model.safetensors").rename(
+    folder / "model-00001-of-00002.safetensors"
+  )
+  again = sft.train_base(config, dataset, folder)
+  assert again.fingerprint == taught.fingerprint
+  assert sorted(each.name for each in folder.glob("model*")) == [
+    "model.safetensors"
+  ]
+
+
 def test_what_is_taught_keeps_to_the_limits_of_a_response(tmp_path):
   make_base(tmp_path)
   config = make_config(tmp_path, max_response_tokens=2)

@@ -125,8 +125,18 @@ def test_fingerprint_does_not_depend_on_how_the_weights_were_loaded(tmp_path):
     assert base_lib.fingerprint(back) == base_lib.fingerprint(lm)
 
 
-def test_fingerprint_samples_the_same_values_as_flattening_would():
-  # More values than it reads, so that it skips some.
-  array = jnp.arange(2 * 101 * 103, dtype=jnp.float32).reshape(2, 101, 103)
-  flat = jnp.ravel(array)[:: array.size // 4096]
-  np.testing.assert_array_equal(base_lib._sample(array), flat)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_checksum_hangs_on_every_value_and_its_place(dtype):
+  values = np.arange(2 * 7 * 16).reshape(2, 7, 16) % 100
+  array = jnp.asarray(values, dtype)
+  found = {int(base_lib._checksum(array))}
+  # As whoever writes it in a loop has it.
+  width = 8 * array.dtype.itemsize
+  bits = np.asarray(array).view(f"uint{width}").ravel().tolist()
+  expected = sum(bit * (2 * i + 1) for i, bit in enumerate(bits)) % 2**32
+  assert found == {expected}
+  for place in np.ndindex(2, 7, 16):
+    found.add(int(base_lib._checksum(array.at[place].add(1))))
+  found.add(int(base_lib._checksum(array.at[0, 0].set(array[0, 1]))))
+  found.add(int(base_lib._checksum(array[::-1])))
+  assert len(found) == 1 + 2 * 7 * 16 + 2
