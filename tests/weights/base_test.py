@@ -135,6 +135,8 @@ def test_a_checksum_hangs_on_every_value_and_its_place(dtype):
   bits = np.asarray(array).view(f"uint{width}").ravel().tolist()
   expected = sum(bit * (2 * i + 1) for i, bit in enumerate(bits)) % 2**32
   assert found == {expected}
+  for blocks in (2, 64):
+    assert int(base_lib._checksum(array, blocks)) == expected
   for place in np.ndindex(2, 7, 16):
     found.add(int(base_lib._checksum(array.at[place].add(1))))
   found.add(int(base_lib._checksum(array.at[0, 0].set(array[0, 1]))))
