@@ -59,3 +59,26 @@ def test_users_with_more_samples_weigh_more_in_a_mean_over_samples():
     np.array([10.0, 0.0]), np.array([10, 1])
   )
   assert (low, high) == (0.0, 1.0)
+
+
+def test_signs_are_turned_round_in_all_ways():
+  # Of eight ways, two give a sum as large as 3 + 2 + 1, four one of 4 or more.
+  assert accuracy.sign_flip_p(np.array([3.0, 2.0, 1.0])) == 2 / 8
+  assert accuracy.sign_flip_p(np.array([3.0, 2.0, -1.0])) == 4 / 8
+  assert accuracy.sign_flip_p(np.array([0.25])) == 1.0
+  assert accuracy.sign_flip_p(np.zeros(5)) == 1.0
+  assert accuracy.sign_flip_p(-np.ones(12)) == 2 / 2**12
+  assert accuracy.sign_flip_p(np.ones(40)) < 0.001
+
+
+@pytest.mark.parametrize("users", [3, 10, 30])
+def test_where_nothing_is_gained_little_is_found(users):
+  rng = np.random.default_rng(users)
+  draws = rng.normal(size=(300, users))
+  found = [accuracy.sign_flip_p(gains) < 0.05 for gains in draws]
+  # 5%, and three standard errors of 300 draws.
+  assert np.mean(found) < 0.05 + 3 * 0.0126
+  # A bootstrapped interval alone says more than it may.
+  low, high = np.transpose([accuracy.bootstrap_interval(x) for x in draws[:99]])
+  if users == 3:
+    assert np.mean((low > 0) | (high < 0)) > 0.15
