@@ -89,33 +89,27 @@ def main() -> None:
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
   rows = rows or {_UNKNOWN: 0}
   known = processes.from_first(lambda: run_folder.read_user_texts(workdir))
+  if _USER_TEXT.value is not None:
+    known = dict.fromkeys(rows, _USER_TEXT.value)
   prompts = processes.from_first(
     lambda: [
       sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value
     ]
   )
-  asked = [
-    structs.PromptExample(
-      parse_prompt(prompt),
-      known.get(user, "") if _USER_TEXT.value is None else _USER_TEXT.value,
-    )
-    for user in rows
-    for prompt in prompts
-  ]
-  said = answers.respond(
+  texts = answers.answer(
     split.merge(),
     base,
-    asked,
-    [row for row in rows.values() for _ in prompts],
-    [config.seed + place for place in range(len(prompts))] * len(rows),
+    [structs.PromptExample(parse_prompt(prompt)) for prompt in prompts],
+    rows,
     config,
+    known,
   )
-  width = max(map(len, rows)) + 2
+  width = max(map(len, texts)) + 2
   for place, prompt in enumerate(prompts):
     if len(prompts) > 1:
       print(f"{'' if place == 0 else chr(10)}{prompt.strip()}")
-    for number, speaker in enumerate(rows):
-      text = said[number * len(prompts) + place].strip() or "(empty answer)"
+    for speaker, said in texts.items():
+      text = said[place].strip() or "(empty answer)"
       indented = text.replace("\n", "\n" + " " * width)
       print(f"{speaker + ':':<{width}}{indented}")
 

@@ -12,6 +12,7 @@ from flax import nnx
 from pdpo_jax import config as config_lib
 from pdpo_jax import generate, main, run_folder, structs
 from pdpo_jax.data import tokenize
+from pdpo_jax.evaluation import answers
 from pdpo_jax.models import gptj, llama
 from pdpo_jax.weights import base as base_lib
 from tests import prism_files
@@ -108,13 +109,13 @@ def test_prism_runs_from_its_files_to_results(
   # A known user is answered with the text that their choices were read with.
   texts = run_folder.read_user_texts(tmp_path / "run")
   asked = []
-  respond = generate.answers.respond
+  respond = answers.respond
 
   def recorded(policy, base, prompts, *others):
     asked.extend(prompts)
     return respond(policy, base, prompts, *others)
 
-  monkeypatch.setattr(generate.answers, "respond", recorded)
+  monkeypatch.setattr(answers, "respond", recorded)
   ask(tmp_path / "run", *users, prompt=json.dumps(answer["prompt"]))
   assert [each.user_text for each in asked] == (
     [texts[user] for user in users] or [""]

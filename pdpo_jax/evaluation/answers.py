@@ -120,6 +120,7 @@ def answer(
   prompts: Sequence[structs.PromptExample],
   rows: Mapping[str, int],
   config: config_lib.Config,
+  user_texts: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
   """One answer to each prompt for each speaker.
 
@@ -129,12 +130,20 @@ def answer(
   Args:
     rows: user rows by speaker.
     config: `answers`, `seed` and the prompt limit apply.
+    user_texts: what speakers say of themselves, in place of the prompts' own.
   """
   count = len(prompts)
+  asked = list(prompts) * len(rows)
+  if user_texts is not None:
+    asked = [
+      dataclasses.replace(prompt, user_text=user_texts.get(speaker, ""))
+      for speaker in rows
+      for prompt in prompts
+    ]
   texts = respond(
     policy,
     base,
-    list(prompts) * len(rows),
+    asked,
     [row for row in rows.values() for _ in prompts],
     [config.seed + place for place in range(count)] * len(rows),
     config,
