@@ -7,7 +7,9 @@ Started again, the same command goes on where it was cut off.
 
 import contextlib
 import json
+import pathlib
 import shlex
+import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -130,7 +132,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   print(
     f"\nReport: {page}\nRun folder: {folder} "
     f"({clock.all()['total']:.0f} s)\nTry next:\n"
-    f"  python -m pdpo_jax.generate --workdir={folder}{user} "
+    f"  {this_python()} -m pdpo_jax.generate --workdir={folder}{user} "
     f"--prompt={example_prompt(prompts)}"
   )
   return results
@@ -166,6 +168,12 @@ def summarize(
   for sentence in lengths.describe_claims(claims):
     print("\n" + textwrap.fill(sentence, 80))
   return results
+
+
+def this_python() -> str:
+  """What a shell here calls this Python: one of a `.venv` need not be active."""
+  here, place = pathlib.Path.cwd(), pathlib.Path(sys.executable)
+  return str(place.relative_to(here)) if here in place.parents else "python"
 
 
 def example_prompt(prompts: Sequence[structs.PromptExample]) -> str:

@@ -124,6 +124,16 @@ def test_data_without_users_has_a_report_and_no_user_in_the_hint(
     call(tmp_path / "run")
 
 
+def test_the_hint_names_the_python_of_a_folder_beside(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  for python, name in (
+    (tmp_path / ".venv" / "bin" / "python", ".venv/bin/python"),
+    ("/usr/bin/python3", "python"),
+  ):
+    monkeypatch.setattr(main.sys, "executable", str(python))
+    assert main.this_python() == name
+
+
 def test_what_is_wrong_shows_before_anything_is_made(runs, tmp_path):
   for section, name, value, message in (
     ("user", "kind", "clusters", "user.kind 'clusters' is not one of"),
