@@ -171,7 +171,7 @@ def summarize(
 
 
 def this_python() -> str:
-  """What a shell here calls this Python: one of a `.venv` need not be active."""
+  """What a shell here calls this Python; its environment may not be active."""
   here, place = pathlib.Path.cwd(), pathlib.Path(sys.executable)
   return str(place.relative_to(here)) if here in place.parents else "python"
 
