@@ -3,10 +3,11 @@ r"""What a training needs of hardware that is not there.
   python -m pdpo_jax.plan --config=configs/prism.py --topology=v5e-16 \
     --config.train.accumulation_steps=1
 
-Compiles the run's own train step for a TPU slice, with `libtpu`'s compiler
-(`pip install libtpu`), on any machine and without weights or data, and prints
-what a device holds, whether it fits, what is computed and sent, and how long
-that takes at least. For `gpu-8` or `cpu-8`, temporaries are estimates.
+Compiles the run's own train step on any machine, without weights or data, and
+prints what a device holds, whether it fits, what is computed and sent, and how
+long that takes at least. For a TPU slice that takes the compiler of `libtpu`
+(`pip install libtpu`), for GPUs such as `h100-8` that of JAX for CUDA
+(`pip install 'jax[cuda12]'`), without which their temporaries are estimates.
 
 Of the base only sizes are needed: those of `base.path`, where it is a local
 folder, else those that its name tells or `--arch` names. Of the data only the
@@ -30,7 +31,7 @@ from pdpo_jax.weights import hf_safetensors
 
 _CONFIG = command_line.config_flag()
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "What to plan for: v5e-16, v5p-8, v6e-8, gpu-8, cpu-8, …"
+  "topology", None, "What to plan for: v5e-16, v5p-8, h100-8, cpu-8, …"
 )
 _ARCH = flags.DEFINE_string(
   "arch", None, "The base's architecture, where base.path does not tell it."

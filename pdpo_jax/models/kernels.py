@@ -9,6 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pdpo_jax.models import layers, placement
@@ -192,17 +193,31 @@ def _against_cudnn(platform: str, q: Float[Array, "B Q H E"]) -> str:
   """Why cuDNN's flash attention cannot be; empty where it can."""
   if platform != "gpu":
     return f"is for NVIDIA GPUs, and this is a {platform}"
-  if q.dtype not in (jnp.bfloat16, jnp.float16):
-    return f"needs base.dtype 'bfloat16', not {q.dtype.name!r}"
+  if jax.default_backend() != "gpu":
+    return ""  # Only planned, by somebody who knows for which GPU.
   capability = getattr(jax.devices("gpu")[0], "compute_capability", "0")
   major = int(str(capability).split(".")[0])
-  if major < 8:
+  return against_cudnn(major, q.dtype, q.shape[-1])
+
+
+def against_cudnn(capability: int, dtype: DTypeLike, head_size: int) -> str:
+  """Why an NVIDIA GPU cannot do flash attention with cuDNN; empty if it can.
+
+  Args:
+    capability: compute capability of the GPU, its first number.
+    dtype: of activations.
+    head_size: E.
+  """
+  dtype = jnp.dtype(dtype)
+  if dtype not in (jnp.bfloat16, jnp.float16):
+    return f"needs base.dtype 'bfloat16', not {dtype.name!r}"
+  if capability < 8:
     return f"needs compute capability 8, and this GPU has {capability}"
-  most = 256 if major >= 9 else 128
-  if q.shape[-1] > most or q.shape[-1] % 8:
+  most = 256 if capability >= 9 else 128
+  if head_size > most or head_size % 8:
     return (
       f"takes heads of multiples of 8 up to {most} on this GPU, not of "
-      f"{q.shape[-1]}"
+      f"{head_size}"
     )
   return ""
 

@@ -14,6 +14,14 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+# cuDNN's attention is one call. Forward its products are scores and their mix;
+# backward, scores again, and the gradients of their softmax, of values, of
+# queries, and of keys.
+_CUDNN_PRODUCTS = {
+  "dot_product_attention_fwd_wrapper": 2,
+  "dot_product_attention_bwd_wrapper": 5,
+}
+
 
 def count(function: jax.stages.Traced | core.ClosedJaxpr) -> int:
   """The FLOPs of one call.
@@ -43,6 +51,8 @@ def _of_equation(equation) -> int:
     return _of_dot(equation)
   if name == "conv_general_dilated":
     return _of_convolution(equation)
+  if name in _CUDNN_PRODUCTS:
+    return _CUDNN_PRODUCTS[name] * _of_attention(equation)
   inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
   if name == "while" and any(inner):
     raise ValueError(
@@ -81,6 +91,12 @@ def _of_dot(equation) -> int:
   (contracted, _), _ = equation.params["dimension_numbers"]
   summed = math.prod(left[axis] for axis in contracted)
   return 2 * summed * math.prod(equation.outvars[0].aval.shape)
+
+
+def _of_attention(equation) -> int:
+  """One product of all queries `[B, Q, H, E]` with all keys `[B, S, K, E]`."""
+  queries, keys = (each.aval.shape for each in equation.invars[:2])
+  return 2 * math.prod(queries) * keys[1]
 
 
 def _of_convolution(equation) -> int:

@@ -1,9 +1,9 @@
 """Compiles the train step for devices that are not there, and reads the result.
 
-For TPU slices XLA's own compiler for them does it (`libtpu`), and its figures
-are those of the real program. For GPUs and CPUs it is compiled for as many
-simulated CPU devices: what is held is exact, and temporaries and collectives
-are estimates, since each platform's compiler makes its own choices.
+XLA's own compiler for the devices does it, that of `libtpu` or that of JAX for
+CUDA, and its figures are those of the real program. Without the latter, a step
+for GPUs is compiled for as many simulated CPUs: what is held is exact then, and
+temporaries and collectives are estimates, since each makes its own choices.
 """
 
 import dataclasses
@@ -19,11 +19,14 @@ import numpy as np
 from jax.experimental import topologies as jax_topologies
 
 from pdpo_jax import config as config_lib
+from pdpo_jax.models import kernels
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.planning import abstract, collectives, flops, topologies
+from pdpo_jax.planning import abstract, collectives, flops, gpus, topologies
 from pdpo_jax.training import optimizer, sharding
 
 _USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
+# Up to this, any GPU that has cuDNN's attention takes it.
+_HEAD_NOT_ASKED = 128
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -41,6 +44,7 @@ class Plan:
     received: bytes a device receives in a step, by kind of collective; None
       where memory is short, and the compiler stopped there.
     seconds: of compiling.
+    estimated: whether temporaries and collectives are another platform's.
   """
 
   topology: topologies.Topology
@@ -51,6 +55,7 @@ class Plan:
   flops: int
   received: dict[str, float] | None
   seconds: float
+  estimated: bool = False
 
   @property
   def total(self) -> float:
@@ -64,11 +69,6 @@ class Plan:
     if chip is None:
       return True
     return self.received is not None and self.total <= chip.memory
-
-  @property
-  def estimated(self) -> bool:
-    """Whether temporaries and collectives are another platform's."""
-    return self.topology.platform != "tpu"
 
   @property
   def shards(self) -> int:
@@ -104,6 +104,8 @@ def devices_of(topology: topologies.Topology) -> Sequence[jax.Device]:
     ValueError: if the compiler is missing, or JAX has begun with other devices.
   """
   jax.config.update("jax_platforms", "cpu")
+  if topology.platform == "gpu" and gpus.installed():
+    return gpus.devices(topology.gpu, topology.num_devices)
   if topology.platform != "tpu":
     if jax.config.jax_num_cpu_devices != topology.num_devices:
       jax.config.update("jax_num_cpu_devices", topology.num_devices)
@@ -163,11 +165,16 @@ def make_plan(
     devices: of `devices_of`.
 
   Raises:
-    ValueError: if mesh, batch and devices do not match.
+    ValueError: if mesh, batch and devices do not match, or `base.attention`
+      is not for them.
   """
+  estimated = devices[0].platform != topology.platform
   train = dataclasses.replace(config.train, batch_size=shape.samples)
   config = dataclasses.replace(config, train=train)
-  config, shape = _on_devices(config, shape, topology.platform)
+  attention = attention_of(config.base, arch, topology, estimated)
+  base = dataclasses.replace(config.base, attention=attention)
+  config = dataclasses.replace(config, base=base)
+  config, shape = _on_devices(config, shape)
   sharding.check_batch(config, devices)
   mesh = sharding.make_mesh(config.mesh, devices)
   if mesh is None:
@@ -196,15 +203,40 @@ def make_plan(
     flops.count(traced),
     received,
     time.perf_counter() - start,
+    estimated,
   )
 
 
-def _on_devices(config, shape, platform):
+def attention_of(
+  base: config_lib.BaseConfig,
+  arch: policy_lib.Architecture,
+  topology: topologies.Topology,
+  estimated: bool,
+) -> str:
+  """The kernel that the devices would choose, or were asked for.
+
+  Raises:
+    ValueError: if they do not have it.
+  """
+  if topology.platform != "gpu":
+    return base.attention
+  if estimated:
+    # CPUs, for which it is then compiled, have no cuDNN.
+    return "auto" if base.attention == "cudnn" else base.attention
+  problem = kernels.against_cudnn(
+    topology.gpu.capability[0], base.dtype, arch.head_size
+  )
+  if base.attention == "cudnn" and problem:
+    raise ValueError(f"base.attention 'cudnn' {problem}; use 'auto'")
+  if base.attention not in ("auto", "cudnn"):
+    return base.attention
+  # JAX asks a GPU, and there is none here, whether it takes such heads. With
+  # the other kernel a plan is too high by a layer's scores.
+  return "xla" if problem or arch.head_size > _HEAD_NOT_ASKED else "cudnn"
+
+
+def _on_devices(config, shape):
   """What devices get to see: of a table on the host, a batch's rows alone."""
-  if platform == "gpu" and config.base.attention == "cudnn":
-    # GPUs are planned on CPUs, which have no such kernel.
-    base = dataclasses.replace(config.base, attention="auto")
-    config = dataclasses.replace(config, base=base)
   if not config.train.users_on_host:
     return config, shape
   train = dataclasses.replace(

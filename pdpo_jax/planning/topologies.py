@@ -11,6 +11,8 @@ import dataclasses
 import math
 import re
 
+from pdpo_jax.planning import gpus
+
 GIBIBYTE = 2**30
 
 
@@ -39,17 +41,9 @@ _TPUS = {
   "v6e": Chip(31.75 * GIBIBYTE, 918e12, 400e9),
 }
 
-# Dense peaks, and NVLink or PCIe in one direction. JAX takes three quarters of
-# the memory at its start, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise;
-# 0.95 leaves room for CUDA itself.
+# Of a GPU's memory. JAX takes three quarters at its start, unless
+# XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; this leaves room for CUDA.
 GPU_SHARE = 0.95
-_GPUS = {
-  "l4": Chip(GPU_SHARE * 24 * GIBIBYTE, 121e12, 31.5e9),
-  "l40s": Chip(GPU_SHARE * 48 * GIBIBYTE, 362e12, 31.5e9),
-  "a100": Chip(GPU_SHARE * 80 * GIBIBYTE, 312e12, 300e9),
-  "h100": Chip(GPU_SHARE * 80 * GIBIBYTE, 989e12, 450e9),
-  "h200": Chip(GPU_SHARE * 141 * GIBIBYTE, 989e12, 450e9),
-}
 # What "gpu-8" is taken for.
 _ANY_GPU = "h100"
 
@@ -87,6 +81,7 @@ class Topology:
     num_devices: chips.
     chip: None for "cpu", which has no figures of its own.
     shape: of a TPU slice.
+    gpu: which, where these are GPUs.
   """
 
   name: str
@@ -94,6 +89,7 @@ class Topology:
   num_devices: int
   chip: Chip | None
   shape: tuple[int, ...] = ()
+  gpu: gpus.Gpu | None = None
 
   @property
   def kind(self) -> str:
@@ -125,11 +121,12 @@ def parse(name: str) -> Topology:
   if re.fullmatch("[1-9][0-9]*", size):
     if kind == "cpu":
       return Topology(name, "cpu", int(size), None)
-    if kind == "gpu" or kind in _GPUS:
-      chip = _GPUS.get(kind, _GPUS[_ANY_GPU])
-      return Topology(name, "gpu", int(size), chip)
+    gpu = gpus.GPUS.get(_ANY_GPU if kind == "gpu" else kind)
+    if gpu:
+      chip = Chip(GPU_SHARE * gpu.memory, gpu.peak, gpu.links)
+      return Topology(name, "gpu", int(size), chip, gpu=gpu)
   known = [f"{kind}-{{{','.join(_SLICES[kind])}}}" for kind in _SLICES]
-  others = [f"{kind}-N" for kind in (*_GPUS, "gpu", "cpu")]
+  others = [f"{kind}-N" for kind in (*gpus.GPUS, "gpu", "cpu")]
   raise ValueError(
     f"topology {name!r} is not known; there are {', '.join(known + others)} "
     "(v4 and v5p count two a chip, as Google does)"

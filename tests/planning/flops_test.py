@@ -3,11 +3,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend import core
 
 from benchmarks import flops as benchmark
 from pdpo_jax import config as config_lib
 from pdpo_jax.models import llama
-from pdpo_jax.planning import flops
+from pdpo_jax.planning import flops, gpus
 
 B, I, O, L = 3, 5, 7, 11  # noqa: E741
 X = jax.ShapeDtypeStruct((B, I), jnp.float32)
@@ -41,6 +42,34 @@ def test_a_convolution_sums_over_the_kernel_of_its_group():
   x = jax.ShapeDtypeStruct((B, 4, 13), jnp.float32)
   kernel = jax.ShapeDtypeStruct((6, 2, 3), jnp.float32)
   assert count(convolve, x, kernel) == 2 * (2 * 3) * (B * 6 * 13)
+
+
+QUERIES = jax.ShapeDtypeStruct((2, 4, 6, 8), jnp.bfloat16)
+KEYS = jax.ShapeDtypeStruct((2, 10, 3, 8), jnp.bfloat16)
+SCORES = 2 * (2 * 4 * 6 * 8) * 10
+
+
+def test_attention_that_is_one_call_counts_its_products():
+  def call(direction, *arrays):
+    name = f"dot_product_attention_{direction}_wrapper"
+    primitive = core.Primitive(name)
+    primitive.def_abstract_eval(lambda q, *_: q)
+    return count(primitive.bind, *arrays)
+
+  assert call("fwd", QUERIES, KEYS, KEYS) == 2 * SCORES
+  assert call("bwd", QUERIES, KEYS, KEYS) == 5 * SCORES
+
+
+@pytest.mark.skipif(
+  not gpus.installed(), reason="JAX's plugin for CUDA is not installed"
+)
+def test_cudnn_s_attention_is_such_a_call():
+  def loss(q, k, v):
+    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return out.astype(jnp.float32).sum()
+
+  assert count(loss, QUERIES, KEYS, KEYS) == 2 * SCORES
+  assert count(jax.grad(loss, (0, 1, 2)), QUERIES, KEYS, KEYS) == 7 * SCORES
 
 
 def test_a_loop_counts_as_often_as_it_is_run():

@@ -22,7 +22,7 @@ import pytest
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.models import llama
-from pdpo_jax.planning import abstract, planner, report, topologies
+from pdpo_jax.planning import abstract, gpus, planner, report, topologies
 from pdpo_jax.training import optimizer, pdpo, sharding
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
@@ -142,6 +142,47 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch):
     planner.devices_of(SLICE)
 
 
+def test_a_plan_for_gpus_that_cpus_compile_is_an_estimate():
+  topology, devices = topologies.parse("h100-1"), jax.devices()[:1]
+  config = config_lib.Config()
+  config.base.attention = "cudnn"  # Which CPUs do not have.
+  plan = planner.make_plan(config, ARCH, SHAPE, topology, devices)
+  assert plan.estimated
+  assert "pip install 'jax[cuda12]'" in report.describe(plan)
+
+
+def test_a_plan_for_cpus_is_their_own():
+  topology, devices = topologies.parse("cpu-1"), jax.devices()[:1]
+  plan = planner.make_plan(config_lib.Config(), ARCH, SHAPE, topology, devices)
+  assert not plan.estimated
+  assert "estimates" not in report.describe(plan)
+
+
+def chosen_attention(topology, arch=ARCH, *, estimated=False, **base):
+  return planner.attention_of(
+    config_lib.BaseConfig(**base), arch, topologies.parse(topology), estimated
+  )
+
+
+def test_gpus_that_are_not_there_choose_attention_as_those_that_are():
+  assert chosen_attention("h100-8", dtype="bfloat16") == "cudnn"
+  assert chosen_attention("h100-8", dtype="float32") == "xla"
+  wide = dataclasses.replace(ARCH, head_size=256)
+  assert chosen_attention("h100-8", wide, dtype="bfloat16") == "xla"
+  own = chosen_attention("a100-1", dtype="bfloat16", attention="xla")
+  assert own == "xla"
+  # Elsewhere the kernel itself does.
+  assert chosen_attention("v5e-4", dtype="bfloat16") == "auto"
+
+
+def test_a_kernel_that_a_gpu_has_not_is_an_error_of_its_plan():
+  with pytest.raises(ValueError, match="needs base\\.dtype 'bfloat16'"):
+    chosen_attention("h100-8", dtype="float32", attention="cudnn")
+  wide = dataclasses.replace(ARCH, head_size=256)
+  with pytest.raises(ValueError, match="up to 128 on this GPU, not of 256"):
+    chosen_attention("a100-8", wide, dtype="bfloat16", attention="cudnn")
+
+
 def test_a_table_on_the_host_takes_the_room_of_a_batch():
   config = config_lib.Config()
   config.lora.dropout = 0.0
@@ -194,6 +235,30 @@ def test_a_step_compiles_for_a_slice_of_four_tpus():
   assert done.returncode == 0, done.stderr[-4000:]
   assert "v5e-4: 4 devices (data 1, fsdp 4, tensor 1)" in done.stdout
   assert "It fits" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not gpus.installed(), reason="JAX's plugin for CUDA is not installed"
+)
+@pytest.mark.parametrize("name", ["h100-2", "l4-1"])
+def test_a_step_compiles_for_gpus(name):
+  done = run(
+    "pdpo_jax.plan",
+    "--config=configs/prism.py",
+    f"--topology={name}",
+    "--arch=llama-tiny",
+    "--config.base.dtype=float32",
+    "--config.base.param_dtype=float32",
+    "--prompt_tokens=118",
+    "--responses=2",
+    "--response_tokens=128",
+    "--users=7",
+    "--config.train.batch_size=4",
+    "--config.train.accumulation_steps=1",
+  )
+  assert done.returncode == 0, done.stderr[-4000:]
+  assert "It fits" in done.stdout and "estimates" not in done.stdout
 
 
 def _config(folder: pathlib.Path) -> config_lib.Config:
