@@ -15,8 +15,9 @@ the details. One comparison in ten is held out. See what becomes of the file:
   python -m pdpo_jax.data.report --config=configs/preferences.py \
     --config.data.path=choices.jsonl
 
-Hardware: a GPU with 16 GB for the base named here; another by
-`--config.base.path` (a folder or hub id). Without a GPU: `configs/smollm2.py`.
+Hardware: a GPU with 12 GB for the base named here, of which a step needs 7.3
+GiB; another base by `--config.base.path` (a folder or hub id), and `python -m
+pdpo_jax.plan` says what it needs. Without a GPU: `configs/smollm2.py`.
 
 Variants: `:individual` (the default), one embedding a user, for people with
 twenty choices or more; `:cluster`, where most have fewer.
@@ -41,8 +42,8 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   config.data.long_response = "drop"
   config.data.max_shapes = 4
   config.loss.beta = 0.1
-  # As many as a GPU with 16 GB takes, at 512 tokens each.
-  config.train.accumulation_steps = 8
+  # Eight samples at a time, which a GPU with 12 GB takes at 512 tokens each.
+  config.train.accumulation_steps = 4
   config.train.user_learning_rate = 1e-3
   config.answers.num_prompts = 10
   config.answers.max_new_tokens = 256

@@ -12,11 +12,11 @@ with the paper's settings; `:authors`, the released code's settings for
 individual users, in all that paper and code differ in. A second run goes to a
 folder of its own by `--config.workdir`.
 
-Hardware: the base in bfloat16 is 16 GB; one GPU with 80 GB holds it and a batch
-of 32 samples in 4 parts, and trains some 5 samples a second. `base.remat`
-"dots" with 8 parts is a fifth faster, and an int8 base (`base.param_dtype`)
-half as large. `python -m pdpo_jax.plan` says what fits on a TPU slice, and
-launch/ starts it there. The data and the base come from the hub; the base is
+Hardware: the base in bfloat16 is 16 GB. A step of 32 samples in 4 parts needs
+29.5 GiB, on a GPU with 40 GB, and an H100 trains some 5 samples a second so.
+`base.remat` "dots" with 8 parts is a fifth faster and needs 54.4 GiB; an int8
+base (`base.param_dtype`) is half as large. `python -m pdpo_jax.plan` says what
+fits on which GPU or TPU slice, and launch/ starts it there. The data and the base come from the hub; the base is
 gated (accept its licence, then `hf auth login`). Both may be local folders:
 `--config.data.path=data/prism --config.base.path=models/llama-3-8b-instruct`.
 See what becomes of the data first:

@@ -7,7 +7,7 @@ Compiles the run's own train step on any machine, without weights or data, and
 prints what a device holds, whether it fits, what is computed and sent, and how
 long that takes at least. For a TPU slice that takes the compiler of `libtpu`
 (`pip install libtpu`), for GPUs such as `h100-8` that of JAX for CUDA
-(`pip install 'jax[cuda12]'`), without which their temporaries are estimates.
+(`pip install 'jax[cuda13]'`), without which their temporaries are estimates.
 
 Of the base only sizes are needed: those of `base.path`, where it is a local
 folder, else those that its name tells or `--arch` names. Of the data only the

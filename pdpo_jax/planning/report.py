@@ -52,7 +52,7 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
     yield (
       "\nTemporaries, code and what is received are estimates: they are those "
       "of the compiler for CPUs, which takes more than the one for GPUs. With "
-      "that one installed, they are its own: pip install 'jax[cuda12]'"
+      "that one installed, they are its own: pip install 'jax[cuda13]'"
     )
   yield f"\nCompiled in {plan.seconds:.0f} s."
 

@@ -148,7 +148,7 @@ def test_a_plan_for_gpus_that_cpus_compile_is_an_estimate():
   config.base.attention = "cudnn"  # Which CPUs do not have.
   plan = planner.make_plan(config, ARCH, SHAPE, topology, devices)
   assert plan.estimated
-  assert "pip install 'jax[cuda12]'" in report.describe(plan)
+  assert "pip install 'jax[cuda13]'" in report.describe(plan)
 
 
 def test_a_plan_for_cpus_is_their_own():
