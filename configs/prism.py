@@ -16,8 +16,9 @@ Hardware: the base in bfloat16 is 16 GB. A step of 32 samples in 4 parts needs
 29.5 GiB, on a GPU with 40 GB, and an H100 trains some 5 samples a second so.
 `base.remat` "dots" with 8 parts is a fifth faster and needs 54.4 GiB; an int8
 base (`base.param_dtype`) is half as large. `python -m pdpo_jax.plan` says what
-fits on which GPU or TPU slice, and launch/ starts it there. The data and the base come from the hub; the base is
-gated (accept its licence, then `hf auth login`). Both may be local folders:
+fits on which GPU or TPU slice, and launch/ starts it there. The data and the
+base come from the hub; the base is gated (accept its licence, then `hf auth
+login`). Both may be local folders:
 `--config.data.path=data/prism --config.base.path=models/llama-3-8b-instruct`.
 See what becomes of the data first:
 

@@ -20,8 +20,8 @@ where torch is installed:
   python -m pdpo_jax.weights.convert_torch models/tldr_sft_bin models/tldr_sft
 
 Hardware: the base in bfloat16 is 12 GB, and a step needs 14.3 GiB: one GPU with
-24 GB. Any base will do, and any folder with train.jsonl and validation.jsonl in the data set's schema:
-`--config.base.path=… --config.data.path=…`.
+24 GB. Any base will do, and any folder with train.jsonl and validation.jsonl in
+the data set's schema: `--config.base.path=… --config.data.path=…`.
 Expected: E1 (4, 5, 6 get empty summaries, the others long ones) and E2 (G is as
 long as V), as in the paper's Figure 3. Not yet run at this size. `:smollm2`
 takes 70 minutes on 2 CPU cores. E2 holds, and P-DPO's held-out accuracy is 73%,
