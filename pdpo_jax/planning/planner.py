@@ -314,8 +314,8 @@ def find_largest(
 ) -> tuple[Plan | None, Growth]:
   """The most samples that a device takes at a time.
 
-  Memory is nearly linear in them: two plans give the line, and a third shows
-  that what it promises fits.
+  Memory is nearly linear in them: two plans give a line, and what it promises
+  is compiled. Where that is not as promised, a line to there promises anew.
 
   Args:
     compile_samples: makes the plan for so many samples a device.
@@ -325,17 +325,20 @@ def find_largest(
     The largest plan that fits, None if not even one sample does; and the line.
   """
   second = compile_samples(1 if first.samples > 1 else 2)
-  growth = Growth.between(first, second)
-  spare = first.topology.chip.memory - (first.total - _not_held(first))
-  most = max(1, int((spare - growth.fixed) / max(growth.each, 1.0)))
+  growth = line = Growth.between(first, second)
+  room = first.topology.chip.memory - (first.total - _not_held(first))
   known = {plan.samples: plan for plan in (first, second)}
-  while most:
-    plan = known.get(most) or compile_samples(most)
-    if plan.fits:
-      return plan, growth
-    known[most] = plan
-    most -= 1
-  return None, growth
+  while True:
+    fitting = max((n for n, plan in known.items() if plan.fits), default=0)
+    too_many = min((n for n, plan in known.items() if not plan.fits), default=0)
+    most = max(int((room - line.fixed) / max(line.each, 1.0)), 1)
+    if too_many:
+      most = min(most, too_many - 1)
+      most = max(most, fitting + 1)
+    if most <= fitting or most in known:
+      return known.get(fitting), growth
+    known[most] = compile_samples(most)
+    line = Growth.between(first, known[most])
 
 
 def find_smaller(

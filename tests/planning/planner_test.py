@@ -75,6 +75,15 @@ def test_a_promise_that_does_not_hold_is_lowered():
   assert largest.samples == 4
 
 
+def test_room_that_a_promise_leaves_is_used():
+  def compile_samples(samples):
+    return fake_plan(samples, each=1.5 if samples < 3 else 0.9)
+
+  largest, _ = planner.find_largest(compile_samples, fake_plan(2))
+  # 1.5 + 4 + 1.15 n <= 15.75
+  assert largest.samples == 8
+
+
 def test_where_no_sample_fits_there_is_no_largest_batch():
   largest, _ = planner.find_largest(
     lambda samples: fake_plan(samples, capacity=5.0), fake_plan(2, capacity=5.0)
