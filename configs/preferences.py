@@ -10,17 +10,19 @@ A line of the file is a choice that somebody made:
 `prompt`, `chosen` and `rejected` are texts or lists of messages; `rejected` may
 be several; `user_text` (optional) is what the user says of themselves. JSONL,
 Parquet, CSV or a hub data set; the docstring of `data/preference_files.py` has
-the details. One comparison in ten is held out. See what becomes of the file:
+the details. One comparison in ten is held out. Vanilla DPO is trained as well,
+to compare with; `--config.vanilla=False` does without. What becomes of a file:
 
   python -m pdpo_jax.data.report --config=configs/preferences.py \
     --config.data.path=choices.jsonl
 
 Hardware: a GPU with 12 GB for the base named here, of which a step needs 7.3
-GiB; another base by `--config.base.path` (a folder or hub id), and `python -m
-pdpo_jax.plan` says what it needs. Without a GPU: `configs/smollm2.py`.
+GiB. The base is gated (accept its licence, then `hf auth login`); another by
+`--config.base.path` (a folder or hub id), and `python -m pdpo_jax.plan
+--users=N` says what it needs. Without a GPU: `configs/smollm2.py`.
 
-Variants: `:individual` (the default), one embedding a user, for people with
-twenty choices or more; `:cluster`, where most have fewer.
+Variants: `:individual` (the default), one embedding a user; `:cluster`, where
+users share a few embeddings and each has a mixture of them.
 """
 
 from pdpo_jax import config as config_lib
@@ -45,6 +47,7 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   # Eight samples at a time, which a GPU with 12 GB takes at 512 tokens each.
   config.train.accumulation_steps = 4
   config.train.user_learning_rate = 1e-3
+  config.train.warmup_steps = 10
   config.answers.num_prompts = 10
   config.answers.max_new_tokens = 256
   config.answers.temperature = 0.7

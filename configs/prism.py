@@ -13,7 +13,8 @@ individual users, in all that paper and code differ in. A second run goes to a
 folder of its own by `--config.workdir`.
 
 Hardware: the base in bfloat16 is 16 GB. A step of 32 samples in 4 parts needs
-29.5 GiB, on a GPU with 40 GB, and an H100 trains some 5 samples a second so.
+29.5 GiB: a GPU with 40 GB, all of which JAX must be given
+(`XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`). An H100 trains some 5 samples a second.
 `base.remat` "dots" with 8 parts is a fifth faster and needs 54.4 GiB; an int8
 base (`base.param_dtype`) is half as large. `python -m pdpo_jax.plan` says what
 fits on which GPU or TPU slice, and launch/ starts it there. The data and the

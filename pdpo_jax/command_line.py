@@ -36,9 +36,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT where process 0 listens and all others come."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Number of processes."
+)
 _PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Of this process, from 0."
+  "process_id", None, "Index of this process, from 0."
 )
 _SILENCE_TIMEOUT = flags.DEFINE_integer(
   "silence_timeout",

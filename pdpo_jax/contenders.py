@@ -134,7 +134,8 @@ class Contender:
   ) -> dict[str, str]:
     """What it says to the prompts of samples, each as the sample's user.
 
-    Kept in the training's folder as JSONL, and generated only once.
+    Kept in the training's folder as JSONL, and generated only once. Prompts
+    are rendered by the template that it was trained with.
 
     Args:
       config: `answers`, the prompt limit and `seed` apply, the same for all
@@ -143,6 +144,7 @@ class Contender:
     Returns:
       Responses by sample key.
     """
+    config = self._in_own_words(config)
     keys = [scores_lib.sample_key(each) for each in examples]
     kept = processes.from_first(lambda: self.kept_responses(config))
     missing = [place for place, key in enumerate(keys) if key not in kept]
@@ -183,7 +185,7 @@ class Contender:
 
   def kept_responses(self, config: config_lib.Config) -> dict[str, str]:
     """Those that were generated before with the same settings."""
-    file = self._responses_file(config)
+    file = self._responses_file(self._in_own_words(config))
     found = {}
     if file.is_file():
       for line in file.read_text().split("\n"):
@@ -194,9 +196,15 @@ class Contender:
         found[row["sample"]] = row["response"]
     return found
 
+  def _in_own_words(self, config: config_lib.Config) -> config_lib.Config:
+    """With the template of its training."""
+    own = self.config.data.template
+    data = dataclasses.replace(config.data, template=own)
+    return dataclasses.replace(config, data=data)
+
   def _responses_file(self, config: config_lib.Config) -> pathlib.Path:
-    spec = answers.sampling_spec(config.answers)
-    settings = f"{spec} {config.data.max_prompt_tokens} {config.seed}"
+    spec, data = answers.sampling_spec(config.answers), config.data
+    settings = f"{spec} {data.template} {data.max_prompt_tokens} {config.seed}"
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return self.folder / "responses" / f"{self.step}_{digest}.jsonl"
 

@@ -5,7 +5,8 @@ r"""Evaluates a trained run, alone or beside others, and writes a report.
 
 Is it personal, for whom, and is it better than vanilla DPO? The report lies in
 `report/` of the run: `index.html`, which opens without a network, `report.md`
-and `report.json`. What was scored, generated or judged is not done again.
+and `report.json`. Scores and answers of a run's policies and verdicts are kept,
+and not made again. Data and bases are those that the runs' configs name.
 
 Win rates need a judge (docs/judge.md):
 

@@ -130,6 +130,28 @@ def tokenize_parts(
   return Data(dataset, users, parts)
 
 
+def check_lengths(
+  config: config_lib.Config, base: base_lib.Base, data: Data
+) -> None:
+  """Checks that the base has positions for the longest sample.
+
+  Raises:
+    ValueError: if it has not.
+  """
+  prefix = config.user.num_tokens if config.user.kind != "none" else 0
+  longest = prefix + max(
+    max(len(row.prompt), len(row.bare_prompt)) + max(map(len, row.responses))
+    for part in data.parts.values()
+    for row in part.tokenized
+  )
+  if longest > base.lm.arch.max_positions:
+    raise ValueError(
+      f"the longest prompt and response have {longest} tokens, user.num_tokens "
+      f"{prefix} included, and the base has {base.lm.arch.max_positions} "
+      "positions; lower data.max_prompt_tokens or data.max_response_tokens"
+    )
+
+
 def make_batches(
   config: config_lib.Config, base: base_lib.Base, part: parts_lib.Part
 ) -> batching.PreferenceBatches:
@@ -140,15 +162,15 @@ def make_batches(
   logps = reference.reference_logps(
     base,
     read,
-    parts_lib.make_batches(config, part, read, None, devices),
-    pathlib.Path(config.cache),
+    parts_lib.make_batches(config, part, read, None, devices, trained=False),
+    pathlib.Path(config.cache).expanduser(),
     config.train.logits_chunk,
     f"reference, {part.name}",
   )
-  # Others are read whole.
   trained = part.name == parts_lib.TRAIN
-  parts = config.train.accumulation_steps if trained else 1
-  return parts_lib.make_batches(config, part, rows, logps, devices, parts)
+  return parts_lib.make_batches(
+    config, part, rows, logps, devices, trained=trained
+  )
 
 
 def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:

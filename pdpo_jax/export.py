@@ -56,7 +56,8 @@ with open("users.json") as file:
 def answer(prompt, user=None, user_text="", **kwargs):
   ids = torch.tensor([encode(prompt, user_text)])
   tokens = model.get_input_embeddings()(ids)
-  prefix = prefixes[users.index(user)][None].to(tokens.dtype)
+  row = users.index(user) if user in users else 0
+  prefix = prefixes[row][None].to(tokens.dtype)
   inputs = torch.cat([{parts}], 1)
   mask = torch.ones(inputs.shape[:2], dtype=torch.long)
   output = model.generate(inputs_embeds=inputs, attention_mask=mask, **kwargs)
@@ -65,15 +66,17 @@ def answer(prompt, user=None, user_text="", **kwargs):
 """
 _ENCODE_PLAIN = """\
 def encode(prompt, user_text=""):
-  text = f"{user_text}\\n\\n{prompt}" if user_text else prompt
-  return tokenizer(text).input_ids"""
+  if not user_text:
+    return tokenizer(prompt).input_ids
+  head = tokenizer(f"{user_text}\\n\\n").input_ids
+  return head + tokenizer(prompt, add_special_tokens=False).input_ids"""
 _ENCODE_CHAT = """\
 def encode(prompt, user_text=""):
   turns = [{{"role": "user", "content": prompt}}]
   if user_text:
     {tell}
   text = tokenizer.apply_chat_template(
-    turns, tokenize=False, add_generation_prompt=True
+    turns, tokenize=False, add_generation_prompt=True, date_string="{date}"
   )
   return tokenizer(text, add_special_tokens={adds_bos}).input_ids"""
 _TELL_SYSTEM = 'turns.insert(0, {"role": "system", "content": user_text})'
@@ -95,6 +98,7 @@ def _encode_code(encoder: prompts_lib.PromptEncoder) -> str:
   return _ENCODE_CHAT.format(
     tell=_TELL_SYSTEM if encoder.takes_system else _TELL_USER,
     adds_bos=encoder.adds_bos_to_chats,
+    date=prompts_lib.TEMPLATE_DATE,
   )
 
 
@@ -141,8 +145,8 @@ def export(
   """
   tensor_files.refuse_weights(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  encoder = prompts_lib.PromptEncoder(base.tokenizer, template, 1)
   if policy.user_model.num_tokens > 0:
-    encoder = prompts_lib.PromptEncoder(base.tokenizer, template, 1)
     write_users(folder, policy, users)
     readme = _README.format(
       name=folder.resolve().name,
@@ -152,7 +156,11 @@ def export(
     )
     (folder / "README.md").write_text(readme)
   lm = base.lm if plain else policy.lm
-  base_lib.write_base(folder, dataclasses.replace(base, lm=lm))
+  # Answers end as they do here, also where only the template says how.
+  ends = (*base.end_of_turn, encoder.end_id)
+  base_lib.write_base(
+    folder, dataclasses.replace(base, lm=lm, end_of_turn=ends)
+  )
 
 
 def export_run(

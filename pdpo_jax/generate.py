@@ -36,7 +36,7 @@ _USER_TEXT = flags.DEFINE_string(
   "What the users say of themselves. Default: what the run's data has of each; "
   "of an unknown user, nothing.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed of sampling.")
 _TEMPERATURE = flags.DEFINE_float(
   "temperature", None, "0 is greedy. Default: the run's configuration."
 )

@@ -27,7 +27,7 @@ from pdpo_jax import config as config_lib
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import accuracy, answers, lengths, scores
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import pdpo, sft
+from pdpo_jax.training import pdpo, sft, sharding
 from pdpo_jax.weights import base as base_lib
 
 _CONFIG = command_line.config_flag()
@@ -55,6 +55,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   """The whole experiment; returns what goes into `results.json`."""
   config_lib.validate(config)
   experiment.check_specs(config)
+  sharding.check_batch(config)
   folder = run_folder.open_run(config)
   clock = Clock()
   base = None
@@ -73,12 +74,17 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       print(f"data: {dataset.tally}")
   if base is None:
     with clock.stage("sft"):
-      base = sft.train_base(config, dataset, own)
+      base = sft.train_base(config, dataset, own, experiment.digest(dataset))
+  elif not config.base.path:
+    processes.from_first(
+      lambda: sft.check_data(own, experiment.digest(dataset))
+    )
   with clock.stage("tokenize"):
     data = experiment.tokenize_parts(config, base, dataset)
     for part in data.parts.values():
       print(part)
     # What is wrong shall show before hours of training.
+    experiment.check_lengths(config, base, data)
     prompts = answers.fitting(dataset.prompts, base, config)
     for one in experiment.trainings(config).values():
       pdpo.check_policy(one, base.lm.arch)

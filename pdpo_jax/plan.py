@@ -53,9 +53,8 @@ _LARGEST = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_string("json", None, "File that gets the figures.")
 
-# Of which data sets are known: how many users and responses there are.
-_USERS_OF = {"prism": 1396, "tldr": 10, "synthetic": 10}
-_RESPONSES_OF = {"prism": 4}
+# People of PRISM, and responses of a sample that has all of a first turn.
+_PRISM_USERS, _PRISM_RESPONSES = 1396, 4
 
 
 def architecture(path: str, name: str | None) -> policy_lib.Architecture:
@@ -111,7 +110,12 @@ def batch_shape(
     ValueError: if nobody knows how many users there are.
   """
   data = config.data
-  users = users or _USERS_OF.get(data.source)
+  users = users or {
+    "prism": _PRISM_USERS,
+    "tldr": data.tldr.num_workers,
+    "synthetic": data.synthetic.num_workers,
+  }.get(data.source)
+  several = data.source == "prism" and data.prism.rejected == "all"
   if users is None:
     raise ValueError(
       f"data.source {data.source!r} does not tell how many users there are; "
@@ -124,7 +128,7 @@ def batch_shape(
     prompt=batching.round_up(
       prompt or data.max_prompt_tokens, batching.MULTIPLE, prefix
     ),
-    responses=responses or _RESPONSES_OF.get(data.source, 2),
+    responses=responses or (_PRISM_RESPONSES if several else 2),
     response=batching.round_up(
       response or data.max_response_tokens, batching.MULTIPLE
     ),
@@ -162,12 +166,13 @@ def make_plans(
       f"--largest needs a device's memory, which topology {topology.name!r} "
       "does not say; choose a TPU slice or a GPU"
     )
-  largest, growth = planner.find_largest(
-    lambda samples: compile_shape(
-      dataclasses.replace(shape, samples=samples * plan.shards), 1
-    ),
-    plan,
-  )
+
+  def compile_samples(samples):
+    whole = dataclasses.replace(shape, samples=samples * plan.shards)
+    return compile_shape(whole, 1)
+
+  first = plan if plan.parts == 1 else compile_samples(plan.samples)
+  largest, growth = planner.find_largest(compile_samples, first)
   smaller = planner.find_smaller(config, arch, plan, growth)
   print("\n" + report.describe_search(largest, smaller, plan))
   return {"plan": plan, "largest": largest}

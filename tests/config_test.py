@@ -117,6 +117,20 @@ def test_nothing_to_train_is_an_error():
     config_lib.validate(config)
 
 
+def test_vanilla_dpo_without_anything_to_train_is_an_error():
+  config = config_lib.Config()
+  config.lora.targets = ()
+  with pytest.raises(ValueError, match=r"--config\.vanilla=False"):
+    config_lib.validate(config)
+  config.vanilla = False
+  config_lib.validate(config)
+
+
+def test_a_run_folder_may_lie_at_home():
+  config = config_lib.Config(workdir="~/runs/x")
+  assert config.folder == pathlib.Path.home() / "runs" / "x"
+
+
 def test_integers_and_lists_are_taken_for_floats_and_tuples():
   config = config_lib.Config()
   config.loss.beta = 1

@@ -100,7 +100,9 @@ def test_each_row_has_its_users_prefix(name, kind, place, tmp_path):
 )
 def test_the_readme_makes_the_prompts_of_training(tmp_path, template, bos):
   policy, base = policies.make(*policies.CASES[0])
-  tokenizer = prompts_test.make_tokenizer(template, bos)
+  # Of words behind blank lines, as a user's text stands before a prompt.
+  texts = (*prompts_test.TEXTS, "I am old.\n\nthe cat", "a\n\n", "the\n\n")
+  tokenizer = prompts_test.make_tokenizer(template, bos, texts)
   base = dataclasses.replace(base, tokenizer=tokenizer)
   export.export(tmp_path, policy, base, policies.USERS)
   readme = (tmp_path / "README.md").read_text()
@@ -113,6 +115,17 @@ def test_the_readme_makes_the_prompts_of_training(tmp_path, template, bos):
       [structs.PromptExample("the cat", text)], collections.Counter()
     )
     assert list(scope["encode"]("the cat", text)) == list(expected)
+
+
+def test_what_is_exported_ends_where_the_template_does(tmp_path):
+  policy, base = policies.make(*policies.CASES[0])
+  tokenizer = prompts_test.make_tokenizer(prompts_test.CHAT)
+  base = dataclasses.replace(base, tokenizer=tokenizer)
+  end = tokenizer.convert_tokens_to_ids("<|end|>")
+  assert end not in base.stop_tokens
+  export.export(tmp_path, policy, base, policies.USERS)
+  generation = json.loads((tmp_path / "generation_config.json").read_text())
+  assert generation["eos_token_id"] == [*base.stop_tokens, end]
 
 
 def test_plain_is_the_base_bitwise(tmp_path):

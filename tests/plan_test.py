@@ -68,6 +68,17 @@ def test_a_batch_is_as_long_as_the_config_allows():
   assert (shape.prompt, shape.responses, shape.response) == (470, 3, 16)
 
 
+def test_users_and_responses_are_those_of_the_options():
+  config = config_lib.Config()
+  config.data.source = "prism"
+  assert plan.batch_shape(config).responses == 4
+  config.data.prism.rejected = "each"
+  assert plan.batch_shape(config).responses == 2
+  config.data.source = "tldr"
+  config.data.tldr.num_workers = 500
+  assert plan.batch_shape(config).user_rows == 501
+
+
 def test_branches_that_read_different_prompts_make_two_in_a_batch():
   config = config_lib.Config()
   config.loss.generic_sees_text = False

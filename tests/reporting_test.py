@@ -328,6 +328,10 @@ def test_responses_are_kept_with_their_seeds(runs):
   assert {key: kept[key] for key in said} == said
   other = dataclasses.replace(config, seed=config.seed + 1)
   assert again.kept_responses(other) == {}
+  # Each run's prompts are rendered as it was trained, whoever asks.
+  plain = dataclasses.replace(config.data, template="plain")
+  asked = dataclasses.replace(config, data=plain)
+  assert again.kept_responses(asked) == kept
 
 
 @pytest.mark.parametrize(

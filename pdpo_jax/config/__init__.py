@@ -27,7 +27,9 @@ class BaseConfig(sections.Section):
   # Of base weights. "int8": integers with a scale for each output of the
   # linear layers of blocks, half of bfloat16's memory; the rest is as `dtype`.
   param_dtype: str = "float32"
-  # What the backward pass recomputes: "none", "dots" or "full".
+  # What is kept for the backward pass: everything ("none" is recomputed), the
+  # results of linear layers ("dots"), or the inputs of layers alone ("full").
+  # Less is slower, and smaller.
   remat: str = "none"
   # How attention is computed: "auto" (by platform), "xla", "blocked" (one
   # CPU), "cudnn" (NVIDIA GPUs) or "splash" (TPUs); see `models/kernels.py`.
@@ -221,7 +223,7 @@ class Config(sections.Section):
 
   @property
   def folder(self) -> pathlib.Path:
-    return pathlib.Path(self.workdir or f"runs/{self.name}")
+    return pathlib.Path(self.workdir or f"runs/{self.name}").expanduser()
 
   def to_json(self) -> str:
     return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -315,6 +317,11 @@ def validate(config: Config) -> None:
     raise ValueError(
       "lora.targets () and user.kind 'none' leave nothing to train; name some "
       "layers or choose a user model"
+    )
+  if config.vanilla and not lora.targets:
+    raise ValueError(
+      "lora.targets () leaves vanilla DPO nothing to train; name some layers, "
+      "or do without it (--config.vanilla=False)"
     )
   for name in ("train", "sft", "answers", "mesh"):
     sections.check_integers(getattr(config, name), name)

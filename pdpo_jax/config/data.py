@@ -64,8 +64,8 @@ class FilesConfig(sections.Section):
   """One's own comparisons; see `data/preference_files.py`."""
 
   # Held-out comparisons: another path, or, without one, this share of all.
-  # Comparisons of the same responses stay together, others of a prompt do not.
-  # Users who have nothing else are unseen ones.
+  # The same responses to a prompt are never on both sides; other responses to
+  # it may be. Users with held-out comparisons alone count as unseen.
   heldout_path: str = ""
   heldout_share: float = 0.1
   # Users that are kept from training, to see how the unknown are served.

@@ -100,16 +100,20 @@ def make_batches(
   rows: Rows,
   reference_logps: Float[np.ndarray, "samples N"] | None,
   devices: int = 1,
-  parts: int = 1,
+  *,
+  trained: bool,
 ) -> batching.PreferenceBatches:
   """Batches of `sample_rows` or `reference_rows`.
 
   Args:
     devices: that will split a batch; where they cannot, it is whole on each.
-    parts: that a batch will be run in, one after the other.
+    trained: whether a batch is trained on, in `accumulation_steps` parts. Where
+      it is only read, one of such a part's size is enough.
   """
   users = config.user.kind != "none"
-  batch_size = config.train.batch_size
+  batch_size, parts = config.train.batch_size, config.train.accumulation_steps
+  if not trained:
+    batch_size, parts = batch_size // parts, 1
   return batching.PreferenceBatches(
     rows,
     reference_logps,

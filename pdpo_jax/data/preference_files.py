@@ -102,7 +102,7 @@ def read(path: str, user_column: str, tally: rows.Tally) -> Examples:
 
 
 def _rows(path: str, tally: rows.Tally) -> Iterator[tuple[str, rows.Row]]:
-  place = pathlib.Path(path)
+  place = pathlib.Path(path).expanduser()
   if place.is_dir():
     files = sorted(f for f in place.iterdir() if f.suffix in _FORMATS)
     if not files:
@@ -147,6 +147,11 @@ def _read_csv(
       except StopIteration:
         break
       except csv.Error as error:
+        if "unexpected end" in str(error):
+          raise ValueError(
+            f"{place}: a quote opens here that is never closed, so that all "
+            'rows behind it are one cell; double a quote inside of a cell ("")'
+          ) from error
         tally.read()
         tally.break_(place, "malformed CSV", str(error))
         number += 1
@@ -164,12 +169,14 @@ def _read_csv(
 
 
 def _cell(text: str) -> Any:
-  """A CSV cell: text, a JSON list, or nothing."""
+  """A CSV cell: text, a JSON list of texts or messages, or nothing."""
   if text.startswith("["):
     try:
-      return json.loads(text)
+      items = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
-      pass
+      items = []
+    if items and all(isinstance(item, str | dict | list) for item in items):
+      return items
   return text or None
 
 

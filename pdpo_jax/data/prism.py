@@ -105,7 +105,7 @@ def _read(
   config: config_lib.Config, name: str, tally: rows.Tally
 ) -> Iterator[tuple[str, rows.Row]]:
   path = config.data.path
-  folder = pathlib.Path(path)
+  folder = pathlib.Path(path).expanduser()
   if not folder.exists():
     return rows.read_hub(path, tally, name=name, split="train")
   file = folder / f"{name}.jsonl"

@@ -22,6 +22,10 @@ TURN_TOO_LONG = "last turns too long"
 
 # Texts that are Python lists of ids at a time; arrays are far smaller.
 _BATCH = 8192
+# Llama 3.1's templates and later ones tell the model the date, today's if no
+# other is given: a prompt would be another one tomorrow. This is the one they
+# fall back to.
+TEMPLATE_DATE = "26 Jul 2024"
 _SPEAKERS = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
 
 Ids = Int[np.ndarray, " _"]  # of any number of tokens
@@ -163,13 +167,21 @@ class PromptEncoder:
       turns.insert(0, _message("system", text))
     elif text:
       turns[0] = _message(turns[0].role, f"{text}\n\n{turns[0].content}")
-    return self._template(turns, add_generation_prompt=True)
+    try:
+      return self._template(turns, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+      raise ValueError(
+        "the tokenizer's chat template refuses a dialogue of the roles "
+        f"{[turn.role for turn in turns]}, {turns[0].content[:40]!r}…: "
+        f"{error}; leave it out, or use data.template 'plain'"
+      ) from error
 
   def _template(self, turns, add_generation_prompt):
     return self.tokenizer.apply_chat_template(
       [{"role": turn.role, "content": turn.content} for turn in turns],
       tokenize=False,
       add_generation_prompt=add_generation_prompt,
+      date_string=TEMPLATE_DATE,
     )
 
   @functools.cached_property

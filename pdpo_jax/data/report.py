@@ -66,9 +66,7 @@ def make_report(
   train = made[0]
   rows = parts.sample_rows(config, train)
   # As one device runs them.
-  batches = parts.make_batches(
-    config, train, rows, None, parts=config.train.accumulation_steps
-  )
+  batches = parts.make_batches(config, train, rows, None, trained=True)
   lengths = Lengths.of(rows)
   blocks = [
     f"Data of {config.name!r}: {config.data.source} {config.data.path}",

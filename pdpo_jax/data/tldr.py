@@ -106,7 +106,7 @@ def _read(
 ) -> list[Comparison]:
   """Comparisons of posts; those of news articles are dropped."""
   path = config.data.path
-  folder = pathlib.Path(path)
+  folder = pathlib.Path(path).expanduser()
   file = folder / f"{part}.jsonl"
   if not folder.exists():
     found = rows.read_hub(path, tally, name="comparisons", split=part)

@@ -160,10 +160,14 @@ def write(
   answers: Mapping[str, Sequence[str]],
   seed: int,
 ) -> None:
-  """One line an answer: speaker, prompt (with its user text), answer, seed."""
+  """One line an answer: speaker, prompt (with its user text), answer, seed.
+
+  The file is there when it is whole.
+  """
   if not processes.is_first():
     return
-  with file.open("w") as out:
+  part = file.with_suffix(".part")
+  with part.open("w") as out:
     for speaker, texts in answers.items():
       for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         line = {
@@ -173,6 +177,7 @@ def write(
           "seed": seed + place,
         }
         out.write(json.dumps(line, ensure_ascii=False) + "\n")
+  part.replace(file)
 
 
 def check_file(file: pathlib.Path) -> None:

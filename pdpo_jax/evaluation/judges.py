@@ -61,6 +61,10 @@ class Failed(Exception):
   """One verdict could not be had; others may."""
 
 
+class Refused(Failed):
+  """One that cannot be had, however often it is asked for."""
+
+
 @runtime_checkable
 class Judge(Protocol):
   """Answers in any order, as they come."""
@@ -171,7 +175,10 @@ class OpenAIJudge:
       temperature=self._config.temperature,
       **{limit: self._config.max_tokens},
     )
-    text = completion.choices[0].message.content
+    choice = completion.choices[0]
+    text = choice.message.content
+    if not text and choice.finish_reason == "content_filter":
+      raise Refused("the answer is withheld by the service's content filter")
     if not isinstance(text, str):
       raise TypeError("there is no text in it")
     usage = completion.usage
@@ -207,7 +214,7 @@ class OpenAIJudge:
       )
       or getattr(error, "status_code", 0) == 413
     ):
-      raise Failed(f"the request is refused: {error}") from error
+      raise Refused(f"the request is refused: {error}") from error
     down = type(error.__cause__).__name__ in _NO_CONNECTION
     down |= last and isinstance(error, openai.APIConnectionError)
     if down and not self._reached:
@@ -245,7 +252,7 @@ class LocalJudge:
   ) -> Iterator[tuple[int, Answer | Failed]]:
     prompts = [self._prompt(each.prompts) for each in asked]
     fit = []
-    too_long = Failed(
+    too_long = Refused(
       f"it is over the {self._encoder.max_tokens} tokens that the model has "
       "room for; lower judge.max_tokens, or use a model with more positions"
     )

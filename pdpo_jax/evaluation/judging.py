@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Of English text, for the estimate.
 _CHARACTERS_A_TOKEN = 4
+# Of verdicts: more of them refused is no matter of a few prompts.
+_REFUSED_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Estimate:
     return (
       f"{self.calls:,} calls ({self.kept:,} more are in the journal), about "
       f"{self.input_tokens:,} tokens in and at most {self.output_tokens:,} "
-      f"out: ${self.dollars:,.2f} at most at the prices of --judge.input_price "
+      f"out: about ${self.dollars:,.2f} at the prices of --judge.input_price "
       "and --judge.output_price"
     )
 
@@ -95,6 +97,9 @@ def judge(
 ) -> list[winrate.Judgement]:
   """A judgement for each question and order.
 
+  A few that the judge refuses for good, as by a content filter, are without a
+  verdict, as those that cannot be read.
+
   Raises:
     ValueError: if the judge cannot be asked, or some verdicts could not be had;
       all others are in the journal then, and the same call goes on from there.
@@ -104,13 +109,21 @@ def judge(
   missing = _missing(verdicts, kept)
   if missing:
     failures = _ask(missing, config, journal, kept)
-    if failures:
+    final = all(isinstance(each, judges.Refused) for each in failures)
+    if not final or len(failures) > _REFUSED_SHARE * len(verdicts):
       raise ValueError(
         f"{len(failures)} of {len(missing):,} verdicts could not be had (the "
         f"last: {failures[-1]}); the others are kept in {journal}, and the "
         "same command asks for the rest"
       )
-  return [_judgement(each, kept[each.key]) for each in verdicts]
+    if failures:
+      logger.warning(
+        "%d of %d verdicts are refused and count as unreadable (the last: %s)",
+        len(failures),
+        len(verdicts),
+        failures[-1],
+      )
+  return [_judgement(each, kept.get(each.key)) for each in verdicts]
 
 
 def estimate(
@@ -274,13 +287,15 @@ def _mend(journal: pathlib.Path) -> None:
       file.truncate(len(whole) + len(newline))
 
 
-def _judgement(verdict: _Verdict, line: dict[str, Any]) -> winrate.Judgement:
+def _judgement(
+  verdict: _Verdict, line: dict[str, Any] | None
+) -> winrate.Judgement:
   winner = {
     None: None,
     "tie": winrate.TIE,
     "a": winrate.OURS if verdict.ours_first else winrate.THEIRS,
     "b": winrate.THEIRS if verdict.ours_first else winrate.OURS,
-  }[line["verdict"]]
+  }[line and line["verdict"]]
   question = verdict.question
   return winrate.Judgement(
     question.sample, question.user_id, winner, verdict.ours_first

@@ -67,6 +67,11 @@ class Kernel:
         raise ValueError(f"base.attention 'cudnn' {problem}; use 'auto'")
       return _cudnn(q, k, v, real, offset)
     if name == "splash":
+      if platform != "tpu":
+        raise ValueError(
+          f"base.attention 'splash' is for TPUs, and this is a {platform}; use "
+          "'auto'"
+        )
       return _by_device(_splash)(q, k, v, real, offset)
     mask = visible(real, q.shape[1], offset)
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])

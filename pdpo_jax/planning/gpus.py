@@ -36,7 +36,7 @@ class Gpu:
     capability: compute capability, major and minor.
     multiprocessors: how many.
     clock: GHz, boosted.
-    memory: bytes, as the driver counts them.
+    memory: bytes, as CUDA tells programs.
     bandwidth: bytes a second, of that memory.
     cache: MiB, of the L2 cache.
     peak: dense bfloat16 FLOPs a second.
@@ -60,7 +60,7 @@ GPUS = {
     capability=(8, 9),
     multiprocessors=128,
     clock=2.52,
-    memory=25.76e9,
+    memory=25.39e9,
     bandwidth=1.008e12,
     cache=72,
     peak=165e12,
@@ -71,7 +71,7 @@ GPUS = {
     capability=(8, 9),
     multiprocessors=58,
     clock=2.04,
-    memory=24.15e9,
+    memory=23.65e9,
     bandwidth=0.3e12,
     cache=48,
     peak=121e12,
@@ -82,7 +82,7 @@ GPUS = {
     capability=(8, 9),
     multiprocessors=142,
     clock=2.52,
-    memory=48.3e9,
+    memory=47.67e9,
     bandwidth=0.864e12,
     cache=96,
     peak=362e12,
@@ -115,7 +115,7 @@ GPUS = {
     capability=(9, 0),
     multiprocessors=132,
     clock=1.98,
-    memory=151.4e9,
+    memory=150.1e9,
     bandwidth=4.8e12,
     cache=50,
     peak=989e12,

@@ -229,7 +229,7 @@ def attention_of(
   if base.attention == "cudnn" and problem:
     raise ValueError(f"base.attention 'cudnn' {problem}; use 'auto'")
   if base.attention not in ("auto", "cudnn"):
-    return base.attention
+    return base.attention  # If it is not for GPUs, the kernel says so.
   # JAX asks a GPU, and there is none here, whether it takes such heads. With
   # the other kernel a plan is too high by a layer's scores.
   return "xla" if problem or arch.head_size > _HEAD_NOT_ASKED else "cudnn"
@@ -335,7 +335,8 @@ def find_largest(
     if too_many:
       most = min(most, too_many - 1)
       most = max(most, fitting + 1)
-    if most <= fitting or most in known:
+    # More samples that take less memory promise nothing.
+    if most <= fitting or most in known or line.each <= 0:
       return known.get(fitting), growth
     known[most] = compile_samples(most)
     line = Growth.between(first, known[most])

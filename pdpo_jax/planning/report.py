@@ -20,6 +20,9 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
   shape, chip = plan.shape, plan.topology.chip
   mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
   yield f"{plan.topology.name}: {plan.topology.num_devices} devices ({mesh})"
+  if plan.topology.num_devices > 1:
+    named = (f"--config.mesh.{axis}={n}" for axis, n in plan.mesh.items())
+    yield f"The mesh, as a training is told: {' '.join(named)}"
   yield (
     f"{shape.samples} samples a step, {plan.samples} a device at a time; "
     f"{shape.prompt} prompt tokens, {shape.responses} responses of "
@@ -88,7 +91,9 @@ def _savings(plan, config):
   """What makes a plan smaller, the cheapest first."""
   found = []
   if plan.mesh["fsdp"] < plan.topology.num_devices and plan.mesh["tensor"] == 1:
-    found.append(f"--config.mesh.fsdp={plan.topology.num_devices}")
+    found.append(
+      f"--config.mesh.data=1 --config.mesh.fsdp={plan.topology.num_devices}"
+    )
   if config.base.param_dtype == "float32":
     found.append("--config.base.param_dtype=bfloat16")
   if config.base.remat != "full":

@@ -36,7 +36,7 @@ def is_apart(tree: Any) -> bool:
     is_row = isinstance(variable, user_model.UserRowParam)
     for leaf in jax.tree.leaves(variable):
       (rows if is_row else others).update(leaf.devices())
-  return bool(rows and others) and rows.isdisjoint(others)
+  return bool(rows and others) and rows != others
 
 
 def to_host(tree: Any) -> Any:

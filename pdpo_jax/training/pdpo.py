@@ -1,6 +1,7 @@
 """P-DPO on a base: builds the policy, trains it, loads it again."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ from pdpo_jax.training import (
 from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +234,13 @@ def train(
   train_config = config.train
   split = make_policy(config, base, users.num_rows)
   total_steps = train_config.epochs * batches.num_batches
+  if train_config.warmup_steps >= total_steps:
+    logger.warning(
+      "train.warmup_steps %d is not below the run's %d steps, so that learning "
+      "rates never reach their peak; lower it, or train more epochs",
+      train_config.warmup_steps,
+      total_steps,
+    )
   transformation = optimizer.make_optimizer(train_config, total_steps)
   mesh = sharding.mesh_of(split.frozen)
   objective = make_objective(config, mesh)

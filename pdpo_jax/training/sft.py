@@ -83,6 +83,10 @@ def _rescale(params: nnx.State, width: int) -> nnx.State:
   return nnx.from_flat_state(flat)
 
 
+# Names the data that a base was taught on, in its folder.
+_DATA = "data.txt"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Start:
   """What is trained, and on what.
@@ -128,7 +132,7 @@ def _from_scratch(
 def _from_base(
   config: config_lib.Config, examples: Sequence[structs.PreferenceExample]
 ) -> _Start:
-  """A base, and the chosen responses as the reference will read them."""
+  """A base, and the chosen responses, with prompts without users' texts."""
   base = base_lib.read_base(
     config.sft.path, dataclasses.replace(config.base, param_dtype="float32")
   )
@@ -143,10 +147,25 @@ def _from_base(
   return _Start(base.lm, base.tokenizer, base.end_of_turn, chosen)
 
 
+def check_data(folder: pathlib.Path, data: str) -> None:
+  """Checks that a base was taught on this data, where that is written down.
+
+  Raises:
+    ValueError: if it was on other data, parts of which may be held out now.
+  """
+  file = folder / _DATA
+  if file.is_file() and file.read_text() != data:
+    raise ValueError(
+      f"the base in {folder} was taught on other data than there is now, and "
+      "may know what is held out; use another --config.workdir"
+    )
+
+
 def train_base(
   config: config_lib.Config,
   dataset: dataset_lib.Dataset,
   folder: pathlib.Path,
+  data: str = "",
 ) -> base_lib.Base:
   """Trains all weights of a base, and writes it.
 
@@ -155,6 +174,7 @@ def train_base(
     dataset: what is learnt: the chosen responses of its training comparisons,
       or, from scratch, its `sft_pairs`.
     folder: gets the base in Hugging Face format, and the training's metrics.
+    data: names the data set; a training only goes on with the same.
 
   Raises:
     ValueError: as `base_lib.read_base` and `parts.tokenize_part`, of the base
@@ -203,7 +223,11 @@ def train_base(
       evaluate=None,
       describe=str,
       users=None,
-      meta={"sft": repr(dataclasses.asdict(sft)), "seed": config.seed},
+      meta={
+        "sft": repr(dataclasses.asdict(sft)),
+        "seed": config.seed,
+        "data": data,
+      },
     ),
     config.train,
   )
@@ -212,6 +236,7 @@ def train_base(
   del state
   if processes.is_first():
     tensor_files.remove_unfinished(folder)
+    (folder / _DATA).write_text(data)
     own = params
     if mesh is not None:
       own = jax.tree.map(lambda x: jnp.asarray(processes.fetch(x)), params)

@@ -114,7 +114,10 @@ def check_batch(
     ]
     remedy = "use a larger batch"
     if fewer:
-      remedy = f"use --config.train.accumulation_steps={fewer[-1]}"
+      remedy = (
+        f"use --config.train.accumulation_steps={fewer[-1]}, or, for a run "
+        "that has begun with these parts, fewer devices"
+      )
     raise ValueError(
       f"train.batch_size {config.train.batch_size} in train.accumulation_steps "
       f"{config.train.accumulation_steps} parts leaves {part} samples, which "

@@ -88,7 +88,9 @@ def test_mixing_by_batch_makes_generic_rows_samples_of_their_own(
   # Evaluation reads each sample once, as its user.
   heldout, _ = make_part(config, "heldout")
   assert parts.sample_rows(config, heldout) == heldout.tokenized
-  batch = parts.make_batches(config, part, rows, np.zeros((8, 2))).batch(0)
+  batch = parts.make_batches(
+    config, part, rows, np.zeros((8, 2)), trained=True
+  ).batch(0)
   assert batch.bare_prompt is None
 
 
@@ -96,10 +98,10 @@ def test_the_generic_branch_may_read_prompts_without_text(config):
   part, tokenizer = make_part(config)
   rows = parts.sample_rows(config, part)
   logps = np.zeros((len(rows), 2), np.float32)
-  batch = parts.make_batches(config, part, rows, logps).batch(0)
+  batch = parts.make_batches(config, part, rows, logps, trained=True).batch(0)
   assert batch.bare_prompt is None
   config.loss.generic_sees_text = False
-  batch = parts.make_batches(config, part, rows, logps).batch(0)
+  batch = parts.make_batches(config, part, rows, logps, trained=True).batch(0)
   for row, index in enumerate(batch.index):
     if index < 0:
       continue
@@ -116,5 +118,22 @@ def test_without_users_a_batch_has_one_prompt(config):
   part, _ = make_part(config)
   rows = parts.sample_rows(config, part)
   assert len(rows) == len(EXAMPLES)
-  batches = parts.make_batches(config, part, rows, np.zeros((4, 2)))
+  batches = parts.make_batches(
+    config, part, rows, np.zeros((4, 2)), trained=True
+  )
   assert batches.batch(0).bare_prompt is None
+
+
+def test_what_is_only_read_comes_in_as_much_as_a_device_trains_on(config):
+  config.train.batch_size, config.train.accumulation_steps = 4, 2
+  part, _ = make_part(config)
+  rows = parts.sample_rows(config, part)
+  sizes = {
+    trained: parts.make_batches(
+      config, part, rows, np.zeros((4, 2)), trained=trained
+    )
+    .batch(0)
+    .index.size
+    for trained in (True, False)
+  }
+  assert sizes == {True: 4, False: 2}

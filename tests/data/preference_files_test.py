@@ -243,6 +243,20 @@ def test_broken_csv_rows_are_counted(tmp_path):
     tally.check(0.0)
 
 
+def test_a_quote_that_is_never_closed_is_an_error(tmp_path):
+  file = tmp_path / "rows.csv"
+  file.write_text('prompt,chosen,rejected\na,b,c\n"a,b,c\n' + "a,b,c\n" * 500)
+  with pytest.raises(ValueError, match=r"rows\.csv:3: a quote opens here"):
+    read(file)
+
+
+def test_a_csv_cell_that_is_no_list_of_responses_is_text(tmp_path):
+  file = tmp_path / "rows.csv"
+  write_csv(file, ROW | {"chosen": "[1, 2, 3]", "rejected": "[]"})
+  (example,) = read(file)
+  assert (example.chosen, example.rejected) == ("[1, 2, 3]", ("[]",))
+
+
 def test_a_truncated_parquet_file_is_an_error(tmp_path):
   file = tmp_path / "rows.parquet"
   parquet.write_table(pyarrow.Table.from_pylist([ROW]), file)

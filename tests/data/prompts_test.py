@@ -19,8 +19,19 @@ WITHOUT_SYSTEM = (
 )
 
 
-def make_tokenizer(template=None, bos=False):
-  tokenizer = tokenize.train_tokenizer(TEXTS * 3, 300)
+DATED = (
+  "{% if date_string is not defined %}"
+  "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+  "Today is {{ date_string }}." + CHAT
+)
+IN_TURNS = (
+  "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+  "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + CHAT
+)
+
+
+def make_tokenizer(template=None, bos=False, texts=TEXTS):
+  tokenizer = tokenize.train_tokenizer(texts * 3, 300)
   special = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
   tokenizer.add_special_tokens({"additional_special_tokens": special})
   tokenizer.chat_template = template
@@ -86,6 +97,21 @@ def test_a_system_message_of_the_dialogue_comes_before_the_user_text():
   turns = (structs.Message("system", "Be kind."), *dialogue("a"))
   text, _ = encode(make_tokenizer(CHAT), turns, "I am")
   assert text.startswith("<|system|>Be kind.\n\nI am<|end|>\n<|user|>a<|end|>")
+
+
+def test_a_prompt_is_the_same_on_any_day():
+  text, _ = encode(make_tokenizer(DATED), "the cat")
+  assert text.startswith("Today is 26 Jul 2024.")
+
+
+def test_a_dialogue_that_the_template_refuses_is_named():
+  twice = (
+    structs.Message("user", "a cat"),
+    structs.Message("user", "so what?"),
+  )
+  message = r"\['user', 'user'\], 'a cat'…: roles must alternate; leave"
+  with pytest.raises(ValueError, match=message):
+    encode(make_tokenizer(IN_TURNS), twice)
 
 
 def test_a_template_without_system_has_the_user_text_in_the_first_turn():

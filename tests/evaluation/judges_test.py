@@ -123,7 +123,7 @@ def test_a_refused_request_is_not_tried_again():
   server = judge_server.Server(faults=(400,))
   with server.running() as url:
     (failure,) = ask(judge_server.config_of(url)).values()
-  assert isinstance(failure, judges.Failed) and "is refused" in str(failure)
+  assert isinstance(failure, judges.Refused) and "is refused" in str(failure)
   assert sum(server.tries.values()) == 1
 
 
@@ -164,7 +164,7 @@ def test_a_local_model_judges(tmp_path):
   long = judge_prompt.Prompts("You are ann.", "Which one? " * 200)
   both = [judges.Asked(long, "a", "b"), ASKED]
   answers = dict(judges.make_judge(config).answers(both))
-  assert isinstance(answers[0], judges.Failed)
+  assert isinstance(answers[0], judges.Refused)
   assert "lower judge.max_tokens" in str(answers[0])
   assert answers[1].text == found[0].text
   # Nothing of what it is told is cut, however it is shared out.

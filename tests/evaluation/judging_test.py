@@ -153,6 +153,30 @@ def test_one_random_order_is_the_same_each_time(tmp_path):
   assert [each.ours_first for each in again] == firsts
 
 
+@pytest.mark.parametrize(("refused", "works"), [(4, True), (5, False)])
+def test_a_few_verdicts_may_be_refused_for_good(
+  refused, works, tmp_path, monkeypatch, caplog
+):
+  class Picky:
+    def answers(self, asked):
+      for place, _ in enumerate(asked):
+        if place < refused:
+          yield place, judges.Refused("not this one")
+        else:
+          yield place, judges.Answer("Output (a)")
+
+  monkeypatch.setattr(judges, "make_judge", lambda config: Picky())
+  config = judge_server.config_of("http://localhost:1")
+  asked = judge_server.questions(20), config, tmp_path / "judgements.jsonl"
+  if not works:
+    with pytest.raises(ValueError, match="5 of 40 verdicts could not be had"):
+      judging.judge(*asked)
+    return
+  found = judging.judge(*asked)
+  assert [each.winner is None for each in found] == [True] * 4 + [False] * 36
+  assert "4 of 40 verdicts are refused" in caplog.text
+
+
 def test_failures_leave_what_was_judged(tmp_path):
   journal = tmp_path / "judgements.jsonl"
   refused = lambda user: "Question 1?" in user  # noqa: E731

@@ -156,6 +156,11 @@ def test_an_unknown_kernel_is_an_error_that_lists_the_known():
     kernels.Kernel("flash")
 
 
+def test_splash_on_a_cpu_is_an_error_that_says_what_to_use():
+  with pytest.raises(ValueError, match=r"for TPUs, and this is a cpu; use"):
+    kernels.Kernel("splash")(*inputs(), OFFSET)
+
+
 def test_cudnn_on_a_cpu_is_an_error_that_says_what_to_use():
   with pytest.raises(ValueError, match=r"NVIDIA GPUs.*use 'auto'"):
     kernels.Kernel("cudnn")(*inputs(), OFFSET)

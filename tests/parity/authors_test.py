@@ -125,11 +125,11 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   logps = reference.reference_logps(
     base_lib.Base(lm, tokenizer, "tiny"),
     read,
-    parts.make_batches(config, part, read, None),
+    parts.make_batches(config, part, read, None, trained=False),
     tmp_path,
     45,
   )
-  batches = parts.make_batches(config, part, rows, logps)
+  batches = parts.make_batches(config, part, rows, logps, trained=True)
   batch = next(
     jax.tree.map(jnp.asarray, b)
     for b in map(batches.batch, range(9))

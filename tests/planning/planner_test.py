@@ -84,6 +84,17 @@ def test_room_that_a_promise_leaves_is_used():
   assert largest.samples == 8
 
 
+def test_memory_that_does_not_grow_promises_nothing():
+  compiled = []
+
+  def compile_samples(samples):
+    compiled.append(samples)
+    return fake_plan(samples, each=-0.5)
+
+  largest, _ = planner.find_largest(compile_samples, fake_plan(2, each=-0.5))
+  assert largest.samples == 2 and compiled == [1]
+
+
 def test_where_no_sample_fits_there_is_no_largest_batch():
   largest, _ = planner.find_largest(
     lambda samples: fake_plan(samples, capacity=5.0), fake_plan(2, capacity=5.0)
@@ -122,7 +133,9 @@ def test_what_does_not_fit_comes_with_what_would_help():
   assert "--config.train.accumulation_steps=2" in advised
   mesh = {"data": 16, "fsdp": 1, "tensor": 1}
   advised = report.advice(dataclasses.replace(plan, mesh=mesh), config)
-  assert advised.startswith("What would help: --config.mesh.fsdp=16;")
+  assert advised.startswith(
+    "What would help: --config.mesh.data=1 --config.mesh.fsdp=16;"
+  )
 
 
 def test_where_there_is_room_less_need_be_computed():

@@ -50,6 +50,17 @@ def test_a_policy_does_not_load_onto_another_base(run):
     pdpo.load(config, other, config.folder / "pdpo")
 
 
+def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
+  config = tiny.tiny_config(tmp_path)
+  config.train.epochs = 1
+  parts = tiny.tiny_parts(config)
+  tiny.train(config, parts)
+  assert "warmup_steps" not in caplog.text
+  config.train.warmup_steps = parts[2].num_batches
+  tiny.train(config, parts)
+  assert "never reach their peak" in caplog.text
+
+
 def test_loading_from_a_folder_without_checkpoints_is_an_error(run, tmp_path):
   config, parts, _, _ = run
   with pytest.raises(ValueError, match="has no checkpoints; train first"):

@@ -113,6 +113,19 @@ def test_a_base_that_was_cut_off_between_two_shards_is_written_again(tmp_path):
   ]
 
 
+def test_a_base_that_was_taught_on_other_data_is_an_error(tmp_path):
+  make_base(tmp_path)
+  dataset = dataset_lib.Dataset(EXAMPLES, [], [])
+  config, folder = make_config(tmp_path), tmp_path / "base"
+  sft.train_base(config, dataset, folder, "one")
+  sft.check_data(folder, "one")
+  with pytest.raises(ValueError, match="taught on other data"):
+    sft.check_data(folder, "other")
+  (folder / "model.safetensors").unlink()
+  with pytest.raises(ValueError, match="data is 'one' there and 'other' here"):
+    sft.train_base(config, dataset, folder, "other")
+
+
 def test_what_is_taught_keeps_to_the_limits_of_a_response(tmp_path):
   make_base(tmp_path)
   config = make_config(tmp_path, max_response_tokens=2)
