@@ -1,7 +1,7 @@
 """Trained policies that are evaluated side by side, of one run or several."""
 
-import functools
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
