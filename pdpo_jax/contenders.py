@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import experiment, processes, run_folder, structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
+from pdpo_jax.evaluation import responses as responses_lib
 from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import checkpoint, pdpo
@@ -146,56 +144,18 @@ class Contender:
       Responses by sample key.
     """
     config = self._in_own_words(config)
-    keys = [scores_lib.sample_key(each) for each in examples]
-    kept = processes.from_first(lambda: self.kept_responses(config))
-    missing = [place for place, key in enumerate(keys) if key not in kept]
-    # In pieces, so that little is lost when it is interrupted.
-    for start in range(0, len(missing), 4 * config.answers.batch_size):
-      places = missing[start : start + 4 * config.answers.batch_size]
-      seeds = [seed_of(keys[place], config) for place in places]
-      owners = [examples[place].user_id for place in places]
-      said = answers.respond(
-        self.policy,
-        self._base,
-        [
-          structs.PromptExample(
-            examples[place].prompt, examples[place].user_text
-          )
-          for place in places
-        ],
-        [self.row_of(owner) for owner in owners],
-        seeds,
-        config,
-      )
-      lines = [
-        {
-          "sample": keys[place],
-          "user_id": owner,
-          "row": self.row_of(owner),
-          "seed": seed,
-          "response": text,
-        }
-        for place, text, owner, seed in zip(
-          places, said, owners, seeds, strict=True
-        )
-      ]
-      if processes.is_first():
-        _append(self._responses_file(config), lines)
-      kept |= {keys[p]: text for p, text in zip(places, said, strict=True)}
-    return {key: kept[key] for key in keys}
+    return responses_lib.make(
+      examples,
+      [self.row_of(each.user_id) for each in examples],
+      lambda: self.policy,
+      self._base,
+      config,
+      self._responses_file(config),
+    )
 
   def kept_responses(self, config: config_lib.Config) -> dict[str, str]:
     """Those that were generated before with the same settings."""
-    file = self._responses_file(self._in_own_words(config))
-    found = {}
-    if file.is_file():
-      for line in file.read_text().split("\n"):
-        try:
-          row = json.loads(line)
-        except json.JSONDecodeError:  # the last line, cut off by a kill
-          continue
-        found[row["sample"]] = row["response"]
-    return found
+    return responses_lib.read(self._responses_file(self._in_own_words(config)))
 
   def _in_own_words(self, config: config_lib.Config) -> config_lib.Config:
     """With the template of its training."""
@@ -204,22 +164,7 @@ class Contender:
     return dataclasses.replace(config, data=data)
 
   def _responses_file(self, config: config_lib.Config) -> pathlib.Path:
-    spec, data = answers.sampling_spec(config.answers), config.data
-    settings = f"{spec} {data.template} {data.max_prompt_tokens} {config.seed}"
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    return self.folder / "responses" / f"{self.step}_{digest}.jsonl"
-
-
-def _append(file: pathlib.Path, lines: Sequence[dict[str, Any]]) -> None:
-  file.parent.mkdir(exist_ok=True)
-  with file.open("a") as out:
-    for line in lines:
-      out.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def seed_of(key: str, config: config_lib.Config) -> int:
-  """A sample's seed, the same for whoever responds to it."""
-  return (config.seed + int(key[:8], 16)) % 2**32
+    return responses_lib.file_of(self.folder, str(self.step), config)
 
 
 def _name(config: config_lib.Config) -> str:

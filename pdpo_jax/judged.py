@@ -7,17 +7,11 @@ import pathlib
 import random
 from collections.abc import Collection, Mapping, Sequence
 
-from pdpo_jax import config as config_lib
 from pdpo_jax import contenders, experiment, processes, structs
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.evaluation import (
-  answers,
-  comparison,
-  evidence,
-  judging,
-  winrate,
-)
+from pdpo_jax.evaluation import comparison, evidence, judging, winrate
+from pdpo_jax.evaluation import responses as responses_lib
 from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import base as base_lib
@@ -102,6 +96,8 @@ def estimate(
   samples = draw(dataset, scores, judge, config.seed)
   chosen = {key: each.chosen for key, each in samples.examples.items()}
   said = dict.fromkeys(_opponents(found, judge), chosen)
+  if _BASE in said:
+    said[_BASE] = chosen | responses_lib.read(_base_file(found[0]))
   said |= {
     each.name: chosen | each.kept_responses(config)
     for each in found
@@ -142,6 +138,11 @@ def _opponents(
         each,
       )
   return [names[each] for each in judge.against if each in names]
+
+
+def _base_file(own: contenders.Contender) -> pathlib.Path:
+  """Where the base's responses are, with the settings of a run."""
+  return responses_lib.file_of(own.workdir, "base", own.config)
 
 
 def _journal(workdir: pathlib.Path) -> pathlib.Path:
@@ -212,30 +213,20 @@ def _sources(found, base, judge, config):
       scores_lib.sample_key(each): each.chosen for each in examples
     }
   if "base" in judge.against:
-    sources[_BASE] = lambda examples: _of_base(base, examples, config)
+    sources[_BASE] = lambda examples: responses_lib.make(
+      examples,
+      [0] * len(examples),
+      lambda: policy_lib.base_policy(base.lm),
+      base,
+      config,
+      _base_file(found[0]),
+    )
   for each in found:
     if not each.control:
       sources[each.name] = lambda examples, each=each: each.responses(
         examples, config
       )
   return sources
-
-
-def _of_base(
-  base: base_lib.Base,
-  examples: Sequence[structs.PreferenceExample],
-  config: config_lib.Config,
-) -> dict[str, str]:
-  keys = [scores_lib.sample_key(each) for each in examples]
-  texts = answers.respond(
-    policy_lib.base_policy(base.lm),
-    base,
-    [structs.PromptExample(each.prompt, each.user_text) for each in examples],
-    [0] * len(keys),
-    [contenders.seed_of(key, config) for key in keys],
-    config,
-  )
-  return dict(zip(keys, texts, strict=True))
 
 
 def _questions(

@@ -11,6 +11,7 @@ from absl.testing import flagsaver
 
 from pdpo_jax import contenders, evaluate, experiment, main, run_folder
 from pdpo_jax.config import judge as judge_config
+from pdpo_jax.evaluation import answers
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 
@@ -314,6 +315,19 @@ def test_a_rule_judges_and_the_journal_keeps_it(runs, capsys):
   assert "0 calls (60 more" in capsys.readouterr().out
   markdown = (runs / "individual" / "report" / "report.md").read_text()
   assert "| in the paper, on PRISM | vanilla DPO | 64.47 |" in markdown
+
+
+def test_the_base_responds_only_once(runs, monkeypatch):
+  rule = judge(kind="rule", against=("base",), samples_per_user=1)
+  with flagsaver.flagsaver(judge=rule):
+    first = call(runs / "individual")["win_rates"]
+    assert {row["against"] for row in first} == {"the base"}
+
+    def refuse(*arguments):
+      raise AssertionError("this was generated before")
+
+    monkeypatch.setattr(answers, "respond", refuse)
+    assert call(runs / "individual")["win_rates"] == first
 
 
 def test_responses_are_kept_with_their_seeds(runs):

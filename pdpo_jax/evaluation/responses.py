@@ -1,0 +1,103 @@
+"""What a policy says to the prompts of samples, generated once and kept.
+
+A line a response, in a file whose name tells the settings:
+
+  {"sample": "9f0c…", "user_id": "4", "row": 2, "seed": 123, "response": "…"}
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import processes, structs
+from pdpo_jax.evaluation import answers
+from pdpo_jax.evaluation import scores as scores_lib
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.weights import base as base_lib
+
+
+def file_of(
+  folder: pathlib.Path, name: str, config: config_lib.Config
+) -> pathlib.Path:
+  """Where responses with these settings are.
+
+  Args:
+    folder: of a training, or of a run.
+    name: of what responds, within the folder.
+    config: `answers`, the template and limit of prompts and `seed` apply.
+  """
+  spec, data = answers.sampling_spec(config.answers), config.data
+  settings = f"{spec} {data.template} {data.max_prompt_tokens} {config.seed}"
+  digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+  return folder / "responses" / f"{name}_{digest}.jsonl"
+
+
+def read(file: pathlib.Path) -> dict[str, str]:
+  """Those that are there, by sample key."""
+  found = {}
+  if file.is_file():
+    for line in file.read_text().split("\n"):
+      try:
+        row = json.loads(line)
+      except json.JSONDecodeError:  # the last line, cut off by a kill
+        continue
+      found[row["sample"]] = row["response"]
+  return found
+
+
+def make(
+  examples: Sequence[structs.PreferenceExample],
+  rows: Sequence[int],
+  policy: Callable[[], policy_lib.Policy],
+  base: base_lib.Base,
+  config: config_lib.Config,
+  file: pathlib.Path,
+) -> dict[str, str]:
+  """A response to each sample, by its key: kept ones, or made now and kept.
+
+  Args:
+    rows: the user row that each is responded to as.
+    policy: gives the policy, where it is needed.
+    config: as for `file_of`.
+    file: of `file_of`.
+  """
+  keys = [scores_lib.sample_key(each) for each in examples]
+  kept = processes.from_first(lambda: read(file))
+  missing = [place for place, key in enumerate(keys) if key not in kept]
+  # In pieces, so that little is lost when it is interrupted.
+  size = 4 * config.answers.batch_size
+  for start in range(0, len(missing), size):
+    places = missing[start : start + size]
+    seeds = [_seed_of(keys[place], config) for place in places]
+    said = answers.respond(
+      policy(),
+      base,
+      [
+        structs.PromptExample(examples[place].prompt, examples[place].user_text)
+        for place in places
+      ],
+      [rows[place] for place in places],
+      seeds,
+      config,
+    )
+    if processes.is_first():
+      file.parent.mkdir(exist_ok=True)
+      with file.open("a") as out:
+        for place, seed, text in zip(places, seeds, said, strict=True):
+          line = {
+            "sample": keys[place],
+            "user_id": examples[place].user_id,
+            "row": rows[place],
+            "seed": seed,
+            "response": text,
+          }
+          out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    kept |= {keys[p]: text for p, text in zip(places, said, strict=True)}
+  return {key: kept[key] for key in keys}
+
+
+def _seed_of(key: str, config: config_lib.Config) -> int:
+  """A sample's seed, the same for whoever responds to it."""
+  return (config.seed + int(key[:8], 16)) % 2**32
