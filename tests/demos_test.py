@@ -86,4 +86,4 @@ def test_the_quickstart_runs_to_its_end(tmp_path, monkeypatch):
   assert "Report: runs/quickstart-smoke/report" in said
   # A command's error does not stop a notebook.
   assert "rror:" not in said
-  assert len(re.findall(r"^\d+% worker 4: .", said, re.MULTILINE)) == 5
+  assert len(re.findall(r"^\d+% worker 4: .", said, re.MULTILINE)) == 6
