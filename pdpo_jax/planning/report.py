@@ -21,8 +21,9 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
   mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
   yield f"{plan.topology.name}: {plan.topology.num_devices} devices ({mesh})"
   if plan.topology.num_devices > 1:
-    named = (f"--config.mesh.{axis}={n}" for axis, n in plan.mesh.items())
-    yield f"The mesh, as a training is told: {' '.join(named)}"
+    sizes = plan.mesh.items()
+    named = (f"--config.mesh.{axis}={size}" for axis, size in sizes if size > 1)
+    yield f"To train on this mesh: {' '.join(named)}"
   yield (
     f"{shape.samples} samples a step, {plan.samples} a device at a time; "
     f"{shape.prompt} prompt tokens, {shape.responses} responses of "

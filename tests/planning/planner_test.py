@@ -119,6 +119,7 @@ def test_a_plan_says_how_long_a_step_takes_at_least():
   assert plan.seconds_of_links == 2e9 / 200e9
   text = report.describe(plan)
   assert "It fits: 57%" in text
+  assert "To train on this mesh: --config.mesh.fsdp=16\n" in text
   assert "32 samples a step, 2 a device at a time" in text
 
 
