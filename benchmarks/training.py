@@ -119,9 +119,10 @@ def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
     prompts=ids((samples, prompt)),
     responses=ids((samples, responses, size)),
   )
-  # All pairs at once, with logits everywhere, would take 18 GB.
-  skipped = "naive" if responses > 3 else None
-  names = [name for name in _CONTENDERS.value if name != skipped]
+  names = _CONTENDERS.value
+  if responses > 3 and not flags.FLAGS["contenders"].present:
+    # All pairs at once, with logits everywhere, take 18 GB.
+    names = [name for name in names if name != "naive"]
   contenders = [start(name, spec) for name in names]
   side_by_side.take_turns(contenders, _REPEATS.value)
   print(

@@ -146,7 +146,7 @@ class Contender:
     config = self._in_own_words(config)
     return responses_lib.make(
       examples,
-      [self.row_of(each.user_id) for each in examples],
+      self.row_of,
       lambda: self.policy,
       self._base,
       config,
@@ -155,7 +155,7 @@ class Contender:
 
   def kept_responses(self, config: config_lib.Config) -> dict[str, str]:
     """Those that were generated before with the same settings."""
-    return responses_lib.read(self._responses_file(self._in_own_words(config)))
+    return responses_lib.read(self._responses_file(config))
 
   def _in_own_words(self, config: config_lib.Config) -> config_lib.Config:
     """With the template of its training."""

@@ -48,8 +48,8 @@ def main() -> None:
   judge_config.validate(judge)
   if _DRY_RUN.value and not judge.kind:
     raise ValueError("--dry_run needs a judge, e.g. --judge.kind=openai")
-  workdir = pathlib.Path(_WORKDIR.value)
-  against = [pathlib.Path(each) for each in _AGAINST.value]
+  workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  against = [pathlib.Path(each).expanduser() for each in _AGAINST.value]
   config = run_folder.read_config(workdir)
   base = experiment.read_base(config, workdir, reading=True)
   dataset = experiment.load_dataset(config, base.tokenizer)

@@ -56,7 +56,7 @@ with open("users.json") as file:
 def answer(prompt, user=None, user_text="", **kwargs):
   ids = torch.tensor([encode(prompt, user_text)])
   tokens = model.get_input_embeddings()(ids)
-  row = users.index(user) if user in users else 0
+  row = 0 if user is None else users.index(str(user))
   prefix = prefixes[row][None].to(tokens.dtype)
   inputs = torch.cat([{parts}], 1)
   mask = torch.ones(inputs.shape[:2], dtype=torch.long)
@@ -180,8 +180,8 @@ def main() -> None:
       "--workdir and --output are needed, e.g. --workdir=runs/quickstart "
       "--output=exported"
     )
-  folder = pathlib.Path(_OUTPUT.value)
-  export_run(pathlib.Path(_WORKDIR.value), folder, _PLAIN.value)
+  folder = pathlib.Path(_OUTPUT.value).expanduser()
+  export_run(pathlib.Path(_WORKDIR.value).expanduser(), folder, _PLAIN.value)
   print(f"{folder}: {', '.join(sorted(x.name for x in folder.iterdir()))}")
 
 

@@ -81,7 +81,7 @@ def main() -> None:
       "--workdir and --prompt are needed, e.g. --workdir=runs/quickstart "
       '--user=4 --prompt="…"'
     )
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = pathlib.Path(_WORKDIR.value).expanduser()
   config = run_config(workdir)
   base = experiment.read_base(config, workdir, reading=True)
   trained = workdir / run_folder.training_name(config)

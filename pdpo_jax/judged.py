@@ -215,7 +215,7 @@ def _sources(found, base, judge, config):
   if "base" in judge.against:
     sources[_BASE] = lambda examples: responses_lib.make(
       examples,
-      [0] * len(examples),
+      lambda user_id: 0,
       lambda: policy_lib.base_policy(base.lm),
       base,
       config,

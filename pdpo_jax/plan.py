@@ -72,7 +72,7 @@ def architecture(path: str, name: str | None) -> policy_lib.Architecture:
     if name not in presets:
       raise ValueError(f"--arch {name!r} is not one of {', '.join(presets)}")
     return presets[name]
-  file = pathlib.Path(path) / "config.json"
+  file = pathlib.Path(path).expanduser() / "config.json"
   if path and file.is_file():
     return hf_safetensors.read_architecture(file.parent)
   plain = _plain(path)
@@ -204,7 +204,9 @@ def main() -> None:
     found = {
       name: plan and report.to_json(plan) for name, plan in plans.items()
     }
-    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
+    pathlib.Path(_JSON.value).expanduser().write_text(
+      json.dumps(found, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

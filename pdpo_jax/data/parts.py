@@ -113,7 +113,9 @@ def make_batches(
   users = config.user.kind != "none"
   batch_size, parts = config.train.batch_size, config.train.accumulation_steps
   if not trained:
-    batch_size, parts = batch_size // parts, 1
+    # More devices than it was trained on get a sample each.
+    batch_size = -(-batch_size // parts // devices) * devices
+    parts = 1
   return batching.PreferenceBatches(
     rows,
     reference_logps,

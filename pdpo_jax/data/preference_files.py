@@ -169,13 +169,13 @@ def _read_csv(
 
 
 def _cell(text: str) -> Any:
-  """A CSV cell: text, a JSON list of texts or messages, or nothing."""
+  """A CSV cell: text, a JSON list, or nothing; a list of numbers is text."""
   if text.startswith("["):
     try:
       items = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
-      items = []
-    if items and all(isinstance(item, str | dict | list) for item in items):
+      return text
+    if not items or any(isinstance(item, str | dict | list) for item in items):
       return items
   return text or None
 

@@ -111,10 +111,12 @@ def judge(
     failures = _ask(missing, config, journal, kept)
     final = all(isinstance(each, judges.Refused) for each in failures)
     if not final or len(failures) > _REFUSED_SHARE * len(verdicts):
+      remedy = "the same command asks for the rest"
+      if final:
+        remedy = "asking again will not help"
       raise ValueError(
         f"{len(failures)} of {len(missing):,} verdicts could not be had (the "
-        f"last: {failures[-1]}); the others are kept in {journal}, and the "
-        "same command asks for the rest"
+        f"last: {failures[-1]}); the others are kept in {journal}, and {remedy}"
       )
     if failures:
       logger.warning(

@@ -26,10 +26,11 @@ def file_of(
   Args:
     folder: of a training, or of a run.
     name: of what responds, within the folder.
-    config: `answers`, the template and limit of prompts and `seed` apply.
+    config: `answers`, the limit of prompts and `seed` apply. The template is
+      always that of what responds.
   """
-  spec, data = answers.sampling_spec(config.answers), config.data
-  settings = f"{spec} {data.template} {data.max_prompt_tokens} {config.seed}"
+  spec = answers.sampling_spec(config.answers)
+  settings = f"{spec} {config.data.max_prompt_tokens} {config.seed}"
   digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
   return folder / "responses" / f"{name}_{digest}.jsonl"
 
@@ -49,7 +50,7 @@ def read(file: pathlib.Path) -> dict[str, str]:
 
 def make(
   examples: Sequence[structs.PreferenceExample],
-  rows: Sequence[int],
+  row_of: Callable[[str | None], int],
   policy: Callable[[], policy_lib.Policy],
   base: base_lib.Base,
   config: config_lib.Config,
@@ -58,8 +59,8 @@ def make(
   """A response to each sample, by its key: kept ones, or made now and kept.
 
   Args:
-    rows: the user row that each is responded to as.
-    policy: gives the policy, where it is needed.
+    row_of: the user row of a user id; where it is needed, as `policy`.
+    policy: gives the policy.
     config: as for `file_of`.
     file: of `file_of`.
   """
@@ -71,6 +72,7 @@ def make(
   for start in range(0, len(missing), size):
     places = missing[start : start + size]
     seeds = [_seed_of(keys[place], config) for place in places]
+    rows = [row_of(examples[place].user_id) for place in places]
     said = answers.respond(
       policy(),
       base,
@@ -78,18 +80,20 @@ def make(
         structs.PromptExample(examples[place].prompt, examples[place].user_text)
         for place in places
       ],
-      [rows[place] for place in places],
+      rows,
       seeds,
       config,
     )
     if processes.is_first():
       file.parent.mkdir(exist_ok=True)
       with file.open("a") as out:
-        for place, seed, text in zip(places, seeds, said, strict=True):
+        for place, row, seed, text in zip(
+          places, rows, seeds, said, strict=True
+        ):
           line = {
             "sample": keys[place],
             "user_id": examples[place].user_id,
-            "row": rows[place],
+            "row": row,
             "seed": seed,
             "response": text,
           }

@@ -273,15 +273,15 @@ def _move(place: pathlib.Path, folder: pathlib.Path) -> None:
 def check_meta(
   found: Mapping[str, Any], wanted: Mapping[str, Any], place: pathlib.Path
 ) -> None:
-  """Compares a checkpoint's `meta` with this run's.
+  """Compares a checkpoint's `meta` with this run's, in what both name.
 
   Raises:
     ValueError: naming each difference.
   """
   differences = [
-    f"{name} is {found.get(name)!r} there and {value!r} here"
+    f"{name} is {found[name]!r} there and {value!r} here"
     for name, value in wanted.items()
-    if found.get(name) != value
+    if name in found and found[name] != value
   ]
   if differences:
     raise ValueError(

@@ -250,11 +250,19 @@ def test_a_quote_that_is_never_closed_is_an_error(tmp_path):
     read(file)
 
 
-def test_a_csv_cell_that_is_no_list_of_responses_is_text(tmp_path):
+def test_a_list_of_numbers_in_a_csv_cell_is_text(tmp_path):
   file = tmp_path / "rows.csv"
-  write_csv(file, ROW | {"chosen": "[1, 2, 3]", "rejected": "[]"})
+  write_csv(file, ROW | {"chosen": "[1, 2, 3]", "rejected": "[4]"})
   (example,) = read(file)
-  assert (example.chosen, example.rejected) == ("[1, 2, 3]", ("[]",))
+  assert (example.chosen, example.rejected) == ("[1, 2, 3]", ("[4]",))
+
+
+@pytest.mark.parametrize("rejected", ["[]", '["good", null]'])
+def test_a_list_that_lacks_a_response_is_a_broken_row(tmp_path, rejected):
+  file = tmp_path / "rows.csv"
+  write_csv(file, ROW | {"rejected": rejected})
+  tally = rows.Tally()
+  assert read(file, tally) == [] and sum(tally.broken.values()) == 1
 
 
 def test_a_truncated_parquet_file_is_an_error(tmp_path):
