@@ -177,6 +177,21 @@ def test_a_few_verdicts_may_be_refused_for_good(
   assert "4 of 40 verdicts are refused" in caplog.text
 
 
+def test_a_single_verdict_that_may_come_later_is_asked_for_again(
+  tmp_path, monkeypatch
+):
+  class Tired:
+    def answers(self, asked):
+      yield 0, judges.Failed("try later")
+      for place in range(1, len(asked)):
+        yield place, judges.Answer("Output (a)")
+
+  monkeypatch.setattr(judges, "make_judge", lambda config: Tired())
+  config = judge_server.config_of("http://localhost:1")
+  with pytest.raises(ValueError, match=r"1 of 40 .*command asks for the rest"):
+    judging.judge(judge_server.questions(20), config, tmp_path / "j.jsonl")
+
+
 def test_failures_leave_what_was_judged(tmp_path):
   journal = tmp_path / "judgements.jsonl"
   refused = lambda user: "Question 1?" in user  # noqa: E731
