@@ -177,12 +177,11 @@ class Checkpoints:
     return processes.from_first(lambda: self.steps)[::-1]
 
   def meta(self, step: int) -> dict[str, Any]:
-    return self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
+    return self._load_items(step, {"meta": None})["meta"]
 
   def load(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
     """The items of `step` that `like` names, in its shapes and shardings."""
-    abstract = _abstract(dict(like), lambda x: x.sharding)
-    return self._checkpointer.load_checkpointables(step, abstract)
+    return self._load_items(step, _abstract(dict(like), lambda x: x.sharding))
 
   def load_as_saved(self, step: int, names: Sequence[str]) -> dict[str, Any]:
     """Items of `step` in the shapes they have there, in the host's memory.
@@ -195,8 +194,13 @@ class Checkpoints:
     here = jax_sharding.SingleDeviceSharding(
       jax.local_devices(backend="cpu")[0]
     )
-    abstract = _abstract(like, lambda _: here)
-    return self._checkpointer.load_checkpointables(step, abstract)
+    return self._load_items(step, _abstract(like, lambda _: here))
+
+  def _load_items(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+    # One after the other, as Orbax does too. Asked for several of which one
+    # cannot be read, it would never await the others, and Python would warn.
+    load = self._checkpointer.load_checkpointables
+    return {name: load(step, {name: each})[name] for name, each in like.items()}
 
   def newest(
     self, like: Mapping[str, Any], meta: Mapping[str, Any]

@@ -84,9 +84,6 @@ def drop_optimizer(step_folder):
 @pytest.mark.parametrize(
   "damage", [damage_user_data, empty_step, drop_optimizer]
 )
-# Orbax leaves its reading coroutine behind when it fails.
-@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_step_is_passed_over_with_a_warning(tmp_path, caplog, damage):
   folder = tmp_path / "saved"
   save(folder, 3, 11)
@@ -101,8 +98,6 @@ def test_a_damaged_step_is_passed_over_with_a_warning(tmp_path, caplog, damage):
     assert_is_step(restore(folder), 11)
 
 
-@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_is_damaged_in_the_newest_step_is_read_from_the_one_before(
   tmp_path,
 ):
