@@ -22,12 +22,14 @@ GiB. The base is gated (accept its licence, then `hf auth login`); another by
 --users=N` says what it needs. Without a GPU: `configs/smollm2.py`.
 
 Variants: `:individual` (the default), one embedding a user; `:cluster`, where
-users share a few embeddings and each has a mixture of them.
+users share a few embeddings and each has a mixture of them; `:newcomers`, which
+learns the embeddings of people who come later, and nothing else, on top of
+what `:individual` left in `train.start_from`.
 """
 
 from pdpo_jax import config as config_lib
 
-VARIANTS = ("individual", "cluster")
+VARIANTS = ("individual", "cluster", "newcomers")
 
 
 def get_config(variant: str = "individual") -> config_lib.Config:
@@ -54,4 +56,13 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   config.answers.top_p = 0.9
   if variant == "cluster":
     config.user.kind = "cluster"
+  elif variant == "newcomers":
+    config.vanilla = False
+    config.train.start_from = "runs/preferences-individual"
+    config.train.learn = "users"
+    # Of few choices each, in small steps.
+    config.train.batch_size = 8
+    config.train.accumulation_steps = 1
+    config.train.epochs = 10
+    config.train.warmup_steps = 5
   return config

@@ -7,8 +7,9 @@ r"""One's own comparisons on a laptop: SmolLM2-135M-Instruct, no accelerator.
 The base is a real chat model that a small package carries.
 The comparisons are as in `configs/preferences.py`.
 
-Variants: `:individual` (the default), `:cluster`, and `:vanilla`, DPO without
-users.
+Variants: `:individual` (the default), `:cluster`, `:vanilla`, DPO without
+users, and `:newcomers`, which learns people who come after `:individual`, and
+nothing else.
 
 Hardware: 2 CPU cores and 6 GB. A step takes 1.4 s a sample of 70 prompt and
 2 · 96 response tokens: 100 people with 20 choices each take about 50 minutes.
@@ -16,7 +17,7 @@ Hardware: 2 CPU cores and 6 GB. A step takes 1.4 s a sample of 70 prompt and
 
 from pdpo_jax import config as config_lib
 
-VARIANTS = ("individual", "cluster", "vanilla")
+VARIANTS = ("individual", "cluster", "vanilla", "newcomers")
 
 
 def get_config(variant: str = "individual") -> config_lib.Config:
@@ -48,4 +49,12 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.user.kind = "cluster"
   elif variant == "vanilla":
     config.user.kind = "none"
+  elif variant == "newcomers":
+    config.train.start_from = "runs/smollm2-individual"
+    config.train.learn = "users"
+    # Of few choices each, in small steps.
+    config.train.batch_size = 8
+    config.train.accumulation_steps = 4
+    config.train.epochs = 10
+    config.train.warmup_steps = 5
   return config

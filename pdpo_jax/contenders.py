@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pdpo_jax import config as config_lib
 from pdpo_jax import experiment, processes, run_folder, structs
 from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import splits
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.evaluation import responses as responses_lib
@@ -102,7 +103,7 @@ class Contender:
   ) -> dict[str, scores_lib.Scores]:
     """Scores of held-out pairs by part: kept ones, or made now and kept."""
     files = {
-      part: scores_lib.file_of(self.folder, part, self.step)
+      part: scores_lib.file_of(self.folder, part, self._state(dataset, part))
       for part in experiment.EVALUATED
       if getattr(dataset, part)
     }
@@ -111,7 +112,7 @@ class Contender:
     )
     if missing:
       data = experiment.tokenize_parts(
-        self.config, self._base, dataset, missing, self.users
+        self.config, self._base, dataset, self.users, missing
       )
       for part, made in data.parts.items():
         batches = experiment.make_batches(self.config, self._base, made)
@@ -125,6 +126,28 @@ class Contender:
         if file.is_file()
       }
     )
+
+  def _state(self, dataset: dataset_lib.Dataset, part: str) -> str:
+    """Names its state and, where it is not its own run's, the data.
+
+    Raises:
+      ValueError: if it was trained on some of that data.
+    """
+    own = experiment.part_digest(self._data, part)
+    other = experiment.part_digest(experiment.digest(dataset), part)
+    if own == other:
+      return str(self.step)
+    known = run_folder.read_trained_on(self.workdir)
+    trained = sum(
+      splits.digest(each) in known for each in getattr(dataset, part)
+    )
+    if trained:
+      raise ValueError(
+        f"{self.workdir} was trained on {trained:,} of the comparisons that "
+        "are held out here, so that it cannot be compared on them; compare "
+        "runs with the same data and seed, or that one run started from"
+      )
+    return f"{self.step}_{other}"
 
   def responses(
     self,
@@ -175,6 +198,11 @@ def _name(config: config_lib.Config) -> str:
   return "P-DPO, individual"
 
 
+def is_start(folder: pathlib.Path, config: config_lib.Config) -> bool:
+  """Whether a config's training started from the run in `folder`."""
+  return config.start is not None and folder.resolve() == config.start.resolve()
+
+
 def open_contenders(
   workdir: pathlib.Path, against: Sequence[pathlib.Path], base: base_lib.Base
 ) -> list[Contender]:
@@ -189,6 +217,8 @@ def open_contenders(
     # Written once all is trained: half a control says nothing.
     answers.check_file(place / "answers.jsonl")
     found.append(Contender(place, own, base))
+    if is_start(place, found[0].config):
+      found[-1].name = f"before ({place.name})"
     if place == workdir and own != experiment.VANILLA:
       vanilla = place / experiment.VANILLA
       if (vanilla / "checkpoints").is_dir():

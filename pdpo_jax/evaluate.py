@@ -52,7 +52,7 @@ def main() -> None:
   against = [pathlib.Path(each).expanduser() for each in _AGAINST.value]
   config = run_folder.read_config(workdir)
   base = experiment.read_base(config, workdir, reading=True)
-  dataset = experiment.load_dataset(config, base.tokenizer)
+  dataset = experiment.load_dataset(config, base.tokenizer, workdir)
   if _DRY_RUN.value:
     found = contenders.open_contenders(workdir, against, base)
     found[0].check_data(dataset)

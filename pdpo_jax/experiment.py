@@ -11,7 +11,7 @@ import transformers
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import processes, run_folder, structs
-from pdpo_jax.data import batching, sources, tokenize
+from pdpo_jax.data import batching, sources, splits, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
@@ -73,12 +73,24 @@ def read_base(
 def load_dataset(
   config: config_lib.Config,
   tokenizer: transformers.PreTrainedTokenizerBase | None,
+  folder: pathlib.Path | None = None,
 ) -> dataset_lib.Dataset:
-  """The data set; some sources count in the base's tokens, if there is one."""
+  """The data set; some sources count in the base's tokens, if there is one.
+
+  Args:
+    folder: of the run, if there is one yet. What an earlier run that it starts
+      from was trained on is not held out.
+  """
   count_tokens = None
   if tokenizer is not None:
     count_tokens = functools.partial(tokenize.count_tokens, tokenizer)
   dataset = sources.load(config, count_tokens)
+  if config.start:
+    # A run that is only read may be all that is left.
+    there = folder is None or config.start.is_dir()
+    place = config.start if there else folder
+    known = run_folder.read_trained_on(place)
+    dataset = splits.without_trained(dataset, known)
   if processes.several():
     processes.agree("the data", _digests(dataset))
   return dataset
@@ -88,6 +100,12 @@ def digest(dataset: dataset_lib.Dataset) -> str:
   """Names what is trained on and evaluated on."""
   found = _digests(dataset)
   return "-".join(found[name] for name in (parts_lib.TRAIN, *EVALUATED))
+
+
+def part_digest(digest: str, part: str) -> str:
+  """What a `digest` says of one part of the data."""
+  names = (parts_lib.TRAIN, *EVALUATED)
+  return dict(zip(names, digest.split("-"), strict=True))[part]
 
 
 def _digests(dataset: dataset_lib.Dataset) -> dict[str, str]:
@@ -105,21 +123,26 @@ def _digests(dataset: dataset_lib.Dataset) -> dict[str, str]:
   return found
 
 
+def users_of(
+  config: config_lib.Config, dataset: dataset_lib.Dataset
+) -> users_lib.UserIndex:
+  """The users of the data who get a row in the table."""
+  unseen = dataset.unseen if config.data.unseen_in_table else []
+  return users_lib.UserIndex.from_examples([*dataset.train, *unseen])
+
+
 def tokenize_parts(
   config: config_lib.Config,
   base: base_lib.Base,
   dataset: dataset_lib.Dataset,
+  users: users_lib.UserIndex,
   names: Iterable[str] = (parts_lib.TRAIN, *EVALUATED),
-  users: users_lib.UserIndex | None = None,
 ) -> Data:
-  """The users, and those of the named parts that have samples.
+  """Those of the named parts that have samples.
 
   Args:
-    users: of a trained policy; without, those of the data.
+    users: of the policy.
   """
-  if users is None:
-    unseen = dataset.unseen if config.data.unseen_in_table else []
-    users = users_lib.UserIndex.from_examples([*dataset.train, *unseen])
   parts = {
     name: parts_lib.tokenize_part(
       name, getattr(dataset, name), config.data, base.tokenizer, users
@@ -212,9 +235,12 @@ def speakers(config: config_lib.Config, data: Data) -> dict[str, int]:
     ValueError: if `answers.users` names somebody who is not trained on, or a
       user has the name of another speaker.
   """
-  ids = config.answers.users or busiest_users(
-    data.dataset.train, data.users, config.answers.num_users
-  )
+  ids = config.answers.users
+  if not ids:
+    train = data.dataset.train
+    chose = {each.user_id for each in train}
+    busiest = busiest_users(train, data.users, config.answers.num_users)
+    ids = [each for each in busiest if each in chose]
   for each in ids:
     if each in answers.OTHERS:
       raise ValueError(

@@ -17,6 +17,7 @@ from typing import Any
 
 from pdpo_jax import (
   command_line,
+  earlier,
   experiment,
   processes,
   reporting,
@@ -54,6 +55,7 @@ class Clock:
 def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   """The whole experiment; returns what goes into `results.json`."""
   config_lib.validate(config)
+  config = earlier.resolve(config)
   experiment.check_specs(config)
   sharding.check_batch(config)
   folder = run_folder.open_run(config)
@@ -69,7 +71,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       tokenizer = base.tokenizer
     elif config.sft.path:
       tokenizer = base_lib.read_tokenizer(config.sft.path)
-    dataset = experiment.load_dataset(config, tokenizer)
+    dataset = experiment.load_dataset(config, tokenizer, folder)
     if dataset.tally.rows:
       print(f"data: {dataset.tally}")
   if base is None:
@@ -80,7 +82,8 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       lambda: sft.check_data(own, experiment.digest(dataset))
     )
   with clock.stage("tokenize"):
-    data = experiment.tokenize_parts(config, base, dataset)
+    users = earlier.users(config, experiment.users_of(config, dataset))
+    data = experiment.tokenize_parts(config, base, dataset, users)
     for part in data.parts.values():
       print(part)
     # What is wrong shall show before hours of training.
@@ -88,7 +91,8 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     prompts = answers.fitting(dataset.prompts, base, config)
     for one in experiment.trainings(config).values():
       pdpo.check_policy(one, base.lm.arch)
-  run_folder.write_user_texts(folder, experiment.user_texts(dataset))
+  run_folder.write_user_texts(folder, earlier.user_texts(config, dataset))
+  run_folder.write_trained_on(folder, earlier.trained_on(config, dataset))
   speakers = experiment.speakers(config, data)
   accuracies, texts = {}, {}
   for name, one in experiment.trainings(config).items():
@@ -114,7 +118,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       for each in experiment.EVALUATED:
         if each not in data.parts:
           continue
-        file = scores.file_of(folder / name, each, step)
+        file = scores.file_of(folder / name, each, str(step))
         accuracies[name][each] = accuracy.of_scores(
           experiment.score(one, split, batches[each], data.parts[each], file)
         )
@@ -129,7 +133,8 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     texts = said | texts
   answers.write(folder / "answers.jsonl", prompts, texts, config.seed)
   results = summarize(config, dataset, texts, accuracies, clock)
-  page = reporting.make_report(folder, (), base, dataset)
+  before = () if config.start is None else (config.start,)
+  page = reporting.make_report(folder, before, base, dataset)
   user = ""
   if config.user.kind != "none" and speakers:
     # One who is unlike most, where that is known.

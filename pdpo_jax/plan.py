@@ -22,7 +22,7 @@ import pathlib
 
 from absl import flags
 
-from pdpo_jax import command_line
+from pdpo_jax import command_line, earlier
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
@@ -133,7 +133,7 @@ def batch_shape(
       response or data.max_response_tokens, batching.MULTIPLE
     ),
     user_rows=users + 1,
-    bare_prompt=personal
+    bare_prompt=config.learns_generic
     and not config.loss.generic_sees_text
     and config.loss.mixing == "sample",
   )
@@ -188,6 +188,7 @@ def main() -> None:
         "--config.train.accumulation_steps=1"
       )
   config_lib.validate(config)
+  config = earlier.resolve(config)
   topology = topologies.parse(_TOPOLOGY.value)
   arch = architecture(config.source_path, _ARCH.value)
   mesh = planner.choose_mesh(config.mesh, topology)

@@ -84,9 +84,12 @@ def make_report(
 
 
 def _baseline(found: Sequence[contenders.Contender]) -> str | None:
-  """What others are compared with: vanilla DPO, where it is there."""
+  """What others are compared with: vanilla DPO, or else the run before."""
   for each in found:
     if each.config.user.kind == "none" and not each.control:
+      return each.name
+  for each in found[1:]:
+    if contenders.is_start(each.workdir, found[0].config):
       return each.name
   return None
 

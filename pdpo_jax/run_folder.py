@@ -6,7 +6,7 @@ import pathlib
 import platform
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ _PACKAGES = (
 
 
 _USER_TEXTS = "user_texts.json"
+_TRAINED_ON = "trained_on.txt"
 # What a run makes, besides its description.
 _MADE = ("base", "vanilla", "pdpo")
 # What may change when a run goes on.
@@ -144,7 +145,7 @@ def read_config(folder: pathlib.Path) -> config_lib.Config:
   file = folder / "config.json"
   if not file.is_file():
     raise ValueError(
-      f"--workdir {str(folder)!r} is no run folder: it has no config.json. "
+      f"{str(folder)!r} is no run folder: it has no config.json. "
       "Name the folder that a training printed at its end"
     )
   return config_lib.Config.from_json(json.dumps(_read_json(file)))
@@ -161,6 +162,29 @@ def read_user_texts(folder: pathlib.Path) -> dict[str, str]:
   """What the run's data says of its users, by id; empty where nothing."""
   file = folder / _USER_TEXTS
   return _read_json(file) if file.is_file() else {}
+
+
+def write_trained_on(folder: pathlib.Path, digests: Iterable[str]) -> None:
+  """Keeps which comparisons a run was trained on, as `splits.digest`."""
+  if processes.is_first():
+    _write(
+      folder / _TRAINED_ON, "".join(f"{each}\n" for each in sorted(digests))
+    )
+
+
+def read_trained_on(folder: pathlib.Path) -> set[str]:
+  """Digests of what a run was trained on, and those that it started from.
+
+  Raises:
+    ValueError: if the run did not keep them.
+  """
+  file = folder / _TRAINED_ON
+  if not file.is_file():
+    raise ValueError(
+      f"{folder} has no {_TRAINED_ON}, so that nobody knows which comparisons "
+      "it was trained on, and must not be held out; train it again"
+    )
+  return set(file.read_text().split())
 
 
 def base_path(config: config_lib.Config, folder: pathlib.Path) -> str:

@@ -161,7 +161,12 @@ def test_a_user_must_not_have_the_name_of_another_speaker(tmp_path):
   dataset = experiment.load_dataset(config, None)
   train = [dataclasses.replace(each, user_id="S") for each in dataset.train]
   dataset = dataclasses.replace(dataset, train=train)
-  data = experiment.tokenize_parts(config, tiny.tiny_base(dataset), dataset)
+  data = experiment.tokenize_parts(
+    config,
+    tiny.tiny_base(dataset),
+    dataset,
+    experiment.users_of(config, dataset),
+  )
   with pytest.raises(ValueError, match=r"user 'S' has the name .* the base"):
     experiment.speakers(config, data)
 

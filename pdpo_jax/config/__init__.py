@@ -126,6 +126,14 @@ class LossConfig(sections.Section):
 class TrainConfig(sections.Section):
   """How preferences are learnt."""
 
+  # The folder of a finished run. Training begins with the LoRA weights and
+  # users that it ended with; users who are new begin as its generic user.
+  # Empty: from nothing.
+  start_from: str = ""
+  # "all", or "users": only the rows of users who have choices in the data.
+  # LoRA, centers, the generic and all other users stay as `start_from` has
+  # them, so that nobody else is answered differently.
+  learn: str = "all"
   # Samples a step.
   batch_size: int = 32
   # Parts that a batch is run in, one after the other, to save memory.
@@ -224,6 +232,17 @@ class Config(sections.Section):
   @property
   def folder(self) -> pathlib.Path:
     return pathlib.Path(self.workdir or f"runs/{self.name}").expanduser()
+
+  @property
+  def start(self) -> pathlib.Path | None:
+    """The run that this one starts from, if there is one."""
+    path = self.train.start_from
+    return pathlib.Path(path).expanduser() if path else None
+
+  @property
+  def learns_generic(self) -> bool:
+    """Whether the generic user is somebody, and learns."""
+    return self.user.kind != "none" and self.train.learn == "all"
 
   def to_json(self) -> str:
     return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -337,6 +356,12 @@ def validate(config: Config) -> None:
   ):
     value = operator.attrgetter(name)(config)
     sections.require(value >= 0, name, value, "0 or more")
+  allowed = ("all", "users")
+  sections.require(
+    train.learn in allowed, "train.learn", train.learn, f"one of {allowed}"
+  )
+  if train.learn == "users":
+    _check_users_alone(config)
   if train.users_on_host and not train.sparse_users:
     raise ValueError(
       "train.users_on_host needs train.sparse_users: a step on all rows would "
@@ -353,9 +378,29 @@ def validate(config: Config) -> None:
       f"sft.path {config.sft.path!r} is not taught where base.path is "
       f"{config.base.path!r}; leave one of them empty"
     )
-  if not config.source_path and config.data.source != "synthetic":
+  needs_base = config.data.source != "synthetic" and not config.start
+  if needs_base and not config.source_path:
     raise ValueError(
       f"base.path '' does not go with data.source {config.data.source!r}: from "
       "scratch only the synthetic language is learnt. Name a base, or with "
       "sft.path one that is taught the chosen responses first"
+    )
+
+
+def _check_users_alone(config: Config) -> None:
+  """Checks what `train.learn` "users" can be combined with."""
+  if not config.train.start_from:
+    raise ValueError(
+      "train.learn 'users' keeps LoRA as an earlier run left it; name that "
+      "run's folder with train.start_from"
+    )
+  if config.user.kind == "none":
+    raise ValueError(
+      "train.learn 'users' and user.kind 'none' leave nothing to train; use "
+      "the user model of the run that train.start_from names"
+    )
+  if config.vanilla:
+    raise ValueError(
+      "train.learn 'users' leaves vanilla DPO nothing to train; do without it "
+      "(--config.vanilla=False)"
     )

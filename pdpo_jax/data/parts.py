@@ -127,7 +127,7 @@ def make_batches(
     parts=parts,
     pack=config.data.pack,
     # For the generic branch, where it is run on the same samples.
-    with_bare_prompt=users
+    with_bare_prompt=config.learns_generic
     and reference_logps is not None
     and not config.loss.generic_sees_text
     and not _apart(config, part),
@@ -137,7 +137,7 @@ def make_batches(
 def _apart(config: config_lib.Config, part: Part) -> bool:
   return (
     config.loss.mixing == "batch"
-    and config.user.kind != "none"
+    and config.learns_generic
     and part.name == TRAIN
   )
 

@@ -9,7 +9,6 @@ and three samples as the model reads them; writes the same and a figure to
 
 import collections
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -21,9 +20,9 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-from pdpo_jax import command_line
+from pdpo_jax import command_line, earlier, experiment
 from pdpo_jax import config as config_lib
-from pdpo_jax.data import batching, dataset, parts, sources, tokenize
+from pdpo_jax.data import batching, dataset, parts, tokenize
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -181,13 +180,12 @@ def main() -> None:
       "--config is missing; name an experiment, e.g. --config=configs/prism.py"
     )
   config_lib.validate(config)
+  config = earlier.resolve(config)
   if config.source_path:
     tokenizer = base_lib.read_tokenizer(config.source_path)
-    found = sources.load(
-      config, functools.partial(tokenize.count_tokens, tokenizer)
-    )
+    found = experiment.load_dataset(config, tokenizer)
   else:
-    found = sources.load(config)
+    found = experiment.load_dataset(config, None)
     # The tokenizer that the base from scratch will have.
     texts = (prompt + answer for prompt, answer in found.sft_pairs)
     tokenizer = tokenize.train_tokenizer(texts, config.sft.vocab_size)

@@ -53,6 +53,12 @@ class UserIndex:
     ids = {example.user_id for example in examples} - {None}
     return cls(sorted(ids, key=_natural_key))
 
+  def extended(self, other: "UserIndex") -> "UserIndex":
+    """These users, and after them those of `other` who are not among them."""
+    return UserIndex(
+      [*self.ids, *(each for each in other.ids if each not in self)]
+    )
+
   @property
   def num_rows(self) -> int:
     """Users and the generic one."""

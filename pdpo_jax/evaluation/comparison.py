@@ -152,7 +152,7 @@ def verdict(rows: list[Row], name: str, baseline: str | None) -> str:
       words = "more accurate than" if gain > 0 else "less accurate than"
       hedge = ""
     sentences.append(
-      f"For {row.users:,} {PARTS[row.part]}, {name} is {words} vanilla DPO"
+      f"For {row.users:,} {PARTS[row.part]}, {name} is {words} {baseline}"
       f"{hedge}: {100 * gain:+z.1f} points on held-out choices (95% interval "
       f"{100 * low:+z.1f} to {100 * high:+z.1f}, p = {row.p_value:.2g})"
     )

@@ -29,12 +29,33 @@ def cosine_schedule(
 
 def label(trainable: nnx.State) -> Any:
   """The same tree with 'users' or 'lora' in each variable's place."""
+  return _map_variables(_name, trainable)
+
+
+def _name(variable):
+  return "users" if isinstance(variable, user_model.UserParam) else "lora"
+
+
+def _map_variables(change, trainable):
   return jax.tree.map(
+    change, trainable, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+  )
+
+
+def learns(variable: nnx.Variable, learn: str) -> bool:
+  """Whether `train.learn` has a variable of a policy learn."""
+  return learn == "all" or isinstance(variable, user_model.UserRowParam)
+
+
+def kept_apart(trainable: nnx.State, learn: str) -> nnx.State:
+  """The same, with no gradient for what does not learn."""
+  return _map_variables(
     lambda variable: (
-      "users" if isinstance(variable, user_model.UserParam) else "lora"
+      variable
+      if learns(variable, learn)
+      else jax.tree.map(jax.lax.stop_gradient, variable)
     ),
     trainable,
-    is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
   )
 
 
@@ -42,6 +63,8 @@ def make_optimizer(
   train: config_lib.TrainConfig, total_steps: int
 ) -> optax.GradientTransformation:
   """Clipping by the global norm, then AdamW for LoRA and for users.
+
+  What `train.learn` leaves out stays as it is, and has no moments.
 
   Weight decay applies to LoRA only: towards zero is towards the base model,
   whereas for a user's embedding zero means nothing.
@@ -55,13 +78,23 @@ def make_optimizer(
   by_label = {
     "lora": adamw(train.learning_rate, train.weight_decay),
     "users": adamw(user_rate, 0.0),
+    "kept": optax.set_to_zero(),
   }
+
+  def labels(trainable):
+    return _map_variables(
+      lambda variable: (
+        _name(variable) if learns(variable, train.learn) else "kept"
+      ),
+      trainable,
+    )
+
   clip = (
     optax.clip_by_global_norm(train.clip_norm)
     if train.clip_norm
     else optax.identity()
   )
-  return optax.chain(clip, optax.partition(by_label, label))
+  return optax.chain(clip, optax.partition(by_label, labels))
 
 
 def norms(gradients: nnx.State) -> dict[str, jax.Array]:

@@ -1,6 +1,7 @@
 """P-DPO on a base: builds the policy, trains it, loads it again."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -156,6 +157,37 @@ def _with_users_on_host(trainable_of, table, places):
   return nnx.merge_state(others, rows)
 
 
+def begin_as(
+  split: SplitPolicy, earlier: SplitPolicy, known: users_lib.UserIndex
+) -> SplitPolicy:
+  """A new policy with the weights of one that was trained before.
+
+  Args:
+    split: new; the first rows of its user table are those of `known`.
+    earlier: of the same base, LoRA and user model.
+    known: the users that it was trained for. Those who come after them begin
+      as the generic user.
+  """
+
+  def extend(table, *, rows):
+    # Row 0 is the generic user's, in cluster weights as in offsets.
+    more = jnp.broadcast_to(table[:1], (rows, *table.shape[1:]))
+    return jnp.concatenate([table, more])
+
+  trainable = []
+  before = dict(nnx.to_flat_state(earlier.trainable))
+  for path, variable in nnx.to_flat_state(split.trainable):
+    new, value = variable.get_value(), before[path].get_value()
+    if isinstance(variable, user_model.UserRowParam):
+      rows = new.shape[0] - known.num_rows
+      extended = jax.jit(
+        functools.partial(extend, rows=rows), out_shardings=new.sharding
+      )
+      value = extended(value)
+    trainable.append((path, variable.replace(value)))
+  return dataclasses.replace(split, trainable=nnx.from_flat_state(trainable))
+
+
 def make_objective(
   config: config_lib.Config, mesh: jax.sharding.Mesh | None = None
 ) -> objective_lib.Objective:
@@ -167,8 +199,9 @@ def make_objective(
   names = {field.name for field in dataclasses.fields(objective_lib.Objective)}
   fields = dataclasses.asdict(config.loss)
   fields = {name: fields[name] for name in fields.keys() & names}
-  if config.user.kind == "none":
-    # Without prefixes the two branches are the same.
+  if not config.learns_generic:
+    # Without prefixes the two branches are the same; and the generic one
+    # teaches users' rows nothing.
     fields |= {"alpha": 1.0, "mixing": "sample"}
   chunk = sharding.logits_chunk(config.train.logits_chunk, mesh)
   return objective_lib.Objective(**fields, logits_chunk=chunk)
@@ -189,8 +222,10 @@ def make_step(
     objective,
     transformation,
     accumulation_steps=config.train.accumulation_steps,
-    dropout=config.lora.dropout > 0,
+    # Of LoRA that learns.
+    dropout=config.lora.dropout > 0 and config.train.learn == "all",
     sparse_users=sparse and not on_host,
+    learn=config.train.learn,
     seed=config.seed,
     places=places,
   )
@@ -219,7 +254,7 @@ def train(
   folder: pathlib.Path,
   data: str = "",
 ) -> SplitPolicy:
-  """Trains a policy, or goes on where an earlier run stopped.
+  """Trains a policy, or goes on where this run was cut off.
 
   Args:
     config: `user`, `lora`, `loss` and `train` apply.
@@ -230,9 +265,15 @@ def train(
     examples: what `batches` was made of, to name samples in errors.
     folder: gets metrics and checkpoints.
     data: names the data set; a training only goes on with the same.
+
+  Raises:
+    ValueError: besides `loop.run`'s, if `train.start_from` cannot be started
+      from.
   """
   train_config = config.train
   split = make_policy(config, base, users.num_rows)
+  if config.start:
+    split = begin_as(split, *load(config, base, config.start / folder.name))
   total_steps = train_config.epochs * batches.num_batches
   if train_config.warmup_steps >= total_steps:
     logger.warning(

@@ -27,6 +27,7 @@ def make_train_step(
   accumulation_steps: int = 1,
   dropout: bool = False,
   sparse_users: bool = False,
+  learn: str = "all",
   seed: int = 0,
   places: Any = None,
 ) -> Callable:
@@ -44,12 +45,14 @@ def make_train_step(
     dropout: whether LoRA's dropout is on.
     sparse_users: whether a step touches its own users' rows alone; see
       `training/sparse_users.py`.
+    learn: what of the policy learns, as `config.TrainConfig.learn`.
     seed: of dropout.
     places: where the new state lies, as `sharding.pinned`; anywhere without.
   """
 
   def gradients_of(trainable, frozen, part, scales, key):
     def loss_of(trainable):
+      trainable = optimizer.kept_apart(trainable, learn)
       policy = nnx.merge(graphdef, trainable, frozen)
       return objective_lib.loss_and_metrics(
         policy, part, objective, scales, key

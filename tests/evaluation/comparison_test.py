@@ -54,12 +54,12 @@ def test_other_samples_are_refused_with_both_names():
 @pytest.mark.parametrize(
   "ours,words",
   [
-    (GOOD, "is more accurate than vanilla DPO: +50.0 points"),
-    (VANILLA, "is no more accurate than vanilla DPO, as far as these users"),
+    (GOOD, "is more accurate than V: +50.0 points"),
+    (VANILLA, "is no more accurate than V, as far as these users"),
     # A gain of one user in three is none to speak of, up or down.
-    (scored(1, 1, 1, -1, 1, -1), "is no more accurate than vanilla DPO, as"),
-    (scored(-1, -1, 1, -1, 1, -1), "is no more accurate than vanilla DPO, as"),
-    (scored(-1, -1, -1, -1, -1, -1), "is less accurate than vanilla DPO: -50"),
+    (scored(1, 1, 1, -1, 1, -1), "is no more accurate than V, as"),
+    (scored(-1, -1, 1, -1, 1, -1), "is no more accurate than V, as"),
+    (scored(-1, -1, -1, -1, -1, -1), "is less accurate than V: -50"),
   ],
 )
 def test_the_verdict_says_only_what_the_interval_bears(ours, words):
@@ -76,7 +76,7 @@ def test_of_few_users_nothing_is_claimed_however_alike_they_are(users):
   }
   rows = comparison.compare(scores, {}, "V")
   said = comparison.verdict(rows, "P", "V")
-  assert "is no more accurate than vanilla DPO, as far as these" in said
+  assert "is no more accurate than V, as far as these" in said
   assert f"p = {2 / 2 ** len(users):.2g}" in said
 
 

@@ -22,6 +22,7 @@ from flax import nnx
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import experiment
+from pdpo_jax.data import users as users_lib
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import gptj, layers, llama, user_model
 from pdpo_jax.models import policy as policy_lib
@@ -164,6 +165,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     print(f"{name}: as on one device")
   _check_moments(config, split, mesh)
   _check_accumulated(config, folder)
+  _check_start(config, data, folder)
   # What one mesh saved goes on on another, as if it had not moved.
   half = folder / "2x2x2" / "checkpoints"
   with checkpoint.Checkpoints(half, 9) as saved:
@@ -221,6 +223,28 @@ def _check_accumulated(config, folder):
     name = f"accumulated-{len(found)}"
     found.append(_values(_train(config, base, data, folder / name)))
   _close(*found, "two parts on a mesh")
+
+
+def _check_start(config, data, folder):
+  """Users learn alone, on a mesh as on one device, from what there is."""
+  users, *rest = data
+  data = users.extended(users_lib.UserIndex(["new"])), *rest
+  train = dataclasses.replace(
+    config.train, start_from=str(folder), learn="users"
+  )
+  config = dataclasses.replace(config, train=train)
+  mesh = sharding.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  found = []
+  for place in (None, mesh):
+    # Starts from `folder / "one"`.
+    own = folder / f"later-{len(found)}" / "one"
+    split = _train(config, _base(place, folder / "base"), data, own)
+    found.append(split)
+  _check_places(split, mesh)
+  _close(*map(_values, found), "users who learn alone")
+  table = found[1].trainable["user_model"]["offsets"].get_value()
+  assert table.shape[0] == 9
+  assert not np.asarray(table[8]).any() and np.asarray(table[1:8]).all(-1).any()
 
 
 def _answers(split):
