@@ -27,7 +27,7 @@ from matplotlib import pyplot
 from pdpo_jax import command_line, earlier, experiment, run_folder
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import splits, synthetic
+from pdpo_jax.data import held_out, synthetic
 from pdpo_jax.evaluation import accuracy
 from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.training import pdpo
@@ -84,7 +84,7 @@ def main() -> None:
       checkpoint_every=10 * _STEPS,
     ),
   )
-  known = run_folder.read_trained_on(workdir)
+  before = run_folder.read_held_out(workdir)
   rows = []
   print("choices   before   after, mean over people   short   long")
   with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def main() -> None:
     base = experiment.read_base(config, workdir)
     learn = functools.partial(learn_people, base, pathlib.Path(folder))
     for choices in _CHOICES:
-      dataset = splits.without_trained(make_dataset(choices), known)
+      dataset = held_out.keep_apart(make_dataset(choices), before, 0, 0)
       row = {"choices": choices} | learn(config, dataset)
       rows.append(row)
       low, high = row["interval"]
@@ -120,7 +120,8 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
       epochs=-(-_STEPS * _BATCH // len(dataset.train)),
     ),
   )
-  users = earlier.users(config, experiment.users_of(config, dataset))
+  users = experiment.users_of(config, dataset)
+  users = earlier.users(config, config.folder, base.fingerprint, users)
   data = experiment.tokenize_parts(config, base, dataset, users)
   batches = {
     name: experiment.make_batches(config, base, part)

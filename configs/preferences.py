@@ -60,6 +60,7 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.vanilla = False
     config.train.start_from = "runs/preferences-individual"
     config.train.learn = "users"
+    config.base.path = ""  # That run's.
     # Of few choices each, in small steps.
     config.train.batch_size = 8
     config.train.accumulation_steps = 1

@@ -52,9 +52,12 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   elif variant == "newcomers":
     config.train.start_from = "runs/smollm2-individual"
     config.train.learn = "users"
-    # Of few choices each, in small steps.
+    config.base.path = ""  # That run's.
+    # Of few choices each, in small steps: with larger ones, choices are told
+    # apart as well, and answers get worse.
     config.train.batch_size = 8
     config.train.accumulation_steps = 4
     config.train.epochs = 10
+    config.train.user_learning_rate = 1e-3
     config.train.warmup_steps = 5
   return config

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Sequence
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import experiment, processes, run_folder, structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import splits
+from pdpo_jax.data import held_out
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.evaluation import responses as responses_lib
@@ -19,6 +20,8 @@ from pdpo_jax.weights import base as base_lib
 
 # What a control run was made for; "" for a run that is none.
 SHUFFLED, SWAPPED = "shuffled users", "swapped choices"
+# Which samples and pairs there are hangs on these.
+_LIMITS = ("max_prompt_tokens", "max_response_tokens", "long_response")
 
 
 class Contender:
@@ -99,26 +102,46 @@ class Contender:
     return self.users.row_of(user_id) if user_id in self.users else 0
 
   def scores(
-    self, dataset: dataset_lib.Dataset
+    self, dataset: dataset_lib.Dataset, of_run: config_lib.Config
   ) -> dict[str, scores_lib.Scores]:
-    """Scores of held-out pairs by part: kept ones, or made now and kept."""
+    """Scores of held-out pairs by part: kept ones, or made now and kept.
+
+    Args:
+      dataset: of a run.
+      of_run: its config. If it started from this one's run, what it holds out
+        is read here too, by its limits.
+
+    Raises:
+      ValueError: if it was trained on some of what is held out there.
+    """
+    parts = [each for each in experiment.EVALUATED if getattr(dataset, each)]
+    foreign = []
+    if is_start(self.workdir, of_run):
+      foreign = [part for part in parts if self._is_foreign(dataset, part)]
+    config, mark = self.config, ""
+    if foreign:
+      limits = {name: getattr(of_run.data, name) for name in _LIMITS}
+      config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, **limits)
+      )
+      text = f"{experiment.digest(dataset)} {limits}"
+      mark = "_" + hashlib.sha256(text.encode()).hexdigest()[:8]
     files = {
-      part: scores_lib.file_of(self.folder, part, self._state(dataset, part))
-      for part in experiment.EVALUATED
-      if getattr(dataset, part)
+      part: scores_lib.file_of(
+        self.folder, part, f"{self.step}{mark * (part in foreign)}"
+      )
+      for part in parts
     }
     missing = processes.from_first(
       lambda: [part for part, file in files.items() if not file.is_file()]
     )
     if missing:
       data = experiment.tokenize_parts(
-        self.config, self._base, dataset, self.users, missing
+        config, self._base, dataset, self.users, missing
       )
       for part, made in data.parts.items():
-        batches = experiment.make_batches(self.config, self._base, made)
-        experiment.score(
-          self.config, self._loaded[0], batches, made, files[part]
-        )
+        batches = experiment.make_batches(config, self._base, made)
+        experiment.score(config, self._loaded[0], batches, made, files[part])
     return processes.from_first(
       lambda: {
         part: scores_lib.read(file)
@@ -127,27 +150,27 @@ class Contender:
       }
     )
 
-  def _state(self, dataset: dataset_lib.Dataset, part: str) -> str:
-    """Names its state and, where it is not its own run's, the data.
-
-    Raises:
-      ValueError: if it was trained on some of that data.
-    """
-    own = experiment.part_digest(self._data, part)
-    other = experiment.part_digest(experiment.digest(dataset), part)
+  def _is_foreign(self, dataset: dataset_lib.Dataset, part: str) -> bool:
+    """Whether its own run holds out something else."""
+    own, other = (
+      experiment.part_digest(each, part)
+      for each in (self._data, experiment.digest(dataset))
+    )
     if own == other:
-      return str(self.step)
-    known = run_folder.read_trained_on(self.workdir)
+      return False
+    known = run_folder.read_held_out(self.workdir).trained
     trained = sum(
-      splits.digest(each) in known for each in getattr(dataset, part)
+      not known.isdisjoint(held_out.digests(each))
+      for each in getattr(dataset, part)
     )
     if trained:
       raise ValueError(
         f"{self.workdir} was trained on {trained:,} of the comparisons that "
-        "are held out here, so that it cannot be compared on them; compare "
-        "runs with the same data and seed, or that one run started from"
+        "are held out here, so that it cannot be compared on them: it was "
+        "trained again since the run here started from it; train that one anew "
+        "as well, in another --config.workdir"
       )
-    return f"{self.step}_{other}"
+    return True
 
   def responses(
     self,
@@ -208,10 +231,16 @@ def open_contenders(
 ) -> list[Contender]:
   """A run's own training, its vanilla one, and the other runs' own.
 
+  The run that the first one started from, if it is still there, is one.
+
   Raises:
     ValueError: if one is no run folder, was not trained, or on another base.
   """
   found = []
+  first = run_folder.read_config(workdir)
+  if first.start and (first.start / "answers.jsonl").is_file():
+    others = [each for each in against if not is_start(each, first)]
+    against = (first.start, *others)
   for place in (workdir, *against):
     own = run_folder.training_name(run_folder.read_config(place))
     # Written once all is trained: half a control says nothing.

@@ -2,22 +2,24 @@
 
 With `train.start_from`, a training begins with the LoRA weights and the users
 that an earlier run ended with, and users who are new come after those in the
-table. What the earlier run was trained on is never held out here.
+table. What the earlier run was trained on is never held out here
+(`data/held_out.py`).
 """
 
 import dataclasses
 import json
+import os
 import pathlib
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import experiment, processes, run_folder
+from pdpo_jax import experiment, run_folder
 from pdpo_jax.config import sections
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import splits
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
-from pdpo_jax.training import checkpoint
+from pdpo_jax.training import checkpoint, pdpo
 
+_FIELD = "train.start_from"
 # What must be as it was, for weights and prompts to mean what they meant.
 _SAME = (
   "user.kind",
@@ -33,7 +35,9 @@ _SAME = (
 
 
 def resolve(config: config_lib.Config) -> config_lib.Config:
-  """The config with the earlier run's base, where it names none itself.
+  """The config with whole paths, and the earlier run's base if it names none.
+
+  A run that is done needs the earlier one no more.
 
   Raises:
     ValueError: if that run is not there, was not trained to its end, or differs
@@ -41,13 +45,41 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   """
   if config.start is None:
     return config
-  folder = config.start
-  if folder.resolve() == config.folder.resolve():
+  start, folder = (
+    pathlib.Path(os.path.abspath(each))
+    for each in (config.start, config.folder)
+  )
+  if start == folder:
     raise ValueError(
-      f"train.start_from {str(folder)!r} is this run's own folder; choose "
-      "another --config.workdir or --config.name"
+      f"{_FIELD} {str(start)!r} is this run's own folder; choose another "
+      "--config.workdir or --config.name"
     )
-  before = processes.from_first(lambda: _read_config(folder))
+  done = run_folder.has_held_out(folder)
+  source = folder if done else start
+  before = run_folder.read_config(source, _FIELD)
+  if not done:
+    _check(config, before, start)
+  train = dataclasses.replace(config.train, start_from=str(start))
+  config = dataclasses.replace(config, train=train)
+  if config.base.path:
+    return config
+  path = run_folder.base_path(before, source)
+  if pathlib.Path(path).exists():
+    path = os.path.abspath(path)
+  types = before.base.dtype, before.base.param_dtype
+  base = dataclasses.replace(
+    config.base, path=path, dtype=types[0], param_dtype=types[1]
+  )
+  return dataclasses.replace(config, base=base)
+
+
+def _check(
+  config: config_lib.Config, before: config_lib.Config, start: pathlib.Path
+) -> None:
+  """Checks that a training can start from another run's."""
+  # Written once all is trained.
+  answers.check_file(start / "answers.jsonl")
+  run_folder.read_held_out(start)
   there, here = (
     sections.flatten(json.loads(each.to_json())) for each in (before, config)
   )
@@ -58,60 +90,60 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   ]
   if differences:
     raise ValueError(
-      f"train.start_from {str(folder)!r} is another policy: "
-      f"{'; '.join(differences)}. Use what it was trained with"
+      f"{_FIELD} {str(start)!r} is another policy: {'; '.join(differences)}. "
+      "Use what it was trained with"
     )
-  vanilla = folder / experiment.VANILLA / "checkpoints"
-  if (
-    experiment.VANILLA in experiment.trainings(config) and not vanilla.is_dir()
-  ):
-    raise ValueError(
-      f"train.start_from {str(folder)!r} has no vanilla DPO to go on from; do "
-      "without it (--config.vanilla=False)"
-    )
-  if config.base.path:
-    return config
-  path = run_folder.base_path(before, folder)
-  return dataclasses.replace(
-    config,
-    base=dataclasses.replace(config.base, path=path),
-    sft=dataclasses.replace(config.sft, path=""),
-  )
-
-
-def _read_config(folder: pathlib.Path) -> config_lib.Config:
-  found = run_folder.read_config(folder)
-  # Written once all is trained.
-  answers.check_file(folder / "answers.jsonl")
-  return found
+  for name in experiment.trainings(config):
+    if not (start / name / "checkpoints").is_dir():
+      raise ValueError(
+        f"{_FIELD} {str(start)!r} has no {name}/checkpoints for {name} to "
+        "start from; put them back, or name another run"
+        + ", or do without (--config.vanilla=False)"
+        * (name == experiment.VANILLA)
+      )
 
 
 def users(
-  config: config_lib.Config, found: users_lib.UserIndex
+  config: config_lib.Config,
+  folder: pathlib.Path,
+  base: str,
+  found: users_lib.UserIndex,
 ) -> users_lib.UserIndex:
   """The rows of a run's user table: the earlier run's, then new ones.
 
   Args:
+    folder: of the run.
+    base: its fingerprint.
     found: the users of the data.
+
+  Raises:
+    ValueError: if the earlier run is on another base.
   """
   if config.start is None or config.user.kind == "none":
     return found
-  folder = config.start / run_folder.training_name(config) / "checkpoints"
-  with checkpoint.Checkpoints(folder) as saved:
-    return saved.users().extended(found)
+  name = run_folder.training_name(config)
+  begun = pdpo.is_begun(folder / name)
+  place = (folder if begun else config.start) / name / "checkpoints"
+  with checkpoint.Checkpoints(place) as saved:
+    known, described = saved.users(), saved.described()
+  if not begun and (described is None or described[1]["base"] != base):
+    there = "gone" if described is None else described[1]["base"]
+    raise ValueError(
+      f"{_FIELD}: the base of {place} is {there}, and this run's is {base}; "
+      "leave base.path empty for the same, or name what it was trained on by "
+      "base.path and base.param_dtype"
+    )
+  return known.extended(found)
 
 
 def user_texts(
-  config: config_lib.Config, dataset: dataset_lib.Dataset
+  config: config_lib.Config,
+  folder: pathlib.Path,
+  dataset: dataset_lib.Dataset,
 ) -> dict[str, str]:
   """What users say of themselves, here or else in the earlier run's data."""
-  before = run_folder.read_user_texts(config.start) if config.start else {}
+  before = {}
+  if config.start:
+    for each in (config.start, folder):
+      before |= run_folder.read_user_texts(each)
   return before | experiment.user_texts(dataset)
-
-
-def trained_on(
-  config: config_lib.Config, dataset: dataset_lib.Dataset
-) -> set[str]:
-  """Digests of what this run and the earlier one are trained on."""
-  before = run_folder.read_trained_on(config.start) if config.start else set()
-  return before | set(map(splits.digest, dataset.train))

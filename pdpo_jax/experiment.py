@@ -11,7 +11,7 @@ import transformers
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import processes, run_folder, structs
-from pdpo_jax.data import batching, sources, splits, tokenize
+from pdpo_jax.data import batching, held_out, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
@@ -86,14 +86,45 @@ def load_dataset(
     count_tokens = functools.partial(tokenize.count_tokens, tokenizer)
   dataset = sources.load(config, count_tokens)
   if config.start:
-    # A run that is only read may be all that is left.
-    there = folder is None or config.start.is_dir()
-    place = config.start if there else folder
-    known = run_folder.read_trained_on(place)
-    dataset = splits.without_trained(dataset, known)
+    dataset = held_out.keep_apart(
+      dataset,
+      held_out_before(config, folder),
+      config.answers.num_prompts,
+      config.seed,
+    )
+  if config.train.learn == "users":
+    dataset = _of_users(dataset)
   if processes.several():
     processes.agree("the data", _digests(dataset))
   return dataset
+
+
+def held_out_before(
+  config: config_lib.Config, folder: pathlib.Path | None
+) -> held_out.Record:
+  """What the run that this one starts from was trained on; else nothing.
+
+  Args:
+    folder: of this run. One that is done has it all.
+  """
+  if config.start is None:
+    return held_out.Record()
+  done = folder is not None and run_folder.has_held_out(folder)
+  return run_folder.read_held_out(folder if done else config.start)
+
+
+def _of_users(dataset: dataset_lib.Dataset) -> dataset_lib.Dataset:
+  """Trained on nothing but what says something of a user."""
+  train = [each for each in dataset.train if each.user_id is not None]
+  dataset.tally.drop(
+    "training comparisons without a user", len(dataset.train) - len(train)
+  )
+  if not train:
+    raise ValueError(
+      "train.learn 'users' has nobody to learn of: no training comparison says "
+      "who made it"
+    )
+  return dataclasses.replace(dataset, train=train)
 
 
 def digest(dataset: dataset_lib.Dataset) -> str:

@@ -82,7 +82,8 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       lambda: sft.check_data(own, experiment.digest(dataset))
     )
   with clock.stage("tokenize"):
-    users = earlier.users(config, experiment.users_of(config, dataset))
+    users = experiment.users_of(config, dataset)
+    users = earlier.users(config, folder, base.fingerprint, users)
     data = experiment.tokenize_parts(config, base, dataset, users)
     for part in data.parts.values():
       print(part)
@@ -91,8 +92,8 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     prompts = answers.fitting(dataset.prompts, base, config)
     for one in experiment.trainings(config).values():
       pdpo.check_policy(one, base.lm.arch)
-  run_folder.write_user_texts(folder, earlier.user_texts(config, dataset))
-  run_folder.write_trained_on(folder, earlier.trained_on(config, dataset))
+  texts_of_users = earlier.user_texts(config, folder, dataset)
+  before = experiment.held_out_before(config, folder)
   speakers = experiment.speakers(config, data)
   accuracies, texts = {}, {}
   for name, one in experiment.trainings(config).items():
@@ -127,14 +128,16 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       if one.user.kind != "none":
         rows = {"G": 0} | speakers
       texts |= answers.answer(split.merge(), base, prompts, rows, one)
+  # Not before, since a folder that holds another run has refused by now.
+  run_folder.write_user_texts(folder, texts_of_users)
+  run_folder.write_held_out(folder, before.after(dataset))
   with clock.stage("sft_answers"):
     nobody = policy_lib.base_policy(base.lm)
     said = answers.answer(nobody, base, prompts, {"S": 0}, config)
     texts = said | texts
   answers.write(folder / "answers.jsonl", prompts, texts, config.seed)
   results = summarize(config, dataset, texts, accuracies, clock)
-  before = () if config.start is None else (config.start,)
-  page = reporting.make_report(folder, before, base, dataset)
+  page = reporting.make_report(folder, (), base, dataset)
   user = ""
   if config.user.kind != "none" and speakers:
     # One who is unlike most, where that is known.

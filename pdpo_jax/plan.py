@@ -46,7 +46,11 @@ _RESPONSES = flags.DEFINE_integer(
   "responses", None, "N, of a sample.", lower_bound=2
 )
 _USERS = flags.DEFINE_integer(
-  "users", None, "Known users, each a row of the table.", lower_bound=1
+  "users",
+  None,
+  "Known users, each a row of the table; with train.start_from, those of the "
+  "earlier run as well.",
+  lower_bound=1,
 )
 _LARGEST = flags.DEFINE_bool(
   "largest", False, "Also find the largest batch, and a smaller topology."
@@ -188,7 +192,8 @@ def main() -> None:
         "--config.train.accumulation_steps=1"
       )
   config_lib.validate(config)
-  config = earlier.resolve(config)
+  if not config.source_path:
+    config = earlier.resolve(config)
   topology = topologies.parse(_TOPOLOGY.value)
   arch = architecture(config.source_path, _ARCH.value)
   mesh = planner.choose_mesh(config.mesh, topology)

@@ -50,7 +50,7 @@ def make_report(
   folder = workdir / "report"
   drawn = folder / "figures"
   groups = comparison.taste_groups(dataset.short_users, dataset.long_users)
-  scores = {each.name: each.scores(dataset) for each in found}
+  scores = {each.name: each.scores(dataset, found[0].config) for each in found}
   baseline = _baseline(found)
   rows = comparison.compare(scores, groups, baseline)
   findings: dict[str, Any] = {"accuracy": [row.to_json() for row in rows]}
@@ -84,14 +84,23 @@ def make_report(
 
 
 def _baseline(found: Sequence[contenders.Contender]) -> str | None:
-  """What others are compared with: vanilla DPO, or else the run before."""
-  for each in found:
-    if each.config.user.kind == "none" and not each.control:
-      return each.name
-  for each in found[1:]:
-    if contenders.is_start(each.workdir, found[0].config):
-      return each.name
-  return None
+  """What others are compared with: vanilla DPO, or else the run before.
+
+  For a run without users, that is the run before, or else itself.
+  """
+  alike = [
+    each.name
+    for each in found
+    if each.config.user.kind == "none" and not each.control
+  ]
+  before = [
+    each.name
+    for each in found[1:]
+    if contenders.is_start(each.workdir, found[0].config)
+  ]
+  if found[0].config.user.kind == "none":
+    alike, before = before, alike
+  return next(iter([*alike, *before]), None)
 
 
 def _oracles(own, dataset, scores) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The run folder: complete in itself, so that other commands need only it."""
+"""The run folder: all that other commands need, but a base it only names."""
 
 import importlib.metadata
 import json
@@ -6,7 +6,7 @@ import pathlib
 import platform
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax
 from pdpo_jax import config as config_lib
 from pdpo_jax import processes
 from pdpo_jax.config import sections
+from pdpo_jax.data import held_out
 
 _PACKAGES = (
   "jax",
@@ -28,7 +29,7 @@ _PACKAGES = (
 
 
 _USER_TEXTS = "user_texts.json"
-_TRAINED_ON = "trained_on.txt"
+_HELD_OUT = "held_out.json"
 # What a run makes, besides its description.
 _MADE = ("base", "vanilla", "pdpo")
 # What may change when a run goes on.
@@ -136,8 +137,13 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
     ) from error
 
 
-def read_config(folder: pathlib.Path) -> config_lib.Config:
+def read_config(
+  folder: pathlib.Path, name: str = "--workdir"
+) -> config_lib.Config:
   """The resolved config of the run in `folder`.
+
+  Args:
+    name: of the flag or field that names the folder.
 
   Raises:
     ValueError: if there is none.
@@ -145,7 +151,7 @@ def read_config(folder: pathlib.Path) -> config_lib.Config:
   file = folder / "config.json"
   if not file.is_file():
     raise ValueError(
-      f"{str(folder)!r} is no run folder: it has no config.json. "
+      f"{name} {str(folder)!r} is no run folder: it has no config.json. "
       "Name the folder that a training printed at its end"
     )
   return config_lib.Config.from_json(json.dumps(_read_json(file)))
@@ -164,27 +170,31 @@ def read_user_texts(folder: pathlib.Path) -> dict[str, str]:
   return _read_json(file) if file.is_file() else {}
 
 
-def write_trained_on(folder: pathlib.Path, digests: Iterable[str]) -> None:
-  """Keeps which comparisons a run was trained on, as `splits.digest`."""
+def write_held_out(folder: pathlib.Path, record: held_out.Record) -> None:
+  """Keeps what a run was trained on, and what it held out."""
   if processes.is_first():
-    _write(
-      folder / _TRAINED_ON, "".join(f"{each}\n" for each in sorted(digests))
-    )
+    _write(folder / _HELD_OUT, json.dumps(record.to_json()) + "\n")
 
 
-def read_trained_on(folder: pathlib.Path) -> set[str]:
-  """Digests of what a run was trained on, and those that it started from.
+def read_held_out(folder: pathlib.Path) -> held_out.Record:
+  """What a run, and those that it started from, were trained on.
 
   Raises:
-    ValueError: if the run did not keep them.
+    ValueError: if the run did not keep it.
   """
-  file = folder / _TRAINED_ON
+  file = folder / _HELD_OUT
   if not file.is_file():
     raise ValueError(
-      f"{folder} has no {_TRAINED_ON}, so that nobody knows which comparisons "
-      "it was trained on, and must not be held out; train it again"
+      f"{folder} has no {_HELD_OUT}, so that nobody knows which comparisons it "
+      "was trained on, and must not be held out; train it to its end, or, if "
+      "an older version trained it, once more in another folder"
     )
-  return set(file.read_text().split())
+  return held_out.Record.from_json(_read_json(file))
+
+
+def has_held_out(folder: pathlib.Path) -> bool:
+  """Whether a run was trained to its end, and kept what it held out."""
+  return (folder / _HELD_OUT).is_file()
 
 
 def base_path(config: config_lib.Config, folder: pathlib.Path) -> str:

@@ -25,7 +25,7 @@ def set_field(config, path, value):
   [
     ("loss.bta", "config.loss has no field 'bta'; did you mean 'beta'"),
     ("los.beta", "did you mean 'loss'"),
-    ("train.zzz", "config.train has no field 'zzz'; it has batch_size"),
+    ("train.zzz", "config.train has no field 'zzz'; it has start_from"),
     ("loss.beta.x", "'beta' has no fields"),
   ],
 )

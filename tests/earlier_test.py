@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax import contenders, earlier, experiment, main, run_folder
-from pdpo_jax.data import splits, synthetic
+from pdpo_jax.data import held_out, synthetic
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.training import checkpoint, pdpo
 from pdpo_jax.weights import base as base_lib
@@ -165,37 +165,101 @@ def test_a_training_goes_on_with_more_choices_and_vanilla_beside_it(
 
 def test_what_it_was_trained_on_before_is_not_held_out(runs, tmp_path):
   # The first run's own choices once more, and some new ones.
-  first = experiment.load_dataset(
+  whole = experiment.load_dataset(
     run_folder.read_config(runs / "individual"), None
   )
+  record = run_folder.read_held_out(runs / "individual")
   with (tmp_path / "all.jsonl").open("w") as out:
-    whole = [each for each in first.train if each.chosen and each.rejected[0]]
-    for each in whole:
-      row = {"prompt": each.prompt, "chosen": each.chosen, "user_id": "z"}
-      out.write(json.dumps(row | {"rejected": list(each.rejected)}) + "\n")
+    for each in [*whole.train, *whole.heldout]:
+      (rejected,) = each.rejected
+      if each.chosen and rejected:
+        row = {"prompt": each.prompt, "user_id": "z", "rejected": rejected}
+        out.write(json.dumps(row | {"chosen": each.chosen}) + "\n")
     out.write((runs / "new.jsonl").read_text())
   config = newcomers(runs, "individual", tmp_path / "all.jsonl")
   without = dataclasses.replace(
     config, train=dataclasses.replace(config.train, start_from="", learn="all")
   )
-  trained = set(map(splits.digest, whole))
-  assert trained & set(
-    map(splits.digest, experiment.load_dataset(without, None).heldout)
-  )
+  dealt = experiment.load_dataset(without, None)
+  assert digests(dealt.heldout) & record.trained
+  assert digests(dealt.train) & record.heldout
   dataset = experiment.load_dataset(config, None)
-  assert dataset.heldout
-  assert not trained & set(map(splits.digest, dataset.heldout))
-  assert "held-out comparisons that an earlier run" in str(dataset.tally)
-  # A run on other data is compared on what it was not trained on, or not.
+  assert digests(dataset.heldout) & record.heldout
+  assert not digests(dataset.heldout) & record.trained
+  assert digests(dataset.train) & record.trained
+  assert not digests(dataset.train) & record.heldout
+  assert {each.prompt for each in dataset.prompts} <= {
+    each.prompt for each in dataset.heldout
+  }
+  # The first run is compared on what it was not trained on, or not at all.
   base = base_lib.read_base(str(runs / "base"), config.base)
   one = contenders.Contender(runs / "individual", "pdpo", base)
-  assert one.scores(dataset)["heldout"].samples
-  assert len(list((runs / "individual/pdpo/scores").glob("heldout_*"))) >= 2
-  assert one.scores(first)["heldout"].samples != (
-    one.scores(dataset)["heldout"].samples
-  )
+  first = run_folder.read_config(runs / "individual")
+  found = one.scores(dataset, config)["heldout"].samples
+  assert len(found) == len(dataset.heldout)
+  assert one.scores(whole, first)["heldout"].samples != found
+  assert one.scores(dataset, config)["heldout"].samples == found
   with pytest.raises(ValueError, match=r"was trained on \d+ of the compar"):
-    one.scores(experiment.load_dataset(without, None))
+    one.scores(dealt, config)
+
+
+def digests(examples):
+  return {digest for each in examples for digest in held_out.digests(each)}
+
+
+def test_a_third_run_keeps_what_the_first_one_held_out(runs, tmp_path):
+  shutil.copytree(runs / "individual", tmp_path / "individual")
+  second = newcomers(tmp_path, "individual", runs / "new.jsonl")
+  main.train_and_answer(second)
+  records = [
+    run_folder.read_held_out(tmp_path / each)
+    for each in ("individual", "second")
+  ]
+  for name in ("trained", "users"):
+    assert getattr(records[0], name) < getattr(records[1], name)
+  assert records[1].users == {"1", "2", "3", "x", "y"}
+  assert records[0].heldout < records[1].heldout
+  assert not records[1].trained & records[1].heldout
+  # What is done needs the earlier run no more, and ends where it ended.
+  results = (second.folder / "held_out.json").read_text()
+  state = tiny.digest_of_newest(second.folder / "pdpo")
+  shutil.rmtree(tmp_path / "individual")
+  main.train_and_answer(second)
+  assert (second.folder / "held_out.json").read_text() == results
+  assert tiny.digest_of_newest(second.folder / "pdpo") == state
+  # The third has the choices of the first's base data, by somebody else.
+  write_choices(tmp_path / "third.jsonl", ["w", "x"])
+  third = newcomers(tmp_path, "second", tmp_path / "third.jsonl")
+  third.workdir = str(tmp_path / "third")
+  main.train_and_answer(third)
+  items = saved_items(third.folder)
+  assert json.loads(items["users"]["ids"]) == ["1", "2", "3", "x", "y", "w"]
+  assert run_folder.read_held_out(third.folder).trained > records[1].trained
+
+
+def test_a_run_that_is_refused_leaves_the_record_alone(runs, tmp_path):
+  shutil.copytree(runs / "individual", tmp_path / "individual")
+  config = newcomers(tmp_path, "individual", tmp_path / "new.jsonl")
+  text = (runs / "new.jsonl").read_text()
+  (tmp_path / "new.jsonl").write_text(text)
+  main.train_and_answer(config)
+  before = (config.folder / "held_out.json").read_text()
+  write_choices(tmp_path / "more.jsonl", ["y"], seed=8)
+  with (tmp_path / "new.jsonl").open("a") as out:
+    out.write((tmp_path / "more.jsonl").read_text())
+  with pytest.raises(ValueError, match="data is"):
+    main.train_and_answer(config)
+  assert (config.folder / "held_out.json").read_text() == before
+
+
+def test_other_limits_are_those_of_the_run_that_is_evaluated(runs, tmp_path):
+  config = newcomers(runs, "individual", runs / "new.jsonl")
+  config.workdir = str(tmp_path / "short")
+  config.data.max_response_tokens, config.data.long_response = 30, "drop"
+  main.train_and_answer(config)
+  found = json.loads((config.folder / "report" / "report.json").read_text())
+  own, before = found["accuracy"]
+  assert own["num_pairs"] == before["num_pairs"]
 
 
 def test_comparisons_without_a_user_teach_newcomers_nothing(runs, tmp_path):
@@ -230,7 +294,7 @@ def test_what_cannot_be_started_from_is_named(runs, tmp_path):
   shutil.copytree(runs / "individual", tmp_path / "cut")
   (tmp_path / "cut" / "answers.jsonl").unlink()
   shutil.copytree(runs / "individual", tmp_path / "old")
-  (tmp_path / "old" / "trained_on.txt").unlink()
+  (tmp_path / "old" / "held_out.json").unlink()
   for match, change in (
     ("is no run folder", set_to("train.start_from", str(tmp_path / "none"))),
     ("start its training command", set_to(
@@ -240,6 +304,9 @@ def test_what_cannot_be_started_from_is_named(runs, tmp_path):
     ("is this run's own folder", set_to("workdir", str(runs / "individual"))),
     ("user.num_tokens is 3 there and 4 here", set_to("user.num_tokens", 4)),
     ("lora.rank is 2 there and 3 here", set_to("lora.rank", 3)),
+    ("named by their rank", set_to(
+      "data.source", "tldr")),
+    ("is not taught where", set_to("sft.path", str(runs / "base"))),
     ("train.learn 'rows' must be one of", set_to("train.learn", "rows")),
     ("--config.vanilla=False", set_to("vanilla", True)),
     ("name that run's folder with", set_to("train.start_from", "")),
@@ -252,7 +319,7 @@ def test_what_cannot_be_started_from_is_named(runs, tmp_path):
     config.user = run_folder.read_config(runs / "cluster").user
     config.train.start_from = str(runs / "cluster")
 
-  refuse("has no vanilla DPO to go on from", go_on)
+  refuse("or do without .--config.vanilla=False", go_on)
 
 
 def test_new_users_come_after_those_who_are_known():

@@ -127,12 +127,14 @@ class TrainConfig(sections.Section):
   """How preferences are learnt."""
 
   # The folder of a finished run. Training begins with the LoRA weights and
-  # users that it ended with; users who are new begin as its generic user.
-  # Empty: from nothing.
+  # users that it ended with; users who are new begin as its generic user,
+  # whatever `user` says of the start. Where `base.path` is empty, its base is
+  # this run's too. Empty: from nothing.
   start_from: str = ""
   # "all", or "users": only the rows of users who have choices in the data.
   # LoRA, centers, the generic and all other users stay as `start_from` has
-  # them, so that nobody else is answered differently.
+  # them, so that nobody else is answered differently. The generic branch is
+  # not run then (as with `loss.alpha` 1), and LoRA has no dropout.
   learn: str = "all"
   # Samples a step.
   batch_size: int = 32
@@ -362,6 +364,8 @@ def validate(config: Config) -> None:
   )
   if train.learn == "users":
     _check_users_alone(config)
+  if config.start:
+    _check_start(config)
   if train.users_on_host and not train.sparse_users:
     raise ValueError(
       "train.users_on_host needs train.sparse_users: a step on all rows would "
@@ -403,4 +407,20 @@ def _check_users_alone(config: Config) -> None:
     raise ValueError(
       "train.learn 'users' leaves vanilla DPO nothing to train; do without it "
       "(--config.vanilla=False)"
+    )
+
+
+def _check_start(config: Config) -> None:
+  """Checks what `train.start_from` can be combined with."""
+  if config.sft.path:
+    raise ValueError(
+      f"sft.path {config.sft.path!r} is not taught where train.start_from "
+      "names a run, which has a base; leave it empty"
+    )
+  if config.data.source == "tldr":
+    raise ValueError(
+      "train.start_from does not go with data.source 'tldr', whose users are "
+      "named by their rank in the data at hand, so that the first of another "
+      "file would be taken for the first of that run; bring the comparisons as "
+      "'files'"
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import preference_files, prism, rows, synthetic, tldr
+from pdpo_jax.data import preference_files, prism, synthetic, tldr
 
 
 def load(
@@ -30,8 +30,6 @@ def load(
   swapped = swapped_users(config, train)
   if swapped:
     train = [_swap(each) if each.user_id in swapped else each for each in train]
-  if config.train.learn == "users":
-    train = _of_users(train, dataset.tally)
   return dataclasses.replace(dataset, train=train)
 
 
@@ -53,20 +51,6 @@ def swapped_users(
   users = sorted({example.user_id for example in train} - {None})
   count = round(config.data.swap_choices * len(users))
   return set(random.Random(f"swapped {config.seed}").sample(users, count))
-
-
-def _of_users(
-  train: Sequence[structs.PreferenceExample], tally: rows.Tally
-) -> list[structs.PreferenceExample]:
-  """What says something of a user."""
-  known = [each for each in train if each.user_id is not None]
-  tally.drop("training comparisons without a user", len(train) - len(known))
-  if not known:
-    raise ValueError(
-      "train.learn 'users' has nobody to learn of: no training comparison says "
-      "who made it"
-    )
-  return known
 
 
 def _swap(example: structs.PreferenceExample) -> structs.PreferenceExample:

@@ -4,14 +4,11 @@ All draws depend on the seed and the data alone.
 """
 
 import collections
-import dataclasses
-import hashlib
 import random
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 
 from pdpo_jax import structs
 from pdpo_jax.config import data as data_config
-from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import rows
 
 Examples = list[structs.PreferenceExample]
@@ -45,13 +42,6 @@ def _content(example: structs.PreferenceExample):
   return example.prompt, frozenset((example.chosen, *example.rejected))
 
 
-def digest(example: structs.PreferenceExample) -> str:
-  """Sixteen hexadecimal digits of what is compared, whoever compares it."""
-  prompt, responses = _content(example)
-  text = repr((prompt, sorted(responses)))
-  return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
 def note_known(train: Examples, heldout: Examples, tally: rows.Tally) -> None:
   """Counts held-out choices that training tells in part.
 
@@ -76,27 +66,6 @@ def without_common(
     "held-out comparisons that training has too", len(heldout) - len(kept)
   )
   return kept
-
-
-def without_trained(
-  dataset: dataset_lib.Dataset, known: Set[str]
-) -> dataset_lib.Dataset:
-  """What an earlier run was trained on is not held out.
-
-  Args:
-    known: digests of that.
-  """
-  known = known | set(map(digest, dataset.train))
-  kept = {
-    part: [each for each in getattr(dataset, part) if digest(each) not in known]
-    for part in ("heldout", "unseen")
-  }
-  for part, left in kept.items():
-    dataset.tally.drop(
-      "held-out comparisons that an earlier run was trained on",
-      len(getattr(dataset, part)) - len(left),
-    )
-  return dataclasses.replace(dataset, **kept)
 
 
 def _counts(

@@ -111,7 +111,7 @@ class NoUsers(nnx.Module):
 class IndividualUsers(nnx.Module):
   """`e_i = e_0 + o_i`, one offset for each user ("individualized").
 
-  Row 0 of `offsets` is zero and never read: the generic user has no offset.
+  Row 0 of `offsets` is never read: the generic user has no offset.
   """
 
   def __init__(self, spec, num_rows, table, rngs):
@@ -124,7 +124,7 @@ class IndividualUsers(nnx.Module):
     else:
       normal = jax.random.normal(rngs.params(), offsets_shape)
       offsets = spec.init_std * normal
-    self.offsets = UserRowParam(offsets.at[0].set(0.0))
+    self.offsets = UserRowParam(offsets)
 
   @property
   def num_rows(self) -> int:

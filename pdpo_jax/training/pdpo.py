@@ -157,6 +157,15 @@ def _with_users_on_host(trainable_of, table, places):
   return nnx.merge_state(others, rows)
 
 
+def is_begun(folder: pathlib.Path) -> bool:
+  """Whether a training has a checkpoint, with which it goes on."""
+  place = folder / "checkpoints"
+  if not processes.from_first(place.is_dir):
+    return False
+  with checkpoint.Checkpoints(place) as saved:
+    return bool(processes.from_first(lambda: saved.steps))
+
+
 def begin_as(
   split: SplitPolicy, earlier: SplitPolicy, known: users_lib.UserIndex
 ) -> SplitPolicy:
@@ -169,9 +178,10 @@ def begin_as(
       as the generic user.
   """
 
-  def extend(table, *, rows):
-    # Row 0 is the generic user's, in cluster weights as in offsets.
-    more = jnp.broadcast_to(table[:1], (rows, *table.shape[1:]))
+  def extend(table, *, rows, offsets):
+    # Cluster weights have the generic user's in row 0.
+    first = jnp.zeros_like(table[:1]) if offsets else table[:1]
+    more = jnp.broadcast_to(first, (rows, *table.shape[1:]))
     return jnp.concatenate([table, more])
 
   trainable = []
@@ -181,7 +191,8 @@ def begin_as(
     if isinstance(variable, user_model.UserRowParam):
       rows = new.shape[0] - known.num_rows
       extended = jax.jit(
-        functools.partial(extend, rows=rows), out_shardings=new.sharding
+        functools.partial(extend, rows=rows, offsets=path[-1] == "offsets"),
+        out_shardings=new.sharding,
       )
       value = extended(value)
     trainable.append((path, variable.replace(value)))
@@ -272,7 +283,7 @@ def train(
   """
   train_config = config.train
   split = make_policy(config, base, users.num_rows)
-  if config.start:
+  if config.start and not is_begun(folder):
     split = begin_as(split, *load(config, base, config.start / folder.name))
   total_steps = train_config.epochs * batches.num_batches
   if train_config.warmup_steps >= total_steps:

@@ -34,10 +34,8 @@ def test_individual_prefix_is_generic_plus_offset():
 
 def test_generic_user_has_no_offset():
   users = make(init_std=0.5)
-  assert not users.offsets[...][0].any()
   np.testing.assert_array_equal(users(ROWS)[0], users.generic())
-  users.offsets.set_value(users.offsets[...].at[0].set(1.0))
-  np.testing.assert_array_equal(users(ROWS)[0], users.generic())
+  assert np.abs(users.offsets[...][0]).min() > 0
 
 
 def test_cluster_prefix_is_weighted_centers():
@@ -105,9 +103,7 @@ def test_more_rows_than_the_vocabulary_repeat_none_more_often_than_needed():
 def test_vocabulary_init_takes_token_embeddings():
   users = make(num_rows=23, offset_init="vocabulary")  # 69 rows of 31
   assert len(set(table_places(users.generic()))) == T
-  # Each token two or three times, less those that the generic user had.
-  counts = np.bincount(table_places(users.offsets[...][1:]), minlength=V)
-  assert counts.sum() == 66 and counts.max() == 3 and counts.min() >= 1
+  assert set(np.bincount(table_places(users.offsets[...]))) == {2, 3}
   centers = make(kind="cluster").centers[...]
   assert len(set(table_places(centers))) == C * T
 

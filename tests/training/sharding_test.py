@@ -242,9 +242,18 @@ def _check_start(config, data, folder):
     found.append(split)
   _check_places(split, mesh)
   _close(*map(_values, found), "users who learn alone")
-  table = found[1].trainable["user_model"]["offsets"].get_value()
-  assert table.shape[0] == 9
-  assert not np.asarray(table[8]).any() and np.asarray(table[1:8]).all(-1).any()
+  with checkpoint.Checkpoints(folder / "one" / "checkpoints") as saved:
+    before = saved.load_as_saved(saved.steps[-1], ("lora", "users"))
+  after = checkpoint.trainable_items(split.trainable)
+  for path, value in before["lora"].items():
+    np.testing.assert_array_equal(value, np.asarray(after["lora"][path]))
+  table = np.asarray(after["users"]["user_model.offsets"])
+  changed = table[:8] != np.asarray(
+    before["users"]["table"]["user_model.offsets"]
+  )
+  # All but the generic user, and the new one, who has no choices here.
+  assert changed.any((1, 2)).tolist() == [False] + 7 * [True]
+  assert table.shape[0] == 9 and not table[8].any()
 
 
 def _answers(split):
