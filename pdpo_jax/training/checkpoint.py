@@ -156,12 +156,9 @@ class Checkpoints:
     """
     problems: dict[int, str] = {}
     for step in self._newest_first():
-      items, problems[step] = _read(
-        lambda step=step: self.load_as_saved(step, ("users",))
-      )
-      if items:
-        ids = json.loads(items["users"]["ids"])
-        return users_lib.UserIndex.from_json(ids)
+      ids, problems[step] = _read(lambda step=step: self._user_ids(step))
+      if ids:
+        return users_lib.UserIndex.from_json(json.loads(ids))
     self._refuse(problems)
     return users_lib.UserIndex([])
 
@@ -178,6 +175,17 @@ class Checkpoints:
 
   def meta(self, step: int) -> dict[str, Any]:
     return self._load_items(step, {"meta": None})["meta"]
+
+  def _user_ids(self, step: int) -> str | None:
+    """The ids alone, however large the table is; None without users."""
+    found = self._checkpointer.checkpointables_metadata(step).metadata
+    if "users" not in found:
+      return None
+    if found["users"] is None:  # Orbax has logged why.
+      raise ValueError("the table of users is damaged")
+    table = dict.fromkeys(found["users"]["table"], ocp.PLACEHOLDER)
+    like = {"users": {"table": table, "ids": ""}}
+    return self._load_items(step, like)["users"]["ids"]
 
   def load(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
     """The items of `step` that `like` names, in its shapes and shardings."""
@@ -253,7 +261,7 @@ class Checkpoints:
       self._checkpointer.reload()
 
 
-def _read(read: Callable[[], dict]) -> tuple[dict[str, Any] | None, str]:
+def _read(read: Callable[[], Any]) -> tuple[Any, str]:
   """What `read` gives, and what was wrong if it failed for any process."""
   found, problem = None, ""
   try:

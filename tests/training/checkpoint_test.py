@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from orbax.checkpoint import v1 as ocp
 
 from pdpo_jax import structs
 from pdpo_jax.data import users as users_lib
@@ -112,32 +113,44 @@ def test_what_is_damaged_in_the_newest_step_is_read_from_the_one_before(
   assert (tmp_path / "11").is_dir()
 
 
-def test_users_are_read_into_the_hosts_memory_and_no_failure_hides(
-  tmp_path, monkeypatch
-):
+def test_who_the_users_are_is_read_without_their_table(tmp_path, monkeypatch):
   save(tmp_path, 3)
-  host = jax.local_devices(backend="cpu")[0]
-  asked = []
-  read = checkpoint._abstract
+  load, loaded = checkpoint.Checkpoints._load_items, []
 
-  def recorded(tree, place_of):
-    asked.append(place_of(None))
-    return read(tree, place_of)
+  def recorded(*args):
+    loaded.append(load(*args)["users"])
+    return {"users": loaded[-1]}
 
-  monkeypatch.setattr(checkpoint, "_abstract", recorded)
-  with checkpoint.Checkpoints(tmp_path) as saved:
-    assert saved.users().ids == USERS.ids
-  assert [each.device_set for each in asked] == [{host}]
+  with monkeypatch.context() as short:
+    short.setattr(checkpoint.Checkpoints, "_load_items", recorded)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+      assert saved.users().ids == USERS.ids
+  (found,) = loaded
+  assert set(found["table"].values()) == {ocp.PLACEHOLDER}
 
   def fail(*_):
     raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-  monkeypatch.setattr(checkpoint, "_abstract", fail)
+  monkeypatch.setattr(checkpoint.Checkpoints, "_load_items", fail)
   with (
     checkpoint.Checkpoints(tmp_path) as saved,
     pytest.raises(ValueError, match="step 3: RESOURCE_EXHAUSTED"),
   ):
     saved.users()
+  damage_user_data(tmp_path / "3")
+  with (
+    checkpoint.Checkpoints(tmp_path) as saved,
+    pytest.raises(ValueError, match="step 3: the table of users is damaged"),
+  ):
+    saved.users()
+
+
+def test_a_table_is_read_into_the_hosts_memory(tmp_path):
+  save(tmp_path, 3)
+  host = jax.local_devices(backend="cpu")[0]
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    table = saved.load_as_saved(3, ("users",))["users"]["table"]
+  assert {each.device for each in table.values()} == {host}
 
 
 def test_where_no_step_can_be_read_none_is_lost(tmp_path, monkeypatch):
