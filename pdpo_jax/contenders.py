@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import hashlib
+import logging
 import pathlib
 from collections.abc import Sequence
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import experiment, processes, run_folder, structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import held_out
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.evaluation import responses as responses_lib
@@ -17,6 +16,8 @@ from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import checkpoint, pdpo
 from pdpo_jax.weights import base as base_lib
+
+logger = logging.getLogger(__name__)
 
 # What a control run was made for; "" for a run that is none.
 SHUFFLED, SWAPPED = "shuffled users", "swapped choices"
@@ -45,7 +46,7 @@ class Contender:
     self.config = experiment.trainings(whole).get(training, whole)
     self.workdir = workdir
     self.is_own = training == run_folder.training_name(whole)
-    self.folder = workdir / training
+    self.folder = self._keeps = workdir / training
     self.name = _name(self.config)
     self._base = base
     self.control = ""
@@ -101,47 +102,47 @@ class Contender:
     """The user's row, or the generic one of whoever is unknown."""
     return self.users.row_of(user_id) if user_id in self.users else 0
 
-  def scores(
-    self, dataset: dataset_lib.Dataset, of_run: config_lib.Config
-  ) -> dict[str, scores_lib.Scores]:
-    """Scores of held-out pairs by part: kept ones, or made now and kept.
+  def read_for(self, run: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Has it evaluated on what a run holds out that started from it.
 
     Args:
-      dataset: of a run.
-      of_run: its config. If it started from this one's run, what it holds out
-        is read here too, by its limits.
-
-    Raises:
-      ValueError: if it was trained on some of what is held out there.
+      run: whose limits and sizes of batches hold.
+      workdir: of that run; keeps what is found.
     """
-    parts = [each for each in experiment.EVALUATED if getattr(dataset, each)]
-    foreign = []
-    if is_start(self.workdir, of_run):
-      foreign = [part for part in parts if self._is_foreign(dataset, part)]
-    config, mark = self.config, ""
-    if foreign:
-      limits = {name: getattr(of_run.data, name) for name in _LIMITS}
-      config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, **limits)
-      )
-      text = f"{experiment.digest(dataset)} {limits}"
-      mark = "_" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    limits = {name: getattr(run.data, name) for name in _LIMITS}
+    sizes = run.train.batch_size, run.train.accumulation_steps
+    self.config = dataclasses.replace(
+      self.config,
+      cache=run.cache,
+      data=dataclasses.replace(self.config.data, **limits),
+      train=dataclasses.replace(
+        self.config.train, batch_size=sizes[0], accumulation_steps=sizes[1]
+      ),
+    )
+    self.name = f"before ({self.workdir.name})"
+    self._keeps = workdir / "before"
+
+  def scores(
+    self, dataset: dataset_lib.Dataset
+  ) -> dict[str, scores_lib.Scores]:
+    """Scores of held-out pairs by part: kept ones, or made now and kept."""
     files = {
-      part: scores_lib.file_of(
-        self.folder, part, f"{self.step}{mark * (part in foreign)}"
-      )
-      for part in parts
+      part: scores_lib.file_of(self._keeps, part, self.step)
+      for part in experiment.EVALUATED
+      if getattr(dataset, part)
     }
     missing = processes.from_first(
       lambda: [part for part, file in files.items() if not file.is_file()]
     )
     if missing:
       data = experiment.tokenize_parts(
-        config, self._base, dataset, self.users, missing
+        self.config, self._base, dataset, self.users, missing
       )
       for part, made in data.parts.items():
-        batches = experiment.make_batches(config, self._base, made)
-        experiment.score(config, self._loaded[0], batches, made, files[part])
+        batches = experiment.make_batches(self.config, self._base, made)
+        experiment.score(
+          self.config, self._loaded[0], batches, made, files[part]
+        )
     return processes.from_first(
       lambda: {
         part: scores_lib.read(file)
@@ -149,28 +150,6 @@ class Contender:
         if file.is_file()
       }
     )
-
-  def _is_foreign(self, dataset: dataset_lib.Dataset, part: str) -> bool:
-    """Whether its own run holds out something else."""
-    own, other = (
-      experiment.part_digest(each, part)
-      for each in (self._data, experiment.digest(dataset))
-    )
-    if own == other:
-      return False
-    known = run_folder.read_held_out(self.workdir).trained
-    trained = sum(
-      not known.isdisjoint(held_out.digests(each))
-      for each in getattr(dataset, part)
-    )
-    if trained:
-      raise ValueError(
-        f"{self.workdir} was trained on {trained:,} of the comparisons that "
-        "are held out here, so that it cannot be compared on them: it was "
-        "trained again since the run here started from it; train that one anew "
-        "as well, in another --config.workdir"
-      )
-    return True
 
   def responses(
     self,
@@ -210,7 +189,7 @@ class Contender:
     return dataclasses.replace(config, data=data)
 
   def _responses_file(self, config: config_lib.Config) -> pathlib.Path:
-    return responses_lib.file_of(self.folder, str(self.step), config)
+    return responses_lib.file_of(self._keeps, str(self.step), config)
 
 
 def _name(config: config_lib.Config) -> str:
@@ -226,6 +205,25 @@ def is_start(folder: pathlib.Path, config: config_lib.Config) -> bool:
   return config.start is not None and folder.resolve() == config.start.resolve()
 
 
+def _before(
+  config: config_lib.Config, workdir: pathlib.Path, base: base_lib.Base
+) -> list[Contender]:
+  """What a run started from, if that is still there as it was."""
+  try:
+    answers.check_file(config.start / "answers.jsonl")
+    one = Contender(config.start, run_folder.training_name(config), base)
+    there, here = map(run_folder.read_held_out, (config.start, workdir))
+    if not there.trained <= here.trained:
+      raise ValueError("it was trained again, on other data")
+  except ValueError as error:
+    logger.warning(
+      "not compared with %s, which it started from: %s", config.start, error
+    )
+    return []
+  one.read_for(config, workdir)
+  return [one]
+
+
 def open_contenders(
   workdir: pathlib.Path, against: Sequence[pathlib.Path], base: base_lib.Base
 ) -> list[Contender]:
@@ -238,20 +236,18 @@ def open_contenders(
   """
   found = []
   first = run_folder.read_config(workdir)
-  if first.start and (first.start / "answers.jsonl").is_file():
-    others = [each for each in against if not is_start(each, first)]
-    against = (first.start, *others)
+  against = [each for each in against if not is_start(each, first)]
   for place in (workdir, *against):
     own = run_folder.training_name(run_folder.read_config(place))
     # Written once all is trained: half a control says nothing.
     answers.check_file(place / "answers.jsonl")
     found.append(Contender(place, own, base))
-    if is_start(place, found[0].config):
-      found[-1].name = f"before ({place.name})"
     if place == workdir and own != experiment.VANILLA:
       vanilla = place / experiment.VANILLA
       if (vanilla / "checkpoints").is_dir():
         found.append(Contender(place, experiment.VANILLA, base))
+  if first.start:
+    found += _before(first, workdir, base)
   for each in found:
     if each.control:
       each.name += f", {each.control}"

@@ -37,7 +37,7 @@ _SAME = (
 def resolve(config: config_lib.Config) -> config_lib.Config:
   """The config with whole paths, and the earlier run's base if it names none.
 
-  A run that is done needs the earlier one no more.
+  A run that is done needs the earlier one no more, but a base that it trained.
 
   Raises:
     ValueError: if that run is not there, was not trained to its end, or differs
@@ -54,7 +54,9 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
       f"{_FIELD} {str(start)!r} is this run's own folder; choose another "
       "--config.workdir or --config.name"
     )
-  done = run_folder.has_held_out(folder)
+  done = run_folder.is_done(folder, config)
+  if done:
+    done = run_folder.read_config(folder).train.start_from == str(start)
   source = folder if done else start
   before = run_folder.read_config(source, _FIELD)
   if not done:

@@ -56,7 +56,7 @@ def main() -> None:
   if _DRY_RUN.value:
     found = contenders.open_contenders(workdir, against, base)
     found[0].check_data(dataset)
-    scores = found[0].scores(dataset, config)
+    scores = found[0].scores(dataset)
     print(judged.estimate(found, dataset, scores, judge, workdir))
     return
   page = reporting.make_report(

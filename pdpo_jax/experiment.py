@@ -84,16 +84,8 @@ def load_dataset(
   count_tokens = None
   if tokenizer is not None:
     count_tokens = functools.partial(tokenize.count_tokens, tokenizer)
-  dataset = sources.load(config, count_tokens)
-  if config.start:
-    dataset = held_out.keep_apart(
-      dataset,
-      held_out_before(config, folder),
-      config.answers.num_prompts,
-      config.seed,
-    )
-  if config.train.learn == "users":
-    dataset = _of_users(dataset)
+  before = held_out_before(config, folder)
+  dataset = sources.load(config, count_tokens, before)
   if processes.several():
     processes.agree("the data", _digests(dataset))
   return dataset
@@ -101,42 +93,22 @@ def load_dataset(
 
 def held_out_before(
   config: config_lib.Config, folder: pathlib.Path | None
-) -> held_out.Record:
-  """What the run that this one starts from was trained on; else nothing.
+) -> held_out.Record | None:
+  """What the run that this one starts from was trained on, if there is one.
 
   Args:
-    folder: of this run. One that is done has it all.
+    folder: of this run, if there is one yet. One that is done has it all.
   """
   if config.start is None:
-    return held_out.Record()
-  done = folder is not None and run_folder.has_held_out(folder)
+    return None
+  done = folder is not None and run_folder.is_done(folder, config)
   return run_folder.read_held_out(folder if done else config.start)
-
-
-def _of_users(dataset: dataset_lib.Dataset) -> dataset_lib.Dataset:
-  """Trained on nothing but what says something of a user."""
-  train = [each for each in dataset.train if each.user_id is not None]
-  dataset.tally.drop(
-    "training comparisons without a user", len(dataset.train) - len(train)
-  )
-  if not train:
-    raise ValueError(
-      "train.learn 'users' has nobody to learn of: no training comparison says "
-      "who made it"
-    )
-  return dataclasses.replace(dataset, train=train)
 
 
 def digest(dataset: dataset_lib.Dataset) -> str:
   """Names what is trained on and evaluated on."""
   found = _digests(dataset)
   return "-".join(found[name] for name in (parts_lib.TRAIN, *EVALUATED))
-
-
-def part_digest(digest: str, part: str) -> str:
-  """What a `digest` says of one part of the data."""
-  names = (parts_lib.TRAIN, *EVALUATED)
-  return dict(zip(names, digest.split("-"), strict=True))[part]
 
 
 def _digests(dataset: dataset_lib.Dataset) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pdpo_jax import (
 )
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import held_out
 from pdpo_jax.evaluation import accuracy, answers, lengths, scores
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import pdpo, sft, sharding
@@ -90,13 +91,16 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     # What is wrong shall show before hours of training.
     experiment.check_lengths(config, base, data)
     prompts = answers.fitting(dataset.prompts, base, config)
-    for one in experiment.trainings(config).values():
+    trainings = experiment.trainings(config)
+    for one in trainings.values():
       pdpo.check_policy(one, base.lm.arch)
-  texts_of_users = earlier.user_texts(config, folder, dataset)
-  before = experiment.held_out_before(config, folder)
+  before = experiment.held_out_before(config, folder) or held_out.Record()
+  own_texts = earlier.user_texts(config, folder, dataset)
+  if not any(pdpo.is_begun(folder / name) for name in trainings):
+    run_folder.write_user_texts(folder, own_texts)
   speakers = experiment.speakers(config, data)
   accuracies, texts = {}, {}
-  for name, one in experiment.trainings(config).items():
+  for name, one in trainings.items():
     with clock.stage(f"{name}_reference"):
       batches = {
         each: experiment.make_batches(one, base, part)
@@ -119,7 +123,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       for each in experiment.EVALUATED:
         if each not in data.parts:
           continue
-        file = scores.file_of(folder / name, each, str(step))
+        file = scores.file_of(folder / name, each, step)
         accuracies[name][each] = accuracy.of_scores(
           experiment.score(one, split, batches[each], data.parts[each], file)
         )
@@ -129,7 +133,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
         rows = {"G": 0} | speakers
       texts |= answers.answer(split.merge(), base, prompts, rows, one)
   # Not before, since a folder that holds another run has refused by now.
-  run_folder.write_user_texts(folder, texts_of_users)
+  run_folder.write_user_texts(folder, own_texts)
   run_folder.write_held_out(folder, before.after(dataset))
   with clock.stage("sft_answers"):
     nobody = policy_lib.base_policy(base.lm)

@@ -192,7 +192,7 @@ def main() -> None:
         "--config.train.accumulation_steps=1"
       )
   config_lib.validate(config)
-  if not config.source_path:
+  if not config.source_path and not _ARCH.value:
     config = earlier.resolve(config)
   topology = topologies.parse(_TOPOLOGY.value)
   arch = architecture(config.source_path, _ARCH.value)

@@ -50,7 +50,7 @@ def make_report(
   folder = workdir / "report"
   drawn = folder / "figures"
   groups = comparison.taste_groups(dataset.short_users, dataset.long_users)
-  scores = {each.name: each.scores(dataset, found[0].config) for each in found}
+  scores = {each.name: each.scores(dataset) for each in found}
   baseline = _baseline(found)
   rows = comparison.compare(scores, groups, baseline)
   findings: dict[str, Any] = {"accuracy": [row.to_json() for row in rows]}
@@ -238,7 +238,9 @@ def _controls(
     "group_agreement": agreement and agreement[1],
     "probes": {n: dataclasses.asdict(probe) for n, probe in probes.items()},
   }
-  return sections.control_section(shuffled, flipped, oracle, agreement, probes)
+  return sections.control_section(
+    baseline, shuffled, flipped, oracle, agreement, probes
+  )
 
 
 def _probes(

@@ -186,15 +186,16 @@ def read_held_out(folder: pathlib.Path) -> held_out.Record:
   if not file.is_file():
     raise ValueError(
       f"{folder} has no {_HELD_OUT}, so that nobody knows which comparisons it "
-      "was trained on, and must not be held out; train it to its end, or, if "
-      "an older version trained it, once more in another folder"
+      "was trained on, and must not be held out; start its training command "
+      "again, which writes it at its end"
     )
   return held_out.Record.from_json(_read_json(file))
 
 
-def has_held_out(folder: pathlib.Path) -> bool:
-  """Whether a run was trained to its end, and kept what it held out."""
-  return (folder / _HELD_OUT).is_file()
+def is_done(folder: pathlib.Path, config: config_lib.Config) -> bool:
+  """Whether the run in `folder` was trained to its end."""
+  trained = folder / training_name(config) / "checkpoints"
+  return trained.is_dir() and (folder / _HELD_OUT).is_file()
 
 
 def base_path(config: config_lib.Config, folder: pathlib.Path) -> str:

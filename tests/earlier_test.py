@@ -165,9 +165,8 @@ def test_a_training_goes_on_with_more_choices_and_vanilla_beside_it(
 
 def test_what_it_was_trained_on_before_is_not_held_out(runs, tmp_path):
   # The first run's own choices once more, and some new ones.
-  whole = experiment.load_dataset(
-    run_folder.read_config(runs / "individual"), None
-  )
+  first = run_folder.read_config(runs / "individual")
+  whole = experiment.load_dataset(first, None)
   record = run_folder.read_held_out(runs / "individual")
   with (tmp_path / "all.jsonl").open("w") as out:
     for each in [*whole.train, *whole.heldout]:
@@ -191,16 +190,6 @@ def test_what_it_was_trained_on_before_is_not_held_out(runs, tmp_path):
   assert {each.prompt for each in dataset.prompts} <= {
     each.prompt for each in dataset.heldout
   }
-  # The first run is compared on what it was not trained on, or not at all.
-  base = base_lib.read_base(str(runs / "base"), config.base)
-  one = contenders.Contender(runs / "individual", "pdpo", base)
-  first = run_folder.read_config(runs / "individual")
-  found = one.scores(dataset, config)["heldout"].samples
-  assert len(found) == len(dataset.heldout)
-  assert one.scores(whole, first)["heldout"].samples != found
-  assert one.scores(dataset, config)["heldout"].samples == found
-  with pytest.raises(ValueError, match=r"was trained on \d+ of the compar"):
-    one.scores(dealt, config)
 
 
 def digests(examples):
@@ -252,14 +241,89 @@ def test_a_run_that_is_refused_leaves_the_record_alone(runs, tmp_path):
   assert (config.folder / "held_out.json").read_text() == before
 
 
-def test_other_limits_are_those_of_the_run_that_is_evaluated(runs, tmp_path):
-  config = newcomers(runs, "individual", runs / "new.jsonl")
-  config.workdir = str(tmp_path / "short")
+def test_the_run_before_is_read_by_the_limits_of_the_one_after(runs, tmp_path):
+  shutil.copytree(runs / "individual", tmp_path / "individual")
+  config = newcomers(tmp_path, "individual", runs / "new.jsonl")
   config.data.max_response_tokens, config.data.long_response = 30, "drop"
+  kept = sorted((tmp_path / "individual").rglob("*"))
   main.train_and_answer(config)
   found = json.loads((config.folder / "report" / "report.json").read_text())
   own, before = found["accuracy"]
   assert own["num_pairs"] == before["num_pairs"]
+  # What is found of it is kept with the run that asked.
+  assert sorted((tmp_path / "individual").rglob("*")) == kept
+  assert list((config.folder / "before" / "scores").iterdir())
+
+
+def test_a_run_before_that_cannot_be_read_is_left_out(runs, tmp_path, caplog):
+  shutil.copytree(runs / "individual", tmp_path / "individual")
+  config = newcomers(tmp_path, "individual", runs / "new.jsonl")
+  main.train_and_answer(config)
+  base = base_lib.read_base(str(runs / "base"), config.base)
+  assert len(contenders.open_contenders(config.folder, (), base)) == 2
+  record = run_folder.read_held_out(tmp_path / "individual")
+  other = dataclasses.replace(record, trained=record.trained | {"0" * 16})
+  run_folder.write_held_out(tmp_path / "individual", other)
+  assert len(contenders.open_contenders(config.folder, (), base)) == 1
+  assert "it was trained again, on other data" in caplog.text
+  shutil.rmtree(tmp_path / "individual")
+  assert len(contenders.open_contenders(config.folder, (), base)) == 1
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_own_state(runs, tmp_path):
+  whole = newcomers(runs, "individual", runs / "new.jsonl")
+  whole.train.epochs, whole.train.checkpoint_every = 4, 2
+  whole.workdir = str(tmp_path / "whole")
+  main.train_and_answer(whole)
+  cut = dataclasses.replace(whole, workdir=str(tmp_path / "cut"))
+  shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+  (tmp_path / "cut" / "held_out.json").unlink()
+  (tmp_path / "cut" / "answers.jsonl").unlink()
+  with checkpoint.Checkpoints(tmp_path / "cut/pdpo/checkpoints") as saved:
+    (*_, before, last) = saved.steps
+  shutil.rmtree(tmp_path / "cut/pdpo/checkpoints" / str(last))
+  main.train_and_answer(cut)
+  one, other = (
+    tiny.digest_of_newest(each / "pdpo") for each in (whole.folder, cut.folder)
+  )
+  assert one == other and before < last
+
+
+def test_what_users_said_of_themselves_before_is_kept(runs, tmp_path):
+  shutil.copytree(runs / "individual", tmp_path / "individual")
+  texts = {"1": "I am one.", "x": "I was another."}
+  run_folder.write_user_texts(tmp_path / "individual", texts)
+  config = newcomers(tmp_path, "individual", tmp_path / "new.jsonl")
+  with (tmp_path / "new.jsonl").open("w") as out:
+    for line in (runs / "new.jsonl").read_text().splitlines():
+      row = json.loads(line)
+      if row.get("user_id") == "x":
+        row["user_text"] = "I am x."
+      out.write(json.dumps(row) + "\n")
+  main.train_and_answer(config)
+  found = run_folder.read_user_texts(config.folder)
+  assert found == {"1": "I am one.", "x": "I am x."}
+
+
+def test_a_control_spoils_nothing_that_is_held_out(runs, tmp_path):
+  first = run_folder.read_config(runs / "individual")
+  config = run_config(tmp_path, "control")
+  config.seed = first.seed
+  config.data = dataclasses.replace(
+    first.data,
+    synthetic=dataclasses.replace(
+      first.data.synthetic, train_per_worker=6, heldout_per_worker=5
+    ),
+    swap_choices=1.0,
+  )
+  config.train.start_from = str(runs / "individual")
+  found = experiment.load_dataset(config, None)
+  assert "moved to the side" in str(found.tally)
+  config.data.swap_choices = 0.0
+  clean = experiment.load_dataset(config, None)
+  assert found.heldout == clean.heldout
+  for each, other in zip(found.train, clean.train, strict=True):
+    assert (each.chosen,) == other.rejected
 
 
 def test_comparisons_without_a_user_teach_newcomers_nothing(runs, tmp_path):

@@ -180,12 +180,12 @@ def test_scores_made_later_are_read_by_the_users_who_were_trained(
   )
   found = contenders.Contender(tmp_path / "cluster", "pdpo", base)
   dataset = experiment.load_dataset(found.config, None)
-  before = found.scores(dataset, found.config)["heldout"]
+  before = found.scores(dataset)["heldout"]
   shutil.rmtree(tmp_path / "cluster" / "pdpo" / "scores")
   # Another user comes first in the data by now; rows of the table do not move.
   new = dataclasses.replace(dataset.train[0], user_id="0")
   dataset = dataclasses.replace(dataset, train=[new, *dataset.train])
-  after = found.scores(dataset, found.config)["heldout"]
+  after = found.scores(dataset)["heldout"]
   assert after.samples == before.samples
   np.testing.assert_allclose(after.ratios, before.ratios, atol=1e-5)
 

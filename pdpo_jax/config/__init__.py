@@ -129,7 +129,7 @@ class TrainConfig(sections.Section):
   # The folder of a finished run. Training begins with the LoRA weights and
   # users that it ended with; users who are new begin as its generic user,
   # whatever `user` says of the start. Where `base.path` is empty, its base is
-  # this run's too. Empty: from nothing.
+  # this run's too, in the same `dtype` and `param_dtype`. Empty: from nothing.
   start_from: str = ""
   # "all", or "users": only the rows of users who have choices in the data.
   # LoRA, centers, the generic and all other users stay as `start_from` has

@@ -34,7 +34,9 @@ class Record:
 
   Attributes:
     trained: digests of the pairs that were trained on.
-    heldout: of those that were held out, and never trained on.
+    heldout: of those that were held out of their users' choices, and never
+      trained on. What unseen users chose is not among them: they may be learnt
+      next.
     users: whose choices were trained on.
   """
 
@@ -44,7 +46,7 @@ class Record:
 
   def after(self, dataset: dataset_lib.Dataset) -> "Record":
     """The record once `dataset` was trained on as well."""
-    heldout = _all_digests([*dataset.heldout, *dataset.unseen])
+    heldout = _all_digests(dataset.heldout)
     trained = self.trained | _all_digests(dataset.train)
     users = {example.user_id for example in dataset.train} - {None}
     return Record(
@@ -74,6 +76,9 @@ def keep_apart(
   Args:
     num_prompts, seed: of the held-out prompts that are drawn in place of those
       that are none any more.
+
+  Raises:
+    ValueError: if nothing is left to train on.
   """
   # Whom an earlier run knows is not unseen.
   known = [each for each in dataset.unseen if each.user_id in before.users]
@@ -110,7 +115,11 @@ def keep_apart(
     for each in [*dataset.heldout, *dataset.train, *known]
     if not is_trained(each)
   ]
+  # Nor is anyone seen of whom nothing is left to learn from.
+  rows = before.users | {each.user_id for each in train} | {None}
   unseen = [each for each in dataset.unseen if each.user_id not in before.users]
+  unseen += [each for each in heldout if each.user_id not in rows]
+  heldout = [each for each in heldout if each.user_id in rows]
   strangers = [each for each in unseen if not is_trained(each)]
   tally = dataset.tally
   tally.note(
@@ -118,14 +127,21 @@ def keep_apart(
     len({*map(id, train)} ^ {*map(id, dataset.train)}),
   )
   tally.drop(
-    "comparisons of unseen users that an earlier run was trained on",
+    "comparisons of unseen users that are trained on by others",
     len(unseen) - len(strangers),
   )
+  if not train:
+    raise ValueError(
+      f"all {len(dataset.train):,} training comparisons are of responses that "
+      "an earlier run held out, so that nothing is left to learn from; add "
+      "choices between other responses"
+    )
   if not heldout and dataset.heldout:
     logger.warning(
       "no held-out comparison is left: an earlier run was trained on all of "
-      "them, so that nothing will say how good this one is; hold out "
-      "comparisons of other responses (data.files.heldout_path)"
+      "them. Nothing will say how good this one is, and what is generated may "
+      "answer prompts that were trained on; hold out comparisons of other "
+      "responses (data.files.heldout_path)"
     )
   kept = dataclasses.replace(
     dataset, train=train, heldout=heldout, unseen=strangers

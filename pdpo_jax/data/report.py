@@ -183,7 +183,7 @@ def main() -> None:
   config = earlier.resolve(config)
   if config.source_path:
     tokenizer = base_lib.read_tokenizer(config.source_path)
-    found = experiment.load_dataset(config, tokenizer)
+    found = experiment.load_dataset(config, tokenizer, config.folder)
   else:
     found = experiment.load_dataset(config, None)
     # The tokenizer that the base from scratch will have.

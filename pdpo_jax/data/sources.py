@@ -7,30 +7,59 @@ from collections.abc import Callable, Sequence
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import preference_files, prism, synthetic, tldr
+from pdpo_jax.data import (
+  held_out,
+  preference_files,
+  prism,
+  rows,
+  synthetic,
+  tldr,
+)
 
 
 def load(
   config: config_lib.Config,
   count_tokens: Callable[[Sequence[str]], list[int]] | None = None,
+  before: held_out.Record | None = None,
 ) -> dataset_lib.Dataset:
   """The data that `config.data` names.
 
   Args:
     count_tokens: lengths of texts in the base's tokens, for what is counted in
       them; None before there is a base.
+    before: what the run that this one starts from was trained on.
   """
   if config.data.source == "tldr":
     dataset = tldr.load(config, count_tokens)
   else:
     dataset = SOURCES[config.data.source](config)
+  if before:
+    dataset = held_out.keep_apart(
+      dataset, before, config.answers.num_prompts, config.seed
+    )
   train = dataset.train
+  if config.train.learn == "users":
+    train = _of_users(train, dataset.tally)
   if config.data.shuffle_users:
     train = _shuffle_users(train, config.seed)
   swapped = swapped_users(config, train)
   if swapped:
     train = [_swap(each) if each.user_id in swapped else each for each in train]
   return dataclasses.replace(dataset, train=train)
+
+
+def _of_users(
+  train: Sequence[structs.PreferenceExample], tally: rows.Tally
+) -> list[structs.PreferenceExample]:
+  """What says something of a user."""
+  known = [each for each in train if each.user_id is not None]
+  tally.drop("training comparisons without a user", len(train) - len(known))
+  if not known:
+    raise ValueError(
+      "train.learn 'users' has nobody to learn of: no training comparison says "
+      "who made it"
+    )
+  return known
 
 
 def _shuffle_users(

@@ -55,15 +55,14 @@ def make(
   )
 
 
-def file_of(folder: pathlib.Path, part: str, state: str) -> pathlib.Path:
-  """Where the scores of a training's state are.
+def file_of(folder: pathlib.Path, part: str, step: int) -> pathlib.Path:
+  """Where the scores of a training's state after `step` are.
 
   Args:
     folder: of the training.
     part: "heldout" or "unseen".
-    state: its step, and what data it reads where that is another run's.
   """
-  return folder / "scores" / f"{part}_{state}.jsonl"
+  return folder / "scores" / f"{part}_{step}.jsonl"
 
 
 def write(file: pathlib.Path, scores: Scores) -> None:

@@ -258,6 +258,7 @@ def _rate_cell(rates: winrate.WinRates | None, unit: str) -> str:
 
 
 def control_section(
+  baseline: str | None,
   shuffled: Mapping[str, tuple[float, tuple[float, float]] | None],
   flipped: Mapping[str, controls.Flips],
   oracle: tuple[float, float] | None,
@@ -267,8 +268,9 @@ def control_section(
   """Each control that the runs at hand allow, with what it should show.
 
   Args:
-    shuffled: by run, the gain over vanilla once user ids were shuffled; None
-      without a vanilla run.
+    baseline: what gains are over, if anything.
+    shuffled: by run, the gain once user ids were shuffled; None without a
+      baseline.
     flipped: by run.
     oracle: accuracy of who knows each taste, and the policy's.
     agreement: number of groups, and the adjusted Rand index.
@@ -278,7 +280,7 @@ def control_section(
     cells.append(
       (
         f"user ids shuffled in training ({name})",
-        f"{_points(gain)} points beyond vanilla"
+        f"{_points(gain)} points beyond {baseline}"
         if gain
         else "needs a vanilla run (--against)",
         "about 0: nothing personal is left to learn",

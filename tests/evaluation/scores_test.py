@@ -15,7 +15,7 @@ RATIOS = np.array([[0.5, -1.0], [2.0, np.nan]], np.float32)
 
 def test_scores_come_back_as_they_were(tmp_path):
   made = scores.make(EXAMPLES, RATIOS)
-  file = scores.file_of(tmp_path, "heldout", "75")
+  file = scores.file_of(tmp_path, "heldout", 75)
   scores.write(file, made)
   found = scores.read(file)
   assert (found.samples, found.user_ids) == (made.samples, ["ann", None])
