@@ -53,10 +53,12 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.train.start_from = "runs/smollm2-individual"
     config.train.learn = "users"
     config.base.path = ""  # That run's.
-    # Of few choices each, in small steps: with larger ones, choices are told
-    # apart as well, and answers get worse.
-    config.train.batch_size = 8
-    config.train.accumulation_steps = 4
+    config.data.files.heldout_share = 0.25
+    # Of few choices each. A row moves by about the learning rate in each step
+    # that has its user: with dozens of choices each, take fewer epochs. Choices
+    # are told apart long after answers have become worse.
+    config.train.batch_size = 16
+    config.train.accumulation_steps = 8
     config.train.epochs = 10
     config.train.user_learning_rate = 1e-3
     config.train.warmup_steps = 5

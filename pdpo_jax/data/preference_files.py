@@ -56,7 +56,8 @@ def load(config: config_lib.Config) -> dataset.Dataset:
     if not part:
       raise ValueError(
         f"data.path {data.path!r}: no {name} comparison of a seen user is "
-        f"left ({tally}); look at data.files and data.max_bad_share"
+        f"left ({tally}); bring more choices, or look at data.files "
+        "(heldout_share, heldout_path, min_per_user) and data.max_bad_share"
       )
   splits.note_known(train, heldout, tally)
   tally.note(

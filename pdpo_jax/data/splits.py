@@ -17,7 +17,7 @@ Examples = list[structs.PreferenceExample]
 def split(
   examples: Examples, share: float, seed: int
 ) -> tuple[Examples, Examples]:
-  """Train and held-out part, of which the latter is a share.
+  """Train and held-out part; the latter is a share, and one at least.
 
   Comparisons of the same responses to a prompt stay on one side.
   """
@@ -27,6 +27,8 @@ def split(
   members = list(groups.values())
   random.Random(f"held out {seed}").shuffle(members)
   wanted = round(share * len(examples))
+  if share and len(members) > 1:
+    wanted = max(wanted, 1)
   heldout: set[int] = set()
   for places in members:
     if len(heldout) >= wanted:
