@@ -107,7 +107,12 @@ def test_newcomers_change_nothing_for_anybody_else(
       assert (new[4:] != new[0]).reshape(2, -1).any(1).all()
     else:
       np.testing.assert_array_equal(value, new)
-  # Nothing else has moments.
+  # Nothing else has gradients, nor moments.
+  lines = (config.folder / "pdpo" / "metrics.jsonl").read_text().splitlines()
+  steps = [row for row in map(json.loads, lines) if "grad_norm_lora" in row]
+  assert steps
+  for row in steps:
+    assert row["grad_norm_lora"] == 0 < row["grad_norm_users"]
   table = max(map(np.size, after["users"]["table"].values()))
   rows = table if first == "individual" else np.size(new)
   moments = sum(map(np.size, after["optimizer"].values()))

@@ -1,3 +1,4 @@
+import gc
 import logging
 import shutil
 
@@ -73,6 +74,11 @@ def damage_user_data(step_folder):
   shutil.rmtree(step_folder / "users" / "d")
 
 
+def damage_lora_data(step_folder):
+  shutil.rmtree(step_folder / "lora" / "ocdbt.process_0")
+  shutil.rmtree(step_folder / "lora" / "d")
+
+
 def empty_step(step_folder):
   shutil.rmtree(step_folder)
   step_folder.mkdir()
@@ -83,7 +89,7 @@ def drop_optimizer(step_folder):
 
 
 @pytest.mark.parametrize(
-  "damage", [damage_user_data, empty_step, drop_optimizer]
+  "damage", [damage_lora_data, damage_user_data, empty_step, drop_optimizer]
 )
 def test_a_damaged_step_is_passed_over_with_a_warning(tmp_path, caplog, damage):
   folder = tmp_path / "saved"
@@ -97,6 +103,7 @@ def test_a_damaged_step_is_passed_over_with_a_warning(tmp_path, caplog, damage):
     # It is out of the way, so that training can write step 11 again.
     save(folder, 11)
     assert_is_step(restore(folder), 11)
+  gc.collect()  # A reading that was begun and not awaited would warn.
 
 
 def test_what_is_damaged_in_the_newest_step_is_read_from_the_one_before(
