@@ -63,6 +63,9 @@ class PreferenceExample:
   user_text: str = ""  # what the user says of themselves; may be empty
   dialogue_id: str = ""  # the dialogue that the comparison is a turn of, if any
   feedback: str = ""  # what the user said of that dialogue afterwards
+  # File and line that it was read from, for messages; no part of what it says,
+  # so that equality, `repr` and digests leave it out.
+  place: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -245,7 +245,9 @@ class _Reader:
     if not others:
       self._tally.drop("comparisons of equal responses")
       return None
-    return structs.PreferenceExample(prompt, chosen, others, user_id, user_text)
+    return structs.PreferenceExample(
+      prompt, chosen, others, user_id, user_text, place=place
+    )
 
   def _check_columns(self, place: str, row: rows.Row) -> None:
     self._columns_checked = True

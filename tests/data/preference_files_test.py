@@ -49,6 +49,15 @@ def test_texts_make_a_comparison(tmp_path):
   assert example == structs.PreferenceExample("a?", "b", ("c",), "u", "I am.")
 
 
+def test_an_example_knows_its_file_and_line_and_equals_one_from_elsewhere(
+  tmp_path,
+):
+  first, second = read(write_jsonl(tmp_path / "rows.jsonl", ROW, ROW))
+  assert (first.place, second.place) == ("rows.jsonl:1", "rows.jsonl:2")
+  # Digests of the data and keys of scores rest on these.
+  assert first == second and repr(first) == repr(second)
+
+
 @pytest.mark.parametrize("user_id", [None, "", ...])
 def test_without_a_user_id_the_user_is_unknown(tmp_path, user_id):
   assert one(tmp_path, user_id=user_id).user_id is None
