@@ -10,11 +10,12 @@ MAY_IMPORT = {
   "config": set(),
   "structs": set(),
   "processes": set(),
-  "data": {"config", "structs"},
+  "kept": set(),
+  "data": {"config", "structs", "kept"},
   "models": {"structs"},
-  "weights": {"config", "structs", "processes", "data", "models"},
+  "weights": {"config", "structs", "processes", "kept", "data", "models"},
   "training": {
-    "config", "structs", "processes", "data", "models", "weights"
+    "config", "structs", "processes", "kept", "data", "models", "weights"
   },
   "inference": {
     "config", "structs", "processes", "data", "models", "weights", "training"
@@ -24,6 +25,7 @@ MAY_IMPORT = {
     "config",
     "structs",
     "processes",
+    "kept",
     "data",
     "models",
     "weights",
