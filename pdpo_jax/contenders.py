@@ -87,16 +87,16 @@ class Contender:
       )
 
   @functools.cached_property
-  def _loaded(self) -> tuple[pdpo.SplitPolicy, users_lib.UserIndex]:
+  def _loaded(self) -> pdpo.Loaded:
     return pdpo.load(self.config, self._base, self.folder)
 
   @property
   def users(self) -> users_lib.UserIndex:
-    return self._loaded[1]
+    return self._loaded.users
 
   @functools.cached_property
   def policy(self) -> policy_lib.Policy:
-    return self._loaded[0].merge()
+    return self._loaded.policy.merge()
 
   def row_of(self, user_id: str | None) -> int:
     """The user's row, or the generic one of whoever is unknown."""
@@ -141,7 +141,7 @@ class Contender:
       for part, made in data.parts.items():
         batches = experiment.make_batches(self.config, self._base, made)
         experiment.score(
-          self.config, self._loaded[0], batches, made, files[part]
+          self.config, self._loaded.policy, batches, made, files[part]
         )
     return processes.from_first(
       lambda: {

@@ -170,7 +170,7 @@ def export_run(
   config = run_folder.read_config(workdir)
   base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
   trained = workdir / run_folder.training_name(config)
-  split, users = pdpo.load(config, base, trained)
+  split, users, _ = pdpo.load(config, base, trained)
   export(folder, split.merge(), base, users, plain, config.data.template)
 
 

@@ -85,7 +85,7 @@ def main() -> None:
   config = run_config(workdir)
   base = experiment.read_base(config, workdir, reading=True)
   trained = workdir / run_folder.training_name(config)
-  split, users = pdpo.load(config, base, trained)
+  split, users, _ = pdpo.load(config, base, trained)
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
   rows = rows or {_UNKNOWN: 0}
   known = processes.from_first(lambda: run_folder.read_user_texts(workdir))

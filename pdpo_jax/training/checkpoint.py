@@ -126,12 +126,16 @@ class Checkpoints:
       preservation_policy=training.preservation_policies.LatestN(keep),
       cleanup_tmp_directories=self._writes,
     )
+    self._saving: Any = None  # Orbax's response, which has to be asked.
 
   def __enter__(self) -> "Checkpoints":
     return self
 
   def __exit__(self, *exception) -> None:
-    self._checkpointer.close()
+    try:
+      self.wait()
+    finally:
+      self._checkpointer.close()
 
   @property
   def steps(self) -> list[int]:
@@ -139,13 +143,19 @@ class Checkpoints:
 
   def save(self, step: int, items: Mapping[str, Any]) -> None:
     """Begins to write step `step` in the background, unless it is there."""
-    if step not in self.steps:
-      self._checkpointer.save_checkpointables_async(
-        step, dict(items), force=True
-      )
+    if step in self.steps:
+      return
+    self.wait()
+    self._saving = self._checkpointer.save_checkpointables_async(
+      step, dict(items), force=True
+    )
 
   def wait(self) -> None:
     """Returns once every save is on disk."""
+    if self._saving is not None:
+      saving, self._saving = self._saving, None
+      # Its thread and its descriptors are kept until it is asked.
+      saving.result()
     self._checkpointer.wait()
 
   def users(self) -> users_lib.UserIndex:

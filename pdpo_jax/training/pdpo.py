@@ -5,7 +5,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -284,7 +284,8 @@ def train(
   train_config = config.train
   split = make_policy(config, base, users.num_rows)
   if config.start and not is_begun(folder):
-    split = begin_as(split, *load(config, base, config.start / folder.name))
+    earlier = load(config, base, config.start / folder.name)
+    split = begin_as(split, earlier.policy, earlier.users)
   total_steps = train_config.epochs * batches.num_batches
   if train_config.warmup_steps >= total_steps:
     logger.warning(
@@ -383,10 +384,22 @@ def heldout_ratios(
   return out
 
 
+class Loaded(NamedTuple):
+  """A trained policy, the users of its table, and the step it is of."""
+
+  policy: SplitPolicy
+  users: users_lib.UserIndex
+  step: int
+
+
 def load(
   config: config_lib.Config, base: base_lib.Base, folder: pathlib.Path
-) -> tuple[SplitPolicy, users_lib.UserIndex]:
-  """The newest trained policy of a run folder's part.
+) -> Loaded:
+  """The newest policy of a training that can be read.
+
+  Its step is not always that of the newest folder: one that is damaged is
+  passed over with a warning. What is made with the policy is to be filed under
+  the step that comes with it.
 
   Raises:
     ValueError: if there is none, or it is of another base.
@@ -407,5 +420,6 @@ def load(
     newest = saved.newest(like, _meta(config, base, users))
   if newest is None:
     raise ValueError(f"{checkpoints_folder} has no whole checkpoint")
-  trainable = checkpoint.load_trainable(split.trainable, newest[1])
-  return dataclasses.replace(split, trainable=trainable), users
+  step, items = newest
+  trainable = checkpoint.load_trainable(split.trainable, items)
+  return Loaded(dataclasses.replace(split, trainable=trainable), users, step)

@@ -1,6 +1,8 @@
 import gc
 import logging
+import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +69,22 @@ def test_only_the_newest_are_kept(tmp_path):
       )
       saved.wait()
     assert saved.steps == [2, 3]
+
+
+def test_saves_leave_no_descriptor_and_no_thread_behind(tmp_path):
+  def count():
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+  with checkpoint.Checkpoints(tmp_path, keep=2) as saved:
+    counts = []
+    for step in range(1, 13):
+      items = checkpoint.state_items(make_state(step, 1.0), USERS, META)
+      saved.save(step, items)
+      if step % 4 == 0:
+        saved.wait()
+        counts.append(count())
+  # The first few open what all share.
+  assert counts[1] == counts[2]
 
 
 def damage_user_data(step_folder):

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def test_training_leaves_the_base_bitwise_as_it_was(run):
 
 def test_a_loaded_policy_is_the_trained_one(run):
   config, parts, _, split = run
-  loaded, users = pdpo.load(config, parts[0], config.folder / "pdpo")
+  loaded, users, _ = pdpo.load(config, parts[0], config.folder / "pdpo")
   assert users.ids == parts[1].ids
   for old, new in zip(
     leaves(split.trainable), leaves(loaded.trainable), strict=True
@@ -48,6 +49,15 @@ def test_a_policy_does_not_load_onto_another_base(run):
   other = tiny.tiny_base(parts[4], seed=1)
   with pytest.raises(ValueError, match=r"base is '\w+' there and '\w+' here"):
     pdpo.load(config, other, config.folder / "pdpo")
+
+
+def test_a_loaded_policy_says_of_which_step_it_is(run, tmp_path):
+  config, parts, *_ = run
+  newest = pdpo.load(config, parts[0], config.folder / "pdpo").step
+  copy = tmp_path / "pdpo"
+  shutil.copytree(config.folder / "pdpo", copy)
+  shutil.rmtree(copy / "checkpoints" / str(newest) / "lora")
+  assert pdpo.load(config, parts[0], copy).step < newest
 
 
 def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):

@@ -179,7 +179,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   config.base.path = str(folder / "base")
   config.mesh = config_lib.MeshConfig(3, 2, 1)
   base = experiment.read_base(config, folder, reading=True)
-  loaded, _ = pdpo.load(config, base, folder / "2x2x2")
+  loaded, *_ = pdpo.load(config, base, folder / "2x2x2")
   _close(_values(loaded), _values(single), "read on other devices")
   for own, other in zip(_answers(loaded), _answers(single), strict=True):
     np.testing.assert_array_equal(own, other)
