@@ -20,7 +20,7 @@ import numpy as np
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import prism_survey, rows
+from pdpo_jax.data import formats, prism_survey, rows
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +108,13 @@ def _read(
   folder = pathlib.Path(path).expanduser()
   if not folder.exists():
     return rows.read_hub(path, tally, name=name, split="train")
-  file = folder / f"{name}.jsonl"
-  if not file.is_file():
+  file = formats.find_jsonl(folder, name)
+  if file is None:
     raise ValueError(
-      f"data.path {path!r} has no {file.name}; give a folder with PRISM's "
+      f"data.path {path!r} has no {name}.jsonl; give a folder with PRISM's "
       "survey.jsonl and conversations.jsonl"
     )
-  return rows.read_jsonl(file, tally)
+  return formats.read(file, tally)
 
 
 def _read_survey(

@@ -1,19 +1,22 @@
-"""Rows of data files and hub data sets, and an account of what is left out."""
+"""Rows of data sets, and an account of what is left out."""
 
 import collections
-import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+PlacedRows = Iterator[tuple[str, Row]]
 T = TypeVar("T")
 
-# Places of broken rows that an error names.
+# Places of broken rows that an error names, and things that are left out.
 _NAMED = 3
+_LISTED = 5
+# Why a column is left out.
+COLUMN = "column without a use"
 
 
 class Tally:
@@ -21,7 +24,8 @@ class Tally:
 
   A *broken* row is one that should not be there: malformed, or of the wrong
   type. A *dropped* row is whole, and left out by a rule of the data set or of
-  the configuration. What is *noted* is kept.
+  the configuration. What is *noted* is kept. *Not read* are things that are no
+  rows, such as files and columns.
   """
 
   def __init__(self):
@@ -29,6 +33,7 @@ class Tally:
     self.broken: collections.Counter[str] = collections.Counter()
     self.dropped: collections.Counter[str] = collections.Counter()
     self.noted: collections.Counter[str] = collections.Counter()
+    self.not_read: dict[str, dict[str, None]] = {}
     self._places: list[str] = []
 
   def read(self, rows: int = 1) -> None:
@@ -54,6 +59,10 @@ class Tally:
     if count:
       self.noted[reason] += count
 
+  def leave_out(self, name: str, reason: str) -> None:
+    """Names something that is not read, such as a file or a column."""
+    self.not_read.setdefault(reason, {})[name] = None
+
   def check(self, max_bad_share: float) -> None:
     """Logs what was broken.
 
@@ -73,13 +82,23 @@ class Tally:
       )
     logger.warning("%s; they are left out. The first:\n  %s", what, first)
 
-  def __str__(self) -> str:
-    parts = [f"{self.rows:,} rows"]
+  def lines(self) -> list[str]:
+    """What was read, and what became of it, a line a kind."""
+    lines = [f"{self.rows:,} rows"]
     for name in ("broken", "dropped", "noted"):
       counts = getattr(self, name)
       if counts:
-        parts.append(f"{name}: {_listed(counts)}")
-    return "; ".join(parts)
+        lines.append(f"{name}: {_listed(counts)}")
+    for reason, names in self.not_read.items():
+      named = ", ".join(map(repr, list(names)[:_LISTED]))
+      more = len(names) - _LISTED
+      if more > 0:
+        named += f" and {more:,} more"
+      lines.append(f"not read ({reason}): {named}")
+    return lines
+
+  def __str__(self) -> str:
+    return "; ".join(self.lines())
 
 
 def _listed(counts: collections.Counter[str]) -> str:
@@ -88,43 +107,8 @@ def _listed(counts: collections.Counter[str]) -> str:
   )
 
 
-def read_jsonl(file: pathlib.Path, tally: Tally) -> Iterator[tuple[str, Row]]:
-  """Yields place ("name:line") and row of each line that is a JSON object.
-
-  Every line that is not blank is counted as read; one that is no JSON object
-  or no UTF-8 is counted as broken.
-
-  Raises:
-    ValueError: if there is no such file, or it has no rows.
-  """
-  if not file.is_file():
-    raise ValueError(f"data.path: there is no file {str(file)!r}")
-  before = tally.rows
-  with file.open("rb") as lines:
-    for number, line in enumerate(lines, start=1):
-      if not line.strip():
-        continue
-      tally.read()
-      place = f"{file.name}:{number}"
-      try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-      except UnicodeDecodeError as error:
-        tally.break_(place, "invalid UTF-8", str(error))
-      except (json.JSONDecodeError, RecursionError) as error:
-        tally.break_(place, "malformed JSON", str(error))
-      else:
-        if isinstance(row, dict):
-          yield place, row
-        else:
-          tally.break_(place, "no JSON object", f"{row!r:.60}")
-  if tally.rows == before:
-    raise ValueError(f"{file} is empty; it should have one row a line")
-
-
-def read_hub(
-  path: str, tally: Tally, *, name: str | None = None, split: str
-) -> Iterator[tuple[str, Row]]:
-  """Yields place and row of a split of a hub data set.
+def load_hub(path: str, name: str | None = None, split: str | None = None):
+  """A split of a hub data set, or without `split` all of them by name.
 
   Args:
     path: the data set's id, such as "HannahRoseKirk/prism-alignment".
@@ -140,13 +124,14 @@ def read_hub(
 
   try:
     try:
-      loaded = datasets.load_dataset(path, name, split=split)
+      return datasets.load_dataset(path, name, split=split)
     except RuntimeError as error:
       if "scripts are no longer supported" not in str(error):
         raise
       # The hub keeps what a script would yield as Parquet, on a branch.
       branch = f"hf://datasets/{path}@refs/convert/parquet"
-      loaded = datasets.load_dataset(
+      split = split or "train"
+      return datasets.load_dataset(
         "parquet",
         data_files=f"{branch}/{name or 'default'}/{split}/*.parquet",
         split="train",
@@ -158,10 +143,29 @@ def read_hub(
       "download it elsewhere and give its folder; a gated data set needs "
       "`hf auth login` by someone who was granted access"
     ) from error
+
+
+def read_hub(
+  path: str, tally: Tally, *, name: str | None = None, split: str
+) -> PlacedRows:
+  """Yields place and row of a split of a hub data set; see `load_hub`."""
   where = path if name is None else f"{path}/{name}"
+  loaded = load_hub(path, name, split)
   for number, row in enumerate(loaded):
     tally.read()
     yield f"{where}/{split}:{number}", row
+
+
+def check_header(
+  path: pathlib.Path, names: Sequence[str], columns: Collection[str]
+) -> None:
+  """Raises a ValueError if one of the columns that are read is there twice."""
+  for column in columns:
+    if (count := list(names).count(column)) > 1:
+      raise ValueError(
+        f"{path} has {count} columns named {column!r}; give each a name of its "
+        "own (several rejected responses are a list in one column)"
+      )
 
 
 class BrokenRow(ValueError):

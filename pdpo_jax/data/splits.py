@@ -44,6 +44,17 @@ def _content(example: structs.PreferenceExample):
   return example.prompt, frozenset((example.chosen, *example.rejected))
 
 
+def note_repeated(examples: Examples, tally: rows.Tally) -> None:
+  """Counts what somebody is said to have chosen twice, as of a copied file."""
+  distinct = {
+    (each.user_id, each.prompt, each.chosen, each.rejected) for each in examples
+  }
+  tally.note(
+    "comparisons that repeat one of the same user",
+    len(examples) - len(distinct),
+  )
+
+
 def note_known(train: Examples, heldout: Examples, tally: rows.Tally) -> None:
   """Counts held-out choices that training tells in part.
 

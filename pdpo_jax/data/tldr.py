@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import rows
+from pdpo_jax.data import formats, rows
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +107,14 @@ def _read(
   """Comparisons of posts; those of news articles are dropped."""
   path = config.data.path
   folder = pathlib.Path(path).expanduser()
-  file = folder / f"{part}.jsonl"
+  file = formats.find_jsonl(folder, part)
   if not folder.exists():
     found = rows.read_hub(path, tally, name="comparisons", split=part)
-  elif file.is_file():
-    found = rows.read_jsonl(file, tally)
+  elif file is not None:
+    found = formats.read(file, tally)
   else:
     raise ValueError(
-      f"data.path {path!r} has no {file.name}; give a folder with train.jsonl "
+      f"data.path {path!r} has no {part}.jsonl; give a folder with train.jsonl "
       "and validation.jsonl, or the hub id openai/summarize_from_feedback"
     )
   made = list(rows.parse(found, _comparison, tally))

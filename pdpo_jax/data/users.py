@@ -15,7 +15,9 @@ _SEARCHED = 100_000
 def _natural_key(user_id: str) -> tuple:
   """Sorts 'user2' before 'user10'."""
   pieces = re.split("([0-9]+)", user_id)  # text, digits, text, ...
-  pieces[1::2] = [int(digits) for digits in pieces[1::2]]
+  # By length and then by digits is by value, however long a number is.
+  numbers = [digits.lstrip("0") for digits in pieces[1::2]]
+  pieces[1::2] = [(len(digits), digits) for digits in numbers]
   return (pieces, user_id)
 
 
