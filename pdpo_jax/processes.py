@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -28,6 +27,8 @@ import jax
 import numpy as np
 from jax import sharding as jax_sharding
 from jax.experimental import multihost_utils
+
+from pdpo_jax import messages
 
 T = TypeVar("T")
 
@@ -43,6 +44,10 @@ _GO_ON = (
 _FIRST_IS_GONE = (
   "process 0, through which all keep in touch, was killed, or its machine is "
   f"gone. {_GO_ON}"
+)
+_STRANGERS = (
+  "Whoever reaches the coordinator can write there: see that these processes "
+  "alone do (launch/README.md)"
 )
 # For a value to arrive that is there.
 _SEND_MILLISECONDS = 3_600_000
@@ -171,21 +176,42 @@ def is_first() -> bool:
 
 
 def gather(value: T) -> list[T]:
-  """Every process's value, in their order; returns once all have come."""
+  """Every process's value, in their order; returns once all have come.
+
+  Raises:
+    ValueError: if the value is none that `messages` can carry, or another's
+      is not.
+  """
   if _group is None:
     return [value]
-  number = next(_group.calls)
-  store, own = _group.store, pickle.dumps(value)
-  store.key_value_set_bytes(f"gather/{number}/{_group.index}", own)
-  store.key_value_set(f"ready/{number}/{_group.index}", "")
-  found = [
-    pickle.loads(_wait_for(f"{number}/{other}"))
+  message = messages.encode(value)
+  number, store = next(_group.calls), _group.store
+  try:
+    store.key_value_set_bytes(f"gather/{number}/{_group.index}", message)
+    store.key_value_set(f"ready/{number}/{_group.index}", "")
+  except jax.errors.JaxRuntimeError as error:
+    if "ALREADY_EXISTS" not in str(error):
+      raise
+    raise ValueError(
+      f"somebody wrote in place of process {_group.index}. {_STRANGERS}"
+    ) from error
+  values = [
+    value if other == _group.index else _receive(number, other)
     for other in range(_group.count)
   ]
   if number:  # All who came to this call have read what the last one left.
     for what in ("gather", "ready"):
       store.key_value_delete(f"{what}/{number - 1}/{_group.index}")
-  return found
+  return values
+
+
+def _receive(number: int, other: int) -> Any:
+  try:
+    return messages.decode(_wait_for(f"{number}/{other}"))
+  except ValueError as error:
+    raise ValueError(
+      f"process {other} sent what cannot be read ({error}). {_STRANGERS}"
+    ) from error
 
 
 def _wait_for(name: str) -> bytes:
@@ -213,7 +239,8 @@ def from_first(make: Callable[[], T]) -> T:
   """What `make` returns on the first process, where alone it is called.
 
   Raises:
-    Exception: on every process, what `make` raised.
+    Exception: on every process, what `make` raised; on the others with type
+      and text, as `messages` has it.
   """
   if _group is None:
     return make()

@@ -9,7 +9,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "pdpo_jax"
 MAY_IMPORT = {
   "config": set(),
   "structs": set(),
-  "processes": set(),
+  "messages": set(),
+  "processes": {"messages"},
   "kept": set(),
   "data": {"config", "structs", "kept"},
   "models": {"structs"},

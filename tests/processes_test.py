@@ -1,8 +1,12 @@
 """What processes say to each other; tests/training/processes_test.py has two
 real ones."""
 
+import os
+import pathlib
+import pickle
 import signal
 
+import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -90,6 +94,36 @@ def test_gathering_leaves_one_call_at_most_in_the_store(monkeypatch):
   for value in ("one", "two", "three"):
     assert processes.gather(value) == [value]
   assert list(store.kept) == ["gather/2/0", "ready/2/0"]
+
+
+class Stranger:
+  """Unpickled, it makes a folder."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+
+  def __reduce__(self):
+    return os.mkdir, (str(self.folder),)
+
+
+def test_a_strangers_pickle_in_the_store_runs_nothing(monkeypatch, tmp_path):
+  folder = tmp_path / "ran"
+  store = Store(gather_0_1=pickle.dumps(Stranger(folder)), ready_0_1="")
+  monkeypatch.setattr(processes, "_group", processes._Group(0, 2, store))
+  with pytest.raises(ValueError, match="process 1 sent what cannot be read"):
+    processes.gather("hello")
+  assert not folder.exists()
+
+
+def test_who_writes_in_the_place_of_a_process_is_noticed(monkeypatch):
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError("ALREADY_EXISTS: gather/0/0")
+
+  store = Store()
+  monkeypatch.setattr(store, "key_value_set_bytes", refuse)
+  monkeypatch.setattr(processes, "_group", processes._Group(0, 2, store))
+  with pytest.raises(ValueError, match="wrote in place of process 0"):
+    processes.gather("hello")
 
 
 def test_a_failure_of_another_is_a_reason_to_leave():
