@@ -73,6 +73,7 @@ def _as_released(config: config_lib.Config) -> None:
   config.user.prefix_position = "after_bos"
   config.user.weights = "softmax"
   config.user.offset_init = "vocabulary"
+  config.user.init_std = 1.0  # Of cluster weights.
   config.loss.beta = 0.5
   config.loss.mixing = "batch"
   config.loss.reference_sees_text = True
@@ -82,7 +83,11 @@ def _as_released(config: config_lib.Config) -> None:
   config.lora.alpha = 16.0
   config.lora.dropout = 0.0
   config.train.epochs = 1
+  # Of a row each, so that its weight is alpha or 1 - alpha.
+  config.train.accumulation_steps = config.train.batch_size
   config.data.prism.split = "authors"
   config.data.prism.rejected = "each"
   config.data.prism.aspect_order = "shown"
   config.data.unseen_in_table = True
+  config.answers.min_new_tokens = 32
+  config.answers.penalize_prompt = True

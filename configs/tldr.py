@@ -88,6 +88,7 @@ def _as_released(config: config_lib.Config) -> None:
   """Where the released code differs from the paper."""
   config.user.prefix_position = "after_bos"
   config.user.offset_init = "vocabulary"
+  config.user.init_std = 1.0  # Of cluster weights.
   config.loss.mixing = "batch"
   config.lora.targets = (
     "q_proj",
@@ -104,5 +105,9 @@ def _as_released(config: config_lib.Config) -> None:
   config.data.max_prompt_tokens = 550
   config.data.max_response_tokens = 50
   config.data.long_response = "cut"
+  # Of a row each, so that its weight is alpha or 1 - alpha.
+  config.train.accumulation_steps = config.train.batch_size
   # So no summary can be empty.
   config.answers.min_new_tokens = 32
+  config.answers.max_new_tokens = 1024
+  config.answers.penalize_prompt = True

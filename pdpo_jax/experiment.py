@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import transformers
 
@@ -127,11 +127,44 @@ def _digests(dataset: dataset_lib.Dataset) -> dict[str, str]:
 
 
 def users_of(
-  config: config_lib.Config, dataset: dataset_lib.Dataset
+  config: config_lib.Config,
+  dataset: dataset_lib.Dataset,
+  trained: Sequence[structs.PreferenceExample] | None = None,
 ) -> users_lib.UserIndex:
-  """The users of the data who get a row in the table."""
-  unseen = dataset.unseen if config.data.unseen_in_table else []
-  return users_lib.UserIndex.from_examples([*dataset.train, *unseen])
+  """The users of the data who get a row in the table: who is trained on.
+
+  Everyone else is the generic user, in training and in evaluation.
+
+  Args:
+    trained: what is left of `dataset.train`, if that is known.
+  """
+  users = users_lib.UserIndex.from_examples(
+    dataset.train if trained is None else trained
+  )
+  if not config.data.unseen_in_table:
+    return users
+  unseen = {each.user_id for each in dataset.unseen} - {None, *users.ids}
+  return users_lib.UserIndex(users.ids, len(unseen))
+
+
+def with_rows_of(data: Data, users: users_lib.UserIndex) -> Data:
+  """The same data, with the rows of another table of users.
+
+  Whoever has no row there is the generic user.
+  """
+  if users.ids == data.users.ids:
+    return data
+
+  def renumber(row):
+    user = data.users.ids[row.user_row - 1] if row.user_row else None
+    row_there = users.row_of(user) if user in users else 0
+    return dataclasses.replace(row, user_row=row_there)
+
+  parts = {
+    name: dataclasses.replace(part, tokenized=[*map(renumber, part.tokenized)])
+    for name, part in data.parts.items()
+  }
+  return dataclasses.replace(data, users=users, parts=parts)
 
 
 def tokenize_parts(
@@ -262,7 +295,9 @@ def score(
   file: pathlib.Path,
 ) -> scores_lib.Scores:
   """Scores a part's pairs with a policy, and keeps them in `file`."""
-  ratios = pdpo.heldout_ratios(split, batches, config.train.logits_chunk)
+  ratios = pdpo.heldout_ratios(
+    split, batches, config.train.logits_chunk, config.loss.length_normalized
+  )
   scores = scores_lib.make(part.examples, ratios)
   scores_lib.write(file, scores)
   return scores

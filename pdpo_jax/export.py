@@ -106,7 +106,7 @@ def write_users(
   folder: pathlib.Path, policy: policy_lib.Policy, users: users_lib.UserIndex
 ) -> None:
   """Writes the prefix of each row, and which row is whose."""
-  rows = jnp.arange(users.num_rows)
+  rows = jnp.arange(1 + len(users.ids))
   model = host_users.on_one_device(policy.user_model)
   prefixes = np.asarray(model(rows), np.float32)
   tensor = tensor_files.LazyTensor(
@@ -116,7 +116,7 @@ def write_users(
   tensor_files.write_file(file, {"prefixes": tensor})
   described = {
     "prefix_position": policy.prefix_position,
-    "users": [None, *users.to_json()],
+    "users": [None, *users.ids],
   }
   text = json.dumps(described, indent=2, ensure_ascii=False)
   (folder / "users.json").write_text(text + "\n")

@@ -86,6 +86,10 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     users = experiment.users_of(config, dataset)
     users = earlier.users(config, folder, base.fingerprint, users)
     data = experiment.tokenize_parts(config, base, dataset, users)
+    # Nothing teaches the row of a user none of whose samples fits.
+    kept = experiment.users_of(config, dataset, data.parts["train"].examples)
+    kept = earlier.users(config, folder, base.fingerprint, kept)
+    data = experiment.with_rows_of(data, kept)
     for part in data.parts.values():
       print(part)
     # What is wrong shall show before hours of training.

@@ -1,8 +1,10 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
 from pdpo_jax import experiment, main
+from pdpo_jax.data import sources
 from tests import tiny
 
 
@@ -33,3 +35,56 @@ def test_samples_that_are_longer_than_the_base_are_an_error(tmp_path):
     ValueError, match=f"have {longest} tokens.*has {longest - 1}"
   ):
     experiment.check_lengths(config, base, data)
+
+
+def with_strangers(config):
+  """Three users, and two who are not trained on."""
+  dataset = sources.load(config)
+  unseen = [
+    dataclasses.replace(each, user_id=f"stranger{number % 2}")
+    for number, each in enumerate(dataset.heldout)
+  ]
+  return dataclasses.replace(dataset, unseen=unseen)
+
+
+@pytest.mark.parametrize("in_table", [False, True])
+def test_an_unseen_user_is_the_generic_one_whatever_the_table(
+  tmp_path, in_table
+):
+  config = tiny.tiny_config(tmp_path)
+  config.data.unseen_in_table = in_table
+  dataset = with_strangers(config)
+  base = tiny.tiny_base(dataset)
+  users = experiment.users_of(config, dataset)
+  assert users.ids == ("1", "2", "3")
+  assert users.num_rows == (6 if in_table else 4)
+  data = experiment.tokenize_parts(config, base, dataset, users)
+  assert {row.user_row for row in data.parts["unseen"].tokenized} == {0}
+  assert {row.user_row for row in data.parts["train"].tokenized} == {1, 2, 3}
+
+
+def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
+  config = tiny.tiny_config(tmp_path)
+  config.data.long_response = "drop"
+  dataset = sources.load(config)
+  train = [
+    dataclasses.replace(each, chosen="x" * 1000)
+    if each.user_id == "2"
+    else each
+    for each in dataset.train
+  ]
+  dataset = dataclasses.replace(dataset, train=train)
+  base = tiny.tiny_base(dataset)
+  users = experiment.users_of(config, dataset)
+  data = experiment.tokenize_parts(config, base, dataset, users)
+  kept = experiment.users_of(config, dataset, data.parts["train"].examples)
+  assert kept.ids == ("1", "3")
+  renumbered = experiment.with_rows_of(data, kept)
+  expected = {"1": 1, "2": 0, "3": 2}
+  for part in renumbered.parts.values():
+    for example, row in zip(part.examples, part.tokenized, strict=True):
+      assert row.user_row == expected[example.user_id]
+  np.testing.assert_equal(
+    [row.prompt for row in renumbered.parts["train"].tokenized],
+    [row.prompt for row in data.parts["train"].tokenized],
+  )

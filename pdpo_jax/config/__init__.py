@@ -77,7 +77,8 @@ class UserConfig(sections.Section):
   init: str = "vocabulary"
   # Offsets at the start: "normal" or "vocabulary" (the released code).
   offset_init: str = "normal"
-  # Standard deviation of offsets and cluster weights at the start.
+  # Standard deviation of "normal" offsets and of cluster weights at the start.
+  # The released code's cluster weights have 1.
   init_std: float = 0.0
   # "front" of the prompt (the paper) or "after_bos" (the released code).
   prefix_position: str = "front"
@@ -111,12 +112,19 @@ class LossConfig(sections.Section):
   # to each pair's loss (arXiv:2404.19733), so that a margin is not won by
   # making both responses unlikely. 0: the paper's loss.
   chosen_nll: float = 0.0
+  # Rewards are means over a response's tokens, and not sums: as TRL has them
+  # for "ipo", and its paper has not.
+  length_normalized: bool = False
   # "sample" runs both branches on every sample (the paper). "batch" makes
   # user's and generic rows samples of their own, independently shuffled, and
-  # mixes their means in each part of a batch (the released code).
+  # mixes their means in each part of a batch (the released code): with
+  # `train.accumulation_steps` as large as `train.batch_size`, a row's weight is
+  # alpha or 1 - alpha. Vanilla DPO is trained on the same rows, and in as many
+  # steps, with weight 0 for users'.
   mixing: str = "sample"
   # Who reads the user's text besides the user branch: the reference (the
-  # released code), the generic branch (the paper), vanilla DPO (the paper).
+  # released code), the generic branch (the paper), vanilla DPO in training (the
+  # paper; with it or without, answers and evaluation are given the text).
   reference_sees_text: bool = False
   generic_sees_text: bool = True
   vanilla_sees_text: bool = True
@@ -187,6 +195,8 @@ class AnswersConfig(sections.Section):
   top_k: int = 0
   repetition_penalty: float = 1.0
   no_repeat_ngram: int = 0
+  # These two count the prompt's tokens too (the released code).
+  penalize_prompt: bool = False
 
 
 @dataclasses.dataclass

@@ -114,7 +114,8 @@ class DataConfig(sections.Section):
   # Another: this share of the users is trained on the opposite of what they
   # chose, so that what is learnt of them must turn round, and of others not.
   swap_choices: float = 0.0
-  # The user table has rows for unseen users too (the released code).
+  # The user table has rows for unseen users too, which are never read, since
+  # an unseen user is the generic one (the released code).
   unseen_in_table: bool = False
   synthetic: SyntheticConfig = dataclasses.field(
     default_factory=SyntheticConfig

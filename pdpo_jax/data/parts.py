@@ -79,14 +79,15 @@ def sample_rows(config: config_lib.Config, part: Part) -> Rows:
   With `loss.mixing` "batch", every training sample comes twice: as its user's
   and as the generic user's, the latter after all of the former.
   """
-  loss = config.loss
-  if config.user.kind == "none" and not loss.vanilla_sees_text:
-    return _bare(part.tokenized)
+  loss, vanilla = config.loss, config.user.kind == "none"
+  rows = part.tokenized
+  if vanilla and part.name == TRAIN and not loss.vanilla_sees_text:
+    rows = _bare(rows)
   if not _apart(config, part):
-    return part.tokenized
-  generic = part.tokenized if loss.generic_sees_text else _bare(part.tokenized)
+    return rows
+  generic = rows if vanilla or loss.generic_sees_text else _bare(rows)
   generic = [dataclasses.replace(row, user_row=0) for row in generic]
-  return [*part.tokenized, *generic]
+  return [*rows, *generic]
 
 
 def reference_rows(config: config_lib.Config, rows: Rows) -> Rows:
@@ -135,9 +136,10 @@ def make_batches(
 
 
 def _apart(config: config_lib.Config, part: Part) -> bool:
+  """Whether generic rows are samples of their own."""
   return (
     config.loss.mixing == "batch"
-    and config.learns_generic
+    and config.train.learn == "all"
     and part.name == TRAIN
   )
 

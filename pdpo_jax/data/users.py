@@ -27,12 +27,18 @@ class UserIndex:
   Row 0 is the generic user, who has no id (None); rows 1, 2, ... belong to
   `ids`, in the given order. Nothing else in the project reads a user id.
 
+  Args:
+    ids: of users who are trained on; a row that nobody trains would say
+      nothing of its user.
+    spare: rows behind theirs that belong to nobody and are never read.
+
   Raises:
     ValueError: if an id is empty or given twice.
   """
 
-  def __init__(self, ids: Iterable[str]):
+  def __init__(self, ids: Iterable[str], spare: int = 0):
     self.ids = tuple(ids)
+    self.spare = spare
     self._rows: dict[str, int] = {}
     for row, user_id in enumerate(self.ids, start=1):
       if not isinstance(user_id, str) or not user_id:
@@ -58,13 +64,14 @@ class UserIndex:
   def extended(self, other: "UserIndex") -> "UserIndex":
     """These users, and after them those of `other` who are not among them."""
     return UserIndex(
-      [*self.ids, *(each for each in other.ids if each not in self)]
+      [*self.ids, *(each for each in other.ids if each not in self)],
+      other.spare,
     )
 
   @property
   def num_rows(self) -> int:
-    """Users and the generic one."""
-    return len(self.ids) + 1
+    """The generic user, users, and spare rows."""
+    return 1 + len(self.ids) + self.spare
 
   def __contains__(self, user_id: str | None) -> bool:
     return user_id in self._rows
@@ -84,8 +91,9 @@ class UserIndex:
       )
     return row
 
-  def to_json(self) -> list[str]:
-    return list(self.ids)
+  def to_json(self) -> list[str | None]:
+    """The ids in row order, and null for each spare row."""
+    return [*self.ids, *[None] * self.spare]
 
   @classmethod
   def from_json(cls, ids: Any) -> "UserIndex":
@@ -93,4 +101,5 @@ class UserIndex:
       raise ValueError(
         f"user index must be a list of ids in row order, not {ids!r:.60}"
       )
-    return cls(ids)
+    spare = len(list(itertools.takewhile(lambda x: x is None, reversed(ids))))
+    return cls(ids[: len(ids) - spare], spare)

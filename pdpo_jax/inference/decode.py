@@ -75,10 +75,14 @@ def decode(
   )  # [L, B, C, K, E]
   mask = jnp.pad(mask, ((0, 0), (0, spare)))
   keys = sampling.row_keys(seeds)
+  vocabulary = policy.lm.arch.vocab_size
+  prompt = jnp.where(prompt_mask, prompt, vocabulary)
 
   def add_token(hidden, count, tokens, lengths, done):
     logits = policy.lm.logits(hidden)
-    logits = sampling.filter_logits(logits, tokens, count, stop_tokens, spec)
+    logits = sampling.filter_logits(
+      logits, tokens, count, stop_tokens, spec, prompt
+    )
     token = sampling.choose(logits, keys, count, spec)
     done = done | sampling.is_stop(token, stop_tokens)
     token = jnp.where(done, pad_id, token)

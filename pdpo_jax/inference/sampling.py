@@ -1,12 +1,13 @@
 """How the next token is chosen from its logits.
 
-The filters mean what `transformers`' `generate` means by them when it is given
-`inputs_embeds`, and come in its order: repetition penalty, n-grams, shortest
-length, temperature, top-k, top-p. There and here, the first two look at
-generated tokens only: the soft prefix of a user has no token ids, so that a
-prompt's ids would be a history with a hole in it.
+The filters mean what `transformers`' `generate` means by them, and come in its
+order: repetition penalty, n-grams, shortest length, temperature, top-k, top-p.
+The first two look at generated tokens only, as there where it is given
+`inputs_embeds`, or with `penalize_prompt` at the prompt's too, as there where
+it is given `input_ids`. The soft prefix of a user has no ids, and is no gap
+between those of a prompt.
 
-Axes: B rows, V vocabulary, M generated tokens, S stop tokens.
+Axes: B rows, V vocabulary, P prompt tokens, M generated tokens, S stop tokens.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ class SamplingSpec:
     repetition_penalty: logits of tokens in the answer are divided by it where
       positive and multiplied where negative (arXiv:1909.05858); 1 is off.
     no_repeat_ngram: no n-gram of this size comes twice; 0 is off.
+    penalize_prompt: the last two count the prompt's tokens too.
   """
 
   max_new_tokens: int = 128
@@ -41,6 +43,7 @@ class SamplingSpec:
   top_p: float = 1.0
   repetition_penalty: float = 1.0
   no_repeat_ngram: int = 0
+  penalize_prompt: bool = False
 
   def __post_init__(self):
     for name in (
@@ -169,6 +172,7 @@ def filter_logits(
   count: Int[Array, ""] | int,
   stop_tokens: Int[Array, " S"],
   spec: SamplingSpec,
+  prompt: Int[Array, "B P"] | None = None,
 ) -> Float[Array, "B V"]:
   """Applies all filters of `spec`; one that is off costs nothing.
 
@@ -178,11 +182,17 @@ def filter_logits(
     count: how many tokens every row has.
     stop_tokens: what ends an answer.
     spec: the filters.
+    prompt: what `penalize_prompt` counts besides, padded on the left with an id
+      that is in no vocabulary.
   """
+  history, size = tokens, count
+  if spec.penalize_prompt:
+    history = jnp.concatenate([prompt, tokens], 1)
+    size = prompt.shape[1] + count
   if spec.repetition_penalty != 1:
-    logits = penalize_repetition(logits, tokens, count, spec.repetition_penalty)
+    logits = penalize_repetition(logits, history, size, spec.repetition_penalty)
   if spec.no_repeat_ngram:
-    logits = ban_repeated_ngrams(logits, tokens, count, spec.no_repeat_ngram)
+    logits = ban_repeated_ngrams(logits, history, size, spec.no_repeat_ngram)
   if spec.min_new_tokens:
     logits = ban_early_stop(logits, stop_tokens, count, spec.min_new_tokens)
   if spec.temperature == 0:

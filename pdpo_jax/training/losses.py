@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
+
+Values = Array | np.ndarray
 
 # (log-ratio differences in nats, beta, label smoothing) -> loss of each pair.
 PairLoss = Callable[[Array, float, float], Array]
@@ -56,10 +59,18 @@ LOSSES: dict[str, PairLoss] = {
 
 
 def log_ratio_differences(
-  policy_logps: Float[Array, "B N"], reference_logps: Float[Array, "B N"]
-) -> Float[Array, "B M"]:
-  """`d(chosen) - d(rejected)` in nats, for each of the M = N - 1 rejected."""
+  policy_logps: Float[Values, "B N"],
+  reference_logps: Float[Values, "B N"],
+  response_mask: Bool[Values, "B N R"] | None = None,
+) -> Float[Values, "B M"]:
+  """`d(chosen) - d(rejected)` in nats, for each of the M = N - 1 rejected.
+
+  Args:
+    response_mask: if given, each d is a mean over its response's tokens.
+  """
   ratios = policy_logps - reference_logps
+  if response_mask is not None:
+    ratios = ratios / response_mask.sum(-1).clip(1)
   return ratios[:, :1] - ratios[:, 1:]
 
 

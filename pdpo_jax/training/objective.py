@@ -23,6 +23,7 @@ class Objective:
   alpha: float = 0.5
   label_smoothing: float = 0.0
   chosen_nll: float = 0.0
+  length_normalized: bool = False
   mixing: str = "sample"
   logits_chunk: int = 128
 
@@ -154,7 +155,8 @@ def loss_and_metrics(
 
       sum over pairs of  s [alpha l(user branch) + (1 - alpha) l(generic)]
 
-  with l a function of beta times the log-ratio difference, and, where the
+  with l a function of beta times the log-ratio difference (a token, if it is
+  `length_normalized`), and, where the
   objective has `chosen_nll`, that times the chosen response's mean negative
   log-likelihood a token besides (iterative RPO, arXiv:2404.19733).
 
@@ -173,7 +175,11 @@ def loss_and_metrics(
   pairs = jnp.zeros_like(scales)
   metrics = {}
   for place, (name, branch_weight) in enumerate(objective.branches()):
-    ratios = losses.log_ratio_differences(logps[name], batch.reference_logps)
+    ratios = losses.log_ratio_differences(
+      logps[name],
+      batch.reference_logps,
+      batch.response_mask if objective.length_normalized else None,
+    )
     # A pair that does not exist must not contribute even a NaN, nor get one.
     ratios = jnp.where(scales > 0, ratios, 0.0)
     pairs += branch_weight * pair_loss(

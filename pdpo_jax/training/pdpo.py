@@ -177,19 +177,20 @@ def begin_as(
     known: the users that it was trained for. Those who come after them begin
       as the generic user.
   """
+  taken = 1 + len(known.ids)
 
   def extend(table, *, rows, offsets):
     # Cluster weights have the generic user's in row 0.
     first = jnp.zeros_like(table[:1]) if offsets else table[:1]
     more = jnp.broadcast_to(first, (rows, *table.shape[1:]))
-    return jnp.concatenate([table, more])
+    return jnp.concatenate([table[:taken], more])
 
   trainable = []
   before = dict(nnx.to_flat_state(earlier.trainable))
   for path, variable in nnx.to_flat_state(split.trainable):
     new, value = variable.get_value(), before[path].get_value()
     if isinstance(variable, user_model.UserRowParam):
-      rows = new.shape[0] - known.num_rows
+      rows = new.shape[0] - taken
       extended = jax.jit(
         functools.partial(extend, rows=rows, offsets=path[-1] == "offsets"),
         out_shardings=new.sharding,
@@ -210,7 +211,10 @@ def make_objective(
   names = {field.name for field in dataclasses.fields(objective_lib.Objective)}
   fields = dataclasses.asdict(config.loss)
   fields = {name: fields[name] for name in fields.keys() & names}
-  if not config.learns_generic:
+  if config.user.kind == "none" and config.loss.mixing == "batch":
+    # Of the two rows of a sample, which are the same, one counts.
+    fields |= {"alpha": 0.0}
+  elif not config.learns_generic:
     # Without prefixes the two branches are the same; and the generic one
     # teaches users' rows nothing.
     fields |= {"alpha": 1.0, "mixing": "sample"}
@@ -315,7 +319,12 @@ def train(
 
   def evaluate(state):
     trained = dataclasses.replace(split, trainable=state.trainable)
-    ratios = heldout_ratios(trained, heldout, train_config.logits_chunk)
+    ratios = heldout_ratios(
+      trained,
+      heldout,
+      train_config.logits_chunk,
+      objective.length_normalized,
+    )
     pair_loss = losses.LOSSES[objective.kind](
       jnp.asarray(ratios), objective.beta, objective.label_smoothing
     )
@@ -350,12 +359,16 @@ def train(
 
 
 def heldout_ratios(
-  split: SplitPolicy, batches: batching.PreferenceBatches, logits_chunk: int
+  split: SplitPolicy,
+  batches: batching.PreferenceBatches,
+  logits_chunk: int,
+  length_normalized: bool = False,
 ) -> Float[np.ndarray, "examples M"]:
   """Log-ratio differences of each sample's pairs, read as its own user.
 
   Args:
     logits_chunk: as `config.TrainConfig.logits_chunk`.
+    length_normalized: as `config.LossConfig.length_normalized`.
 
   Returns:
     `d(chosen) - d(rejected)` in nats; NaN where a sample has no such pair.
@@ -370,8 +383,11 @@ def heldout_ratios(
     trainable, rows = host_users.narrow(split.trainable, batch.user_row)
     placed = dataclasses.replace(place(batch), user_row=rows)
     logps = processes.fetch(score(trainable, split.frozen, placed))
-    ratios = logps - batch.reference_logps
-    ratios = ratios[:, :1] - ratios[:, 1:]
+    ratios = losses.log_ratio_differences(
+      logps,
+      batch.reference_logps,
+      batch.response_mask if length_normalized else None,
+    )
     exists = batch.response_mask[:, 1:].any(-1)
     ratios = np.where(exists, ratios, np.nan)
     for row, index in enumerate(batch.index):

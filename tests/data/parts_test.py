@@ -111,10 +111,33 @@ def test_the_generic_branch_may_read_prompts_without_text(config):
     assert tokenizer.decode(real) == WITH_TEXT[index]
 
 
+@pytest.mark.parametrize("sees", [True, False])
+def test_vanilla_has_as_many_steps_and_the_same_rows_where_mixing_is_by_batch(
+  config, sees
+):
+  config.loss.mixing = "batch"
+  config.loss.generic_sees_text = config.loss.vanilla_sees_text = sees
+  part, tokenizer = make_part(config)
+
+  def made():
+    rows = parts.sample_rows(config, part)
+    logps = np.zeros((len(rows), 2))
+    return rows, parts.make_batches(config, part, rows, logps, trained=True)
+
+  rows, batches = made()
+  config.user.kind = "none"
+  vanilla, vanilla_batches = made()
+  assert [row.user_row for row in vanilla] == [row.user_row for row in rows]
+  assert vanilla_batches.num_batches == batches.num_batches == 3
+  assert read(tokenizer, vanilla) == 2 * (WITH_TEXT if sees else BARE)
+  # What it is evaluated on is read once, and with the text.
+  heldout, _ = make_part(config, "heldout")
+  assert read(tokenizer, parts.sample_rows(config, heldout)) == WITH_TEXT
+
+
 def test_without_users_a_batch_has_one_prompt(config):
   config.user.kind = "none"
   config.loss.generic_sees_text = False
-  config.loss.mixing = "batch"
   part, _ = make_part(config)
   rows = parts.sample_rows(config, part)
   assert len(rows) == len(EXAMPLES)

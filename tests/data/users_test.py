@@ -33,6 +33,18 @@ def test_json_round_trip_keeps_rows():
   assert again.row_of("é") == 3
 
 
+def test_rows_that_belong_to_nobody_lie_behind_and_pass_through_json():
+  index = users.UserIndex(["a", "b"], spare=2)
+  assert index.num_rows == 5
+  again = users.UserIndex.from_json(json.loads(json.dumps(index.to_json())))
+  assert (again.ids, again.spare) == (index.ids, 2)
+  with pytest.raises(ValueError, match="none of this run's 2 users"):
+    index.row_of("stranger")
+  # A new user takes the first of them.
+  more = index.extended(users.UserIndex(["c", "a"]))
+  assert (more.ids, more.num_rows) == (("a", "b", "c"), 4)
+
+
 def test_json_that_is_no_list_is_an_error():
   with pytest.raises(ValueError, match="list of ids in row order"):
     users.UserIndex.from_json({"a": 1})

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ FILTERED = sampling.SamplingSpec(
   repetition_penalty=1.3,
   no_repeat_ngram=2,
 )
+PENALIZED = dataclasses.replace(FILTERED, penalize_prompt=True)
 PAD = 2
 STOPS = tiny.STOPS
 
@@ -55,6 +58,7 @@ def answers(model, requests, spec, batch_size=7, stop_tokens=STOPS):
     ("individual", "front", SAMPLED),
     ("individual", "front", FILTERED),
     ("individual", "after_bos", SAMPLED),
+    ("individual", "after_bos", PENALIZED),
     ("cluster", "front", SAMPLED),
     ("cluster", "after_bos", GREEDY),
     ("none", "front", FILTERED),

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,25 @@ def test_penalty_comes_before_top_k():
   logits = jnp.asarray([[2.0, 3.0, 1.0]])
   out = sampling.filter_logits(logits, jnp.asarray([[1]]), 1, NO_STOP, spec)
   assert kept(out) == [[True, False, False]]
+
+
+def test_penalties_may_count_the_prompt_as_if_it_were_generated():
+  rng = np.random.default_rng(2)
+  prompt = jnp.asarray(rng.integers(0, 4, (5, 7)))
+  tokens = jnp.asarray(rng.integers(0, 4, (5, 6)))
+  logits = jnp.asarray(rng.normal(size=(5, 6)), jnp.float32)
+  spec = sampling.SamplingSpec(repetition_penalty=1.5, no_repeat_ngram=3)
+  both = dataclasses.replace(spec, penalize_prompt=True)
+  # Padding has an id that is in no vocabulary, and counts for nothing.
+  padded = jnp.concatenate([jnp.full((5, 3), 6), prompt], 1)
+  whole = jnp.concatenate([prompt, tokens], 1)
+  for count in range(6):
+    arguments = logits, tokens, count, NO_STOP
+    expected = sampling.filter_logits(logits, whole, 7 + count, NO_STOP, spec)
+    found = sampling.filter_logits(*arguments, both, padded)
+    np.testing.assert_array_equal(found, expected)
+    alone = sampling.filter_logits(*arguments, spec, padded)
+    assert (np.asarray(alone) != np.asarray(expected)).any()
 
 
 def test_filters_that_are_off_leave_logits_alone():

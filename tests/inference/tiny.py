@@ -42,7 +42,9 @@ def make_policy(preset, kind="individual", prefix_position="front", seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=(0,), static_argnames="spec")
-def _next_tokens(graphdef, state, sequences, lengths, answers, seeds, *, spec):
+def _next_tokens(
+  graphdef, state, sequences, lengths, answers, seeds, prompts, *, spec
+):
   """Each row's next token, by a full forward pass over padded sequences."""
   model = nnx.merge(graphdef, state)
   places = jnp.arange(SPACE)[None]
@@ -54,7 +56,7 @@ def _next_tokens(graphdef, state, sequences, lengths, answers, seeds, *, spec):
   logits = model.lm.logits(hidden[jnp.arange(len(lengths)), lengths - 1])
   count = (answers >= 0).sum(-1)[0]
   stops = jnp.asarray(STOPS)
-  logits = sampling.filter_logits(logits, answers, count, stops, spec)
+  logits = sampling.filter_logits(logits, answers, count, stops, spec, prompts)
   if spec.temperature:
 
     def noise(seed):
@@ -84,9 +86,13 @@ def answers_without_cache(model, requests, spec):
     sequences[row, : len(whole)] = whole
   answers = np.full((len(requests), spec.max_new_tokens), -1, np.int32)
   seeds = np.asarray([request.seed for request in requests], np.uint32)
+  longest = max(len(request.prompt) for request in requests)
+  prompts = np.full((len(requests), longest), len(table), np.int32)
+  for row, request in enumerate(requests):
+    prompts[row, longest - len(request.prompt) :] = request.prompt
   for count in range(spec.max_new_tokens):
     # Copied: the CPU's arrays may share memory with numpy's.
-    arrays = (x.copy() for x in (sequences, lengths, answers, seeds))
+    arrays = (x.copy() for x in (sequences, lengths, answers, seeds, prompts))
     tokens = _next_tokens(graphdef, state, *arrays, spec=spec)
     answers[:, count] = tokens
     sequences[np.arange(len(requests)), lengths] = table[tokens]

@@ -56,3 +56,13 @@ def test_a_pair_without_rejected_response_has_no_weight():
   mask[:, 0], mask[0, 1, :2], mask[1, 2, :1] = True, True, True
   found = losses.pair_weights(jnp.asarray(mask), jnp.array([0.5, 2.0]))
   np.testing.assert_array_equal(found, [[0.5, 0.0], [0.0, 2.0]])
+
+
+def test_a_length_normalized_difference_is_of_means_over_tokens():
+  policy = jnp.array([[-1.0, -4.0, -9.0], [-2.0, -3.0, 0.0]])
+  reference = jnp.array([[-3.0, -3.0, -5.0], [-1.0, -1.0, 0.0]])
+  lengths = np.array([[4, 2, 5], [2, 4, 0]])
+  mask = np.arange(5) < lengths[..., None]
+  # d is [2, -1, -4] and [-1, -2, -], over these lengths.
+  found = losses.log_ratio_differences(policy, reference, jnp.asarray(mask))
+  np.testing.assert_allclose(found, [[1.0, 1.3], [0.0, -0.5]])

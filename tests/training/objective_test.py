@@ -239,6 +239,25 @@ def test_the_chosen_response_is_held_likely_by_its_mean_over_tokens():
   assert np.abs(after["offsets"] - before["offsets"]).max() > 1e-3
 
 
+def test_length_normalized_ipo_is_that_of_mean_log_probabilities():
+  batch = samples()
+  objective = dataclasses.replace(
+    golden_cases.objective(), kind="ipo", length_normalized=True
+  )
+  lengths = np.maximum(np.asarray(batch.response_mask).sum(-1), 1)
+  weights = losses.pair_weights(batch.response_mask, batch.weight)
+  expected = 0.0
+  for name, share in objective.branches():
+    ratios = GOLDEN[f"{CASE}/logps/{name}"] - GOLDEN[f"{CASE}/logps/reference"]
+    ratios = ratios / lengths
+    ratios = ratios[:, :1] - ratios[:, 1:]
+    pairs = (ratios - 1 / (2 * objective.beta)) ** 2
+    expected += share * np.average(pairs, weights=weights)
+  np.testing.assert_allclose(
+    gradients(batch, objective)[0], expected, rtol=1e-5
+  )
+
+
 def test_a_branch_without_weight_is_not_run():
   rows = {}
   for alpha in (0.0, golden_cases.ALPHA, 1.0):

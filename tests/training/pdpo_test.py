@@ -2,11 +2,14 @@ import dataclasses
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import processes
+from pdpo_jax import processes, structs
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
@@ -75,6 +78,53 @@ def test_loading_from_a_folder_without_checkpoints_is_an_error(run, tmp_path):
   config, parts, _, _ = run
   with pytest.raises(ValueError, match="has no checkpoints; train first"):
     pdpo.load(config, parts[0], tmp_path)
+
+
+def test_vanilla_weighs_generic_rows_alone_where_mixing_is_by_batch(run):
+  config = dataclasses.replace(
+    run[0], user=dataclasses.replace(run[0].user, kind="none")
+  )
+  assert pdpo.make_objective(config).branches() == [("user", 1.0)]
+  loss = dataclasses.replace(config.loss, mixing="batch")
+  objective = pdpo.make_objective(dataclasses.replace(config, loss=loss))
+  assert objective.branches() == [("user", 1.0)]
+  batch = structs.PreferenceBatch(
+    index=jnp.arange(6),
+    user_row=jnp.array([3, 0, 0, 1, 2, 0]),
+    prompt=None,
+    prompt_mask=None,
+    responses=None,
+    response_mask=jnp.ones((6, 2, 1), bool),
+    reference_logps=None,
+    weight=jnp.ones(6),
+  )
+  # In parts of one row, as the released code's scripts have it.
+  scales = objective_lib.pair_scales(batch, objective, 6)
+  np.testing.assert_allclose(scales[:, 0], np.array([0, 1, 1, 0, 0, 1]) / 6)
+  objective = dataclasses.replace(objective, alpha=0.25)
+  scales = objective_lib.pair_scales(batch, objective, 6)
+  expected = np.array([0.25, 0.75, 0.75, 0.25, 0.25, 0.75]) / 6
+  np.testing.assert_allclose(scales[:, 0], expected)
+
+
+@pytest.mark.parametrize("kind", ["individual", "cluster"])
+def test_new_users_take_the_place_of_rows_that_were_nobodys(run, kind):
+  config, parts, *_ = run
+  user = dataclasses.replace(
+    config.user, kind=kind, offset_init="vocabulary", init_std=1.0
+  )
+  config = dataclasses.replace(config, user=user)
+  known = users_lib.UserIndex(["1", "2"], spare=3)
+  both = known.extended(users_lib.UserIndex(["2", "x"]))
+  before, new = (
+    pdpo.make_policy(config, parts[0], each.num_rows) for each in (known, both)
+  )
+  after = pdpo.begin_as(new, before, known).merge().user_model
+  before = before.merge().user_model
+  rows = jnp.arange(3)
+  np.testing.assert_array_equal(after(rows), before(rows))
+  (stranger,) = after(jnp.array([both.row_of("x")]))
+  np.testing.assert_allclose(stranger, before.generic(), atol=1e-6)
 
 
 def test_heldout_ratios_have_a_row_for_each_sample(run):
