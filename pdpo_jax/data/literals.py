@@ -56,9 +56,27 @@ def parse_json_at(text: str, start: int) -> tuple[Any, int]:
     ValueError: as `parse_json`.
   """
   try:
-    return _DECODER.raw_decode(text, start)
+    value, end = _DECODER.raw_decode(text, start)
   except RecursionError as error:
     raise ValueError("nested too deeply") from error
+  opened = text.count("[", start, end) + text.count("{", start, end)
+  if opened > _MOST_LEVELS:
+    _check_levels(value)
+  return value, end
+
+
+def _check_levels(value: Any) -> None:
+  """Keeps from others what they could not walk through, nor even print."""
+  level = [value]
+  for _ in range(_MOST_LEVELS + 1):
+    level = [
+      inner
+      for outer in level
+      if isinstance(outer, list | dict)
+      for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]
+  if level:
+    raise ValueError("nested too deeply")
 
 
 def skip_space(text: str, start: int) -> int:

@@ -26,6 +26,7 @@ _KEYWORDS = {
   "validation": ("validation", "valid", "dev", "val"),
   "test": ("test", "testing", "eval", "evaluation"),
 }
+_OF_NO_SPLIT = "of no split, where others are of one"
 _APART = "[-._ 0-9]"
 _SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.")
 # About a data set, and no rows of it.
@@ -70,7 +71,7 @@ def list_folder(folder: pathlib.Path) -> Folder:
     if split or not divided:
       splits.setdefault(split, []).append(file)
     else:
-      left_out[named[file].as_posix()] = "of no split, where others are of one"
+      left_out[named[file].as_posix()] = _OF_NO_SPLIT
   return Folder(splits, left_out)
 
 
@@ -225,9 +226,18 @@ class Location:
         return names[0]
     listed = ", ".join(sorted(self.splits))
     example = f"{self.path}:{min(likely or self.splits)}"
+    others = [
+      name
+      for name, reason in (
+        self._folder.left_out if self._folder else {}
+      ).items()
+      if reason == _OF_NO_SPLIT
+    ]
+    also = f" (and {', '.join(others[:3])} of no split)" if others else ""
     raise ValueError(
-      f"data.path {self.path!r} has the splits {listed}, which do not say what "
-      f"to train on; name one, as in {example!r}, or give its file"
+      f"data.path {self.path!r} has the splits {listed}{also}, which do not "
+      f"say what to train on; name one, as in {example!r}, give a file, or put "
+      "'train' into the names of files"
     )
 
   def heldout_split(self) -> str | None:
@@ -252,6 +262,19 @@ class Location:
           return names[0]
     return None
 
+  def names(self, split: str) -> list[str]:
+    """Names of a split's files, or of the split of a hub data set."""
+    if self._hub is not None:
+      return [f"{self._place}/{split}"]
+    if self._folder is None:
+      return [self._root.name]
+    return [
+      self._root.name
+      if file == self._root
+      else file.relative_to(self._root).as_posix()
+      for file in self._folder.splits[split]
+    ]
+
   def rows(
     self, split: str, tally: rows.Tally, columns: Collection[str]
   ) -> Iterator[tuple[str, rows.Row]]:
@@ -268,9 +291,7 @@ class Location:
       tally.leave_out(name, reason)
     files = self._folder.splits[split]
     empty = []
-    for file in files:
-      name = file.relative_to(self._root).as_posix()
-      name = file.name if name == "." else name
+    for file, name in zip(files, self.names(split), strict=True):
       try:
         yield from formats.read(file, tally, name, columns)
       except formats.EmptyFileError:

@@ -121,7 +121,9 @@ def _read_both(
     heldout = None
   for split in location.splits:
     if split not in (training, heldout_split):
-      tally.leave_out(split, "split that is neither trained on nor held out")
+      for name in location.names(split):
+        reason = f"split {split!r} is neither trained on nor held out"
+        tally.leave_out(name, reason)
   return train, heldout
 
 

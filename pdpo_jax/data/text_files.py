@@ -8,7 +8,7 @@ import io
 import lzma
 import pathlib
 from collections.abc import Collection, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from pdpo_jax.data import literals, rows
 
@@ -32,7 +32,7 @@ _STRANGERS = {
 
 
 @contextlib.contextmanager
-def _open(path: pathlib.Path) -> Iterator[BinaryIO]:
+def _open(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
   """The bytes of a file of text, unpacked where they are compressed."""
   with path.open("rb") as file:
     head = file.read(64)
@@ -85,14 +85,14 @@ def _object(place: str, row: Any, tally: rows.Tally) -> rows.PlacedRows:
     tally.break_(place, "no JSON object", f"{row!r:.60}")
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(file: io.BufferedIOBase) -> Iterator[bytes]:
   """Lines that end as on Unix, on Windows, or on an old Macintosh."""
   for line in file:
     # JSON has no bare line ends inside of its values.
     yield from line.rstrip(b"\r\n").split(b"\r")
 
 
-def _document(file: BinaryIO) -> str:
+def _document(file: io.BufferedIOBase) -> str:
   """The file's text where it is no JSON lines; "" where it is."""
   before = b""
   for line in _lines(file):

@@ -65,12 +65,14 @@ def is_nothing(text: str) -> bool:
 def is_reply(value: Any) -> bool:
   """Whether a value is a message of the assistant's."""
   role = next((value[key] for key, _ in _KEYS if key in value), None)
-  return isinstance(role, str) and _role(role) == "assistant"
+  return _role(role) == "assistant"
 
 
 def is_message(value: Any) -> bool:
+  """Whether a value is a message, be it a broken one."""
   return isinstance(value, dict) and any(
-    role in value and content in value for role, content in _KEYS
+    role in value and (content in value or _role(value[role]))
+    for role, content in _KEYS
   )
 
 
@@ -154,7 +156,11 @@ def _unpack_text(text: str, notes: Notes) -> Any:
     return text
   unpacked = unpack(written, collections.Counter())
   several = isinstance(unpacked, list) and unpacked
-  if is_dialogue(unpacked) or (several and all(map(is_dialogue, unpacked))):
+  if (
+    is_message(written)
+    or is_dialogue(unpacked)
+    or (several and all(map(is_dialogue, unpacked)))
+  ):
     notes["messages written as text, which are read"] += 1
     return unpacked
   notes["texts that are JSON or Python data and stay text"] += 1
@@ -173,13 +179,7 @@ def read_messages(value: Any, notes: Notes) -> tuple[structs.Message, ...]:
   """
   messages: list[structs.Message] = []
   for item in value:
-    if not is_message(item):
-      raise rows.BrokenRow("message without a role or content", f"{item!r:.60}")
-    name, content = next(
-      (item[role], item[content])
-      for role, content in _KEYS
-      if role in item and content in item
-    )
+    name, content = _role_and_content(item)
     role = _read_role(name, notes)
     if item.get("tool_calls"):
       raise rows.BrokenRow("message with a call of a tool", f"{item!r:.60}")
@@ -195,6 +195,20 @@ def read_messages(value: Any, notes: Notes) -> tuple[structs.Message, ...]:
   return tuple(messages)
 
 
+def _role_and_content(message: Any) -> tuple[Any, Any]:
+  pairs = [
+    (message[role], message[content])
+    for role, content in _KEYS
+    if isinstance(message, dict) and role in message and content in message
+  ]
+  if not pairs:
+    raise rows.BrokenRow(
+      "message without a role or content", f"{message!r:.60}"
+    )
+  # A table may have columns for both ways to write one.
+  return next((pair for pair in pairs if not is_missing(pair[0])), pairs[0])
+
+
 def note_order(messages: Sequence[structs.Message], notes: Notes) -> None:
   """Notes an order that some chat templates refuse."""
   roles = [turn.role for turn in messages if turn.role != "system"]
@@ -204,12 +218,14 @@ def note_order(messages: Sequence[structs.Message], notes: Notes) -> None:
     notes["dialogues with two turns of one role in a row"] += 1
 
 
-def _role(name: str) -> str | None:
+def _role(name: Any) -> str | None:
+  if not isinstance(name, str):
+    return None
   return _ROLE_OF.get(name.strip().casefold())
 
 
 def _read_role(name: Any, notes: Notes) -> str:
-  role = _role(name) if isinstance(name, str) else None
+  role = _role(name)
   if role is None:
     listed = ", ".join(_ROLE_OF)
     raise rows.BrokenRow(

@@ -1,7 +1,6 @@
 import csv
 import json
 import logging
-import random
 
 import pyarrow
 import pytest
@@ -305,52 +304,3 @@ def test_hub_rows_are_read_like_files(monkeypatch):
   assert len(read("some/data:test", tally)) == 1
   with pytest.raises(ValueError, match="some/data/test:1: response is neither"):
     tally.check(0.0)
-
-
-# What a fuzzed row may hold anywhere.
-_ODD = (
-  None, 0, -1, 1.5, True, "", " ", "a", "\ud800", "\x00", [], {}, [[]], [{}],
-  [None], ["a", None], [["a"]], {"role": "user"}, turns("a"), turns("a", "b"),
-  [turns("a", "b")], turns("a", "b", "a"), [{"role": [], "content": {}}],
-  [{"role": "user", "content": None}], 10**400, float("nan"),
-)  # fmt: skip
-
-
-def fuzzed_line(rng):
-  row = dict(ROW)
-  for _ in range(rng.randint(1, 3)):
-    name = rng.choice([*ROW, "user_text"])
-    if rng.random() < 0.1:
-      row.pop(name, None)
-    else:
-      row[name] = rng.choice(_ODD)
-  line = json.dumps(row).encode()
-  if rng.random() < 0.3:
-    place = rng.randrange(len(line))
-    line = line[:place] + rng.randbytes(rng.randint(0, 3)) + line[place + 1 :]
-    line = line.replace(b"\n", b" ")
-  return line
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_every_fuzzed_row_is_read_or_counted_or_a_clear_error(tmp_path, seed):
-  rng = random.Random(seed)
-  outcomes = {"read": 0, "counted": 0, "error": 0}
-  for number in range(1000):
-    file = tmp_path / f"{number % 10}.jsonl"
-    write_jsonl(file, ROW, fuzzed_line(rng))
-    tally = rows.Tally()
-    try:
-      examples = read(file, tally)
-    except ValueError as error:
-      assert "mixed type" in str(error)
-      outcomes["error"] += 1
-      continue
-    assert all(isinstance(e, structs.PreferenceExample) for e in examples)
-    lost = tally.broken.total() + tally.dropped.total()
-    assert len(examples) + lost == tally.rows
-    outcomes["counted" if lost else "read"] += 1
-    for example in examples:
-      texts = (example.chosen, *example.rejected)
-      assert all(text.strip() and text.encode() for text in texts)
-  assert min(outcomes.values()) > 5
