@@ -26,14 +26,13 @@ _LIMITS = ("max_prompt_tokens", "max_response_tokens", "long_response")
 
 
 class Contender:
-  """One training of a run, at its newest checkpoint.
+  """One training of a run, at its newest checkpoint that can be read.
 
   Attributes:
     name: of what was trained, e.g. "vanilla DPO" or "P-DPO, 10 clusters".
     config: of that training; a vanilla one has no user model.
     folder: of the training, within its run's.
     workdir: of the run.
-    step: of the checkpoint.
     control: `SHUFFLED`, `SWAPPED` or "".
     is_own: whether it is what its run is for, and not vanilla DPO beside it.
 
@@ -55,16 +54,16 @@ class Contender:
     elif whole.data.swap_choices:
       self.control = SWAPPED
     folder = self.folder / "checkpoints"
-    newest = None
+    described = None
     if folder.is_dir():
       with checkpoint.Checkpoints(folder) as saved:
-        newest = saved.described()
-    if newest is None:
+        described = saved.described()
+    if described is None:
       raise ValueError(
         f"{self.folder} has no checkpoint to evaluate; train it to the end "
         "first, with the command it was started with"
       )
-    self.step, meta = newest
+    meta = described[1]
     if meta["base"] != base.fingerprint:
       raise ValueError(
         f"{self.folder} was trained on base {meta['base']}, and this is "
@@ -89,6 +88,15 @@ class Contender:
   @functools.cached_property
   def _loaded(self) -> pdpo.Loaded:
     return pdpo.load(self.config, self._base, self.folder)
+
+  @property
+  def step(self) -> int:
+    """Of the checkpoint."""
+    return self._loaded.step
+
+  @functools.cached_property
+  def _digest(self) -> str:
+    return self._loaded.policy.digest()
 
   @property
   def users(self) -> users_lib.UserIndex:
@@ -127,29 +135,29 @@ class Contender:
   ) -> dict[str, scores_lib.Scores]:
     """Scores of held-out pairs by part: kept ones, or made now and kept."""
     files = {
-      part: scores_lib.file_of(self._keeps, part, self.step)
+      part: scores_lib.file_of(self._keeps, part, self.step, self._digest)
       for part in experiment.EVALUATED
       if getattr(dataset, part)
     }
-    missing = processes.from_first(
-      lambda: [part for part, file in files.items() if not file.is_file()]
+    lines = processes.from_first(
+      lambda: {part: scores_lib.read(file) for part, file in files.items()}
     )
+    scores = {
+      part: scores_lib.from_lines(known)
+      for part, known in lines.items()
+      if known is not None
+    }
+    missing = [part for part in files if part not in scores]
     if missing:
       data = experiment.tokenize_parts(
         self.config, self._base, dataset, self.users, missing
       )
       for part, made in data.parts.items():
         batches = experiment.make_batches(self.config, self._base, made)
-        experiment.score(
+        scores[part] = experiment.score(
           self.config, self._loaded.policy, batches, made, files[part]
         )
-    return processes.from_first(
-      lambda: {
-        part: scores_lib.read(file)
-        for part, file in files.items()
-        if file.is_file()
-      }
-    )
+    return {part: scores[part] for part in files if part in scores}
 
   def responses(
     self,
@@ -180,7 +188,8 @@ class Contender:
 
   def kept_responses(self, config: config_lib.Config) -> dict[str, str]:
     """Those that were generated before with the same settings."""
-    return responses_lib.read(self._responses_file(config))
+    lines = responses_lib.read(self._responses_file(self._in_own_words(config)))
+    return {line["sample"]: line["response"] for line in lines}
 
   def _in_own_words(self, config: config_lib.Config) -> config_lib.Config:
     """With the template of its training."""
@@ -189,7 +198,8 @@ class Contender:
     return dataclasses.replace(config, data=data)
 
   def _responses_file(self, config: config_lib.Config) -> pathlib.Path:
-    return responses_lib.file_of(self._keeps, str(self.step), config)
+    name = f"{self.step}_{self._digest}"
+    return responses_lib.file_of(self._keeps, name, config)
 
 
 def _name(config: config_lib.Config) -> str:

@@ -15,6 +15,7 @@ Win rates need a judge (docs/judge.md):
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -23,9 +24,11 @@ from pdpo_jax import (
   contenders,
   experiment,
   judged,
+  locks,
   reporting,
   run_folder,
 )
+from pdpo_jax import config as config_lib
 from pdpo_jax.config import judge as judge_config
 
 _WORKDIR = command_line.workdir_flag()
@@ -51,6 +54,17 @@ def main() -> None:
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   against = [pathlib.Path(each).expanduser() for each in _AGAINST.value]
   config = run_folder.read_config(workdir)
+  # Policies of other runs keep what they say with those.
+  with locks.writing(workdir, against):
+    _evaluate(config, workdir, against, judge)
+
+
+def _evaluate(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  against: Sequence[pathlib.Path],
+  judge: judge_config.JudgeConfig,
+) -> None:
   base = experiment.read_base(config, workdir, reading=True)
   dataset = experiment.load_dataset(config, base.tokenizer, workdir)
   if _DRY_RUN.value:

@@ -97,7 +97,9 @@ def estimate(
   chosen = {key: each.chosen for key, each in samples.examples.items()}
   said = dict.fromkeys(_opponents(found, judge), chosen)
   if _BASE in said:
-    said[_BASE] = chosen | responses_lib.read(_base_file(found[0]))
+    lines = responses_lib.read(_base_file(found[0]))
+    kept = {line["sample"]: line["response"] for line in lines}
+    said[_BASE] = chosen | kept
   said |= {
     each.name: chosen | each.kept_responses(config)
     for each in found

@@ -164,6 +164,11 @@ def write_jsonl(file: pathlib.Path, records: Iterable[Mapping]) -> None:
       out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
+def was_written(file: pathlib.Path) -> bool:
+  """Whether a file is there, or should be."""
+  return file.is_file() or file.name in _read_sums(file.parent)
+
+
 def remove(file: pathlib.Path) -> None:
   """Removes a file, and its sum."""
   with _lock:

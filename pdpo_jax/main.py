@@ -19,6 +19,7 @@ from pdpo_jax import (
   command_line,
   earlier,
   experiment,
+  locks,
   processes,
   reporting,
   run_folder,
@@ -59,6 +60,11 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   config = earlier.resolve(config)
   experiment.check_specs(config)
   sharding.check_batch(config)
+  with locks.writing(config.folder):
+    return _train_and_answer(config)
+
+
+def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   folder = run_folder.open_run(config)
   clock = Clock()
   base = None
@@ -123,11 +129,11 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       )
     with clock.stage(f"{name}_accuracy"):
       step = one.train.epochs * batches["train"].num_batches
-      accuracies[name] = {}
+      accuracies[name], digest = {}, split.digest()
       for each in experiment.EVALUATED:
         if each not in data.parts:
           continue
-        file = scores.file_of(folder / name, each, step)
+        file = scores.file_of(folder / name, each, step, digest)
         accuracies[name][each] = accuracy.of_scores(
           experiment.score(one, split, batches[each], data.parts[each], file)
         )

@@ -339,10 +339,11 @@ def finish() -> None:
 
 
 def fail(reason: str, status: int = 1) -> NoReturn:
-  """Ends this process, and the others with its reason and status 1."""
-  _group.watch.stop()
-  with contextlib.suppress(Exception):  # The store may be what failed.
-    _group.store.key_value_set(f"failed/{_group.index}", reason)
+  """Ends this process, from any thread, and the others with its reason."""
+  if _group is not None:
+    _group.watch.stop()
+    with contextlib.suppress(Exception):  # The store may be what failed.
+      _group.store.key_value_set(f"failed/{_group.index}", reason)
   _leave(reason, status)
 
 

@@ -6,16 +6,30 @@ A line a response, in a file whose name tells the settings:
 """
 
 import hashlib
-import json
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 
+from typing_extensions import TypedDict
+
 from pdpo_jax import config as config_lib
-from pdpo_jax import processes, structs
+from pdpo_jax import kept, processes, structs
 from pdpo_jax.evaluation import answers
 from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import base as base_lib
+
+logger = logging.getLogger(__name__)
+
+
+class Line(TypedDict):
+  """Of a file of responses."""
+
+  sample: str
+  user_id: str | None
+  row: int
+  seed: int
+  response: str
 
 
 def file_of(
@@ -35,17 +49,15 @@ def file_of(
   return folder / "responses" / f"{name}_{digest}.jsonl"
 
 
-def read(file: pathlib.Path) -> dict[str, str]:
-  """Those that are there, by sample key."""
-  found = {}
-  if file.is_file():
-    for line in file.read_text().split("\n"):
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError:  # the last line, cut off by a kill
-        continue
-      found[row["sample"]] = row["response"]
-  return found
+def read(file: pathlib.Path) -> list[Line]:
+  """Those that are there; none of a file that is damaged."""
+  if not kept.was_written(file):
+    return []
+  try:
+    return kept.read_jsonl(file, Line, "responses are generated again")
+  except kept.Damaged as problem:
+    logger.warning("%s", problem)
+    return []
 
 
 def make(
@@ -64,16 +76,17 @@ def make(
     config: as for `file_of`.
     file: of `file_of`.
   """
-  keys = [scores_lib.sample_key(each) for each in examples]
-  kept = processes.from_first(lambda: read(file))
-  missing = [place for place, key in enumerate(keys) if key not in kept]
+  keys = [scores_lib.sample_key(example) for example in examples]
+  lines = processes.from_first(lambda: read(file))
+  known = {line["sample"] for line in lines}
+  missing = [place for place, key in enumerate(keys) if key not in known]
   # In pieces, so that little is lost when it is interrupted.
   size = 4 * config.answers.batch_size
   for start in range(0, len(missing), size):
     places = missing[start : start + size]
     seeds = [_seed_of(keys[place], config) for place in places]
     rows = [row_of(examples[place].user_id) for place in places]
-    said = answers.respond(
+    texts = answers.respond(
       policy(),
       base,
       [
@@ -84,22 +97,20 @@ def make(
       seeds,
       config,
     )
+    lines += [
+      Line(
+        sample=keys[place],
+        user_id=examples[place].user_id,
+        row=row,
+        seed=seed,
+        response=text,
+      )
+      for place, row, seed, text in zip(places, rows, seeds, texts, strict=True)
+    ]
     if processes.is_first():
-      file.parent.mkdir(exist_ok=True)
-      with file.open("a") as out:
-        for place, row, seed, text in zip(
-          places, rows, seeds, said, strict=True
-        ):
-          line = {
-            "sample": keys[place],
-            "user_id": examples[place].user_id,
-            "row": row,
-            "seed": seed,
-            "response": text,
-          }
-          out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    kept |= {keys[p]: text for p, text in zip(places, said, strict=True)}
-  return {key: kept[key] for key in keys}
+      kept.write_jsonl(file, lines)
+  responses = {line["sample"]: line["response"] for line in lines}
+  return {key: responses[key] for key in keys}
 
 
 def _seed_of(key: str, config: config_lib.Config) -> int:

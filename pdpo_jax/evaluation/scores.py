@@ -11,13 +11,25 @@ rejected response (arXiv:2305.18290, section 4).
 import dataclasses
 import hashlib
 import json
+import logging
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from typing_extensions import TypedDict
 
-from pdpo_jax import processes, structs
+from pdpo_jax import kept, processes, structs
+
+logger = logging.getLogger(__name__)
+
+
+class Line(TypedDict):
+  """Of a file of scores."""
+
+  sample: str
+  user_id: str | None
+  ratios: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,42 +67,59 @@ def make(
   )
 
 
-def file_of(folder: pathlib.Path, part: str, step: int) -> pathlib.Path:
-  """Where the scores of a training's state after `step` are.
+def file_of(
+  folder: pathlib.Path, part: str, step: int, digest: str
+) -> pathlib.Path:
+  """Where the scores of a trained policy are.
 
   Args:
     folder: of the training.
     part: "heldout" or "unseen".
+    step: of the policy.
+    digest: of its values: two trainings have the same steps.
   """
-  return folder / "scores" / f"{part}_{step}.jsonl"
+  return folder / "scores" / f"{part}_{step}_{digest}.jsonl"
 
 
 def write(file: pathlib.Path, scores: Scores) -> None:
   """Writes them, the whole file or nothing."""
-  if not processes.is_first():
-    return
-  file.parent.mkdir(parents=True, exist_ok=True)
-  partial = file.with_suffix(".partial")
-  with partial.open("w") as out:
-    for sample, user_id, row in zip(
-      scores.samples, scores.user_ids, scores.ratios, strict=True
-    ):
-      ratios = [round(float(x), 6) for x in row[~np.isnan(row)]]
-      line = {"sample": sample, "user_id": user_id, "ratios": ratios}
-      out.write(json.dumps(line, ensure_ascii=False) + "\n")
-  partial.rename(file)
+  if processes.is_first():
+    kept.write_jsonl(
+      file,
+      (
+        {
+          "sample": sample,
+          "user_id": user_id,
+          "ratios": [round(float(x), 6) for x in row[~np.isnan(row)]],
+        }
+        for sample, user_id, row in zip(
+          scores.samples, scores.user_ids, scores.ratios, strict=True
+        )
+      ),
+    )
 
 
-def read(file: pathlib.Path) -> Scores:
-  """What `write` wrote."""
-  with file.open() as lines:
-    rows = [json.loads(line) for line in lines]
-  most = max(len(row["ratios"]) for row in rows)
-  ratios = np.full((len(rows), most), np.nan, np.float32)
-  for place, row in enumerate(rows):
-    ratios[place, : len(row["ratios"])] = row["ratios"]
+def read(file: pathlib.Path) -> list[Line] | None:
+  """What `write` wrote; None where that is not there, or damaged."""
+  if not kept.was_written(file):
+    return None
+  try:
+    return kept.read_jsonl(file, Line, "scores are computed again")
+  except kept.Damaged as problem:
+    logger.warning("%s", problem)
+    return None
+
+
+def from_lines(lines: Sequence[Line]) -> Scores:
+  """Scores as they were before `write`."""
+  most = max(len(line["ratios"]) for line in lines)
+  ratios = np.full((len(lines), most), np.nan, np.float32)
+  for place, line in enumerate(lines):
+    ratios[place, : len(line["ratios"])] = line["ratios"]
   return Scores(
-    [row["sample"] for row in rows], [row["user_id"] for row in rows], ratios
+    [line["sample"] for line in lines],
+    [line["user_id"] for line in lines],
+    ratios,
   )
 
 

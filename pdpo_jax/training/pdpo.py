@@ -46,6 +46,11 @@ class SplitPolicy:
   def merge(self) -> policy_lib.Policy:
     return nnx.merge(self.graphdef, self.trainable, self.frozen)
 
+  def digest(self) -> str:
+    """Names what was trained; that of other values is another."""
+    flat = nnx.to_flat_state(self.trainable)
+    return base_lib.digest_of({path: x.get_value() for path, x in flat})
+
 
 def user_spec(user: config_lib.UserConfig) -> user_model.UserSpec:
   """The user model that the configuration describes."""

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -110,13 +110,18 @@ def _sums(block: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def fingerprint(lm: nnx.Module) -> str:
-  """Sixteen hexadecimal digits that two different bases do not share.
+  """Sixteen hexadecimal digits that two different bases do not share."""
+  return digest_of(loading.base_params(lm))
 
-  Hashes each weight's path, shape, dtype and a checksum of all its values,
-  which is made where they are.
+
+def digest_of(arrays: Mapping[tuple[str, ...], jax.Array]) -> str:
+  """Sixteen hexadecimal digits that other values, shapes or paths do not share.
+
+  Hashes each array's path, shape, dtype and a checksum of all its values, which
+  is made where they are.
   """
   digest = hashlib.sha256()
-  for path, array in sorted(loading.base_params(lm).items()):
+  for path, array in sorted(arrays.items()):
     digest.update(f"{path} {array.shape} {array.dtype}".encode())
     checksum = _make_checksum(array.sharding)(array)
     digest.update(np.asarray(checksum).tobytes())

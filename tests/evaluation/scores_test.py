@@ -1,9 +1,10 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
-from pdpo_jax import structs
+from pdpo_jax import kept, structs
 from pdpo_jax.evaluation import scores
 
 EXAMPLES = [
@@ -15,12 +16,27 @@ RATIOS = np.array([[0.5, -1.0], [2.0, np.nan]], np.float32)
 
 def test_scores_come_back_as_they_were(tmp_path):
   made = scores.make(EXAMPLES, RATIOS)
-  file = scores.file_of(tmp_path, "heldout", 75)
+  file = scores.file_of(tmp_path, "heldout", 75, "ab12")
+  assert scores.read(file) is None
   scores.write(file, made)
-  found = scores.read(file)
+  found = scores.from_lines(scores.read(file))
   assert (found.samples, found.user_ids) == (made.samples, ["ann", None])
   np.testing.assert_allclose(found.ratios, RATIOS, atol=1e-6)
-  assert [each.name for each in file.parent.iterdir()] == ["heldout_75.jsonl"]
+  assert {each.name for each in file.parent.iterdir()} == {
+    "heldout_75_ab12.jsonl",
+    kept.CHECKSUMS,
+  }
+
+
+def test_damaged_scores_are_named_and_count_as_missing(tmp_path, caplog):
+  file = scores.file_of(tmp_path, "heldout", 75, "ab12")
+  scores.write(file, scores.make(EXAMPLES, RATIOS))
+  file.write_text(file.read_text().replace("0.5", "0.6"))
+  assert scores.read(file) is None
+  assert re.search(r"heldout_75.*not what was written.*again", caplog.text)
+  file.unlink()
+  assert scores.read(file) is None
+  assert "heldout_75_ab12.jsonl is missing" in caplog.text
 
 
 @pytest.mark.parametrize(

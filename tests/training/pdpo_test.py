@@ -39,8 +39,10 @@ def test_training_leaves_the_base_bitwise_as_it_was(run):
 
 def test_a_loaded_policy_is_the_trained_one(run):
   config, parts, _, split = run
-  loaded, users, _ = pdpo.load(config, parts[0], config.folder / "pdpo")
+  loaded, users, step = pdpo.load(config, parts[0], config.folder / "pdpo")
   assert users.ids == parts[1].ids
+  assert step == config.train.epochs * parts[2].num_batches
+  assert loaded.digest() == split.digest()
   for old, new in zip(
     leaves(split.trainable), leaves(loaded.trainable), strict=True
   ):
