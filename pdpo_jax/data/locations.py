@@ -82,7 +82,7 @@ def _walk(
   if formats.is_saved(folder):
     yield folder
     return
-  seen = set()
+  seen = {os.path.realpath(folder)}
   for place, folders, names in os.walk(folder, followlinks=True):
     here = pathlib.Path(place)
 

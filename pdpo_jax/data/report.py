@@ -69,7 +69,7 @@ def make_report(
   lengths = Lengths.of(rows)
   blocks = [
     f"Data of {config.name!r}: {config.data.source} {config.data.path}",
-    f"read: {found.tally}",
+    "\n".join(["read:", *(f"  {line}" for line in found.tally.lines())]),
     "\n".join(map(str, made)),
     _describe_users(train, found),
     _histogram("prompts of training, in tokens", lengths.prompts),

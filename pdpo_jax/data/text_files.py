@@ -1,6 +1,7 @@
 """Files of text that hold rows, JSON and CSV; they may be compressed."""
 
 import bz2
+import codecs
 import contextlib
 import csv
 import gzip
@@ -57,11 +58,22 @@ def read_json(
 ) -> rows.PlacedRows:
   """Objects, one a line; or in an array; or each over several lines."""
   with _open(path) as file:
-    document = _document(file)
-  if document:
-    yield from _read_document(document, name, tally)
-    return
-  with _open(path) as file:
+    first = _first_line(file)
+    file.seek(0)
+    if first[:1] == b"[" or not _is_json(first):
+      text = file.read().decode("utf-8-sig", errors="surrogateescape")
+      try:
+        values = list(_values(text, name))
+      except ValueError:
+        # An array is no lines of JSON. A first line may just be broken.
+        if first[:1] == b"[":
+          raise
+      else:
+        for place, row in values:
+          tally.read()
+          yield from _object(place, row, tally)
+        return
+      file.seek(0)
     for number, line in enumerate(_lines(file), start=1):
       if not line.strip():
         continue
@@ -92,62 +104,52 @@ def _lines(file: io.BufferedIOBase) -> Iterator[bytes]:
     yield from line.rstrip(b"\r\n").split(b"\r")
 
 
-def _document(file: io.BufferedIOBase) -> str:
-  """The file's text where it is no JSON lines; "" where it is."""
-  before = b""
+def _first_line(file: io.BufferedIOBase) -> bytes:
+  """The first that is not blank, without a mark of UTF-8."""
   for line in _lines(file):
-    before += line
-    if line.strip(b" \t\xef\xbb\xbf"):
-      break
-  first = before.lstrip(b" \t\xef\xbb\xbf")
-  if first[:1] not in (b"[", b"{"):
-    return ""
+    if line := line.removeprefix(codecs.BOM_UTF8).strip():
+      return line
+  return b""
+
+
+def _is_json(line: bytes) -> bool:
   try:
-    literals.parse_json(first.decode())
+    literals.parse_json(line.decode())
   except ValueError:
-    pass
-  else:
-    if first[:1] == b"{":
-      return ""
-  file.seek(0)
-  text = file.read().decode("utf-8-sig", errors="surrogateescape")
-  if first[:1] == b"{":
-    # A broken first line, or an object that goes over several.
-    try:
-      literals.parse_json_at(text, text.index("{"))
-    except ValueError:
-      return ""
-  return text
+    return False
+  return True
 
 
-def _read_document(text: str, name: str, tally: rows.Tally) -> rows.PlacedRows:
-  """The objects of an array, or those that follow each other."""
+def _values(text: str, name: str) -> Iterator[tuple[str, Any]]:
+  """Places and values of an array, or of values that follow each other.
+
+  Raises:
+    ValueError: with the place, if it is neither.
+  """
   end = literals.skip_space(text, 0)
-  in_array = text[end] == "["
+  in_array = text.startswith("[", end)
   end = literals.skip_space(text, end + in_array)
   line, counted = 1, 0
-  while end < len(text) and text[end] != "]":
+  while end < len(text) and not (in_array and text[end] == "]"):
     line += text.count("\n", counted, end)
     counted = end
     place = f"{name}:{line}"
     try:
-      row, end = literals.parse_json_at(text, end)
+      value, end = literals.parse_json_at(text, end)
     except ValueError as error:
       raise ValueError(
         f"{place}: malformed JSON, so that nothing behind it can be read: "
         f"{error}"
       ) from error
-    tally.read()
-    yield from _object(place, row, tally)
+    yield place, value
     end = literals.skip_space(text, end)
-    if text[end : end + 1] == ",":
+    if text.startswith(",", end):
       end = literals.skip_space(text, end + 1)
   rest = text[end + in_array :].strip()
   if rest or (in_array and end == len(text)):
+    problem = f"ends before {rest[:40]!r}" if rest else "is not closed"
     raise ValueError(
-      f"{name}: the JSON array "
-      + (f"ends before {rest[:40]!r}" if rest else "is not closed")
-      + "; an array is all that its file may hold"
+      f"{name}: the JSON array {problem}; it must be all that a file holds"
     )
 
 

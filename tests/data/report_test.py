@@ -1,10 +1,12 @@
 import collections
+import dataclasses
+import json
 
 import pytest
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
-from pdpo_jax.data import dataset, report, rows, tokenize
+from pdpo_jax.data import dataset, preference_files, report, rows, tokenize
 
 
 def example(user, number, **fields):
@@ -36,7 +38,7 @@ def made():
 def test_the_report_counts_samples_users_and_losses(made):
   text, lengths = report.make_report(*made)
   for part in (
-    "read: 9 rows; dropped: 1 ties",
+    "read:\n  9 rows\n  dropped: 1 ties\n\n",
     "train: 8 samples; nothing cut",
     "heldout: 1 samples",
     "unseen: 1 samples",
@@ -55,6 +57,38 @@ def test_the_report_counts_samples_users_and_losses(made):
     block = text.partition(f"{title} of training")[2].partition("\n\n")[0]
     rows = [line.split() for line in block.splitlines()[1:]]
     assert sum(int(row[3].replace(",", "")) for row in rows) == len(values)
+
+
+def test_the_report_shows_each_kind_of_row_and_what_is_not_read(made, tmp_path):
+  config, found, tokenizer = made
+  tally = rows.Tally()
+  table = [
+    {"prompt": "a?", "chosen": chosen, "rejected": rejected, "user_id": "u"}
+    for chosen, rejected in (
+      ("b", "['c', 'd']"),
+      ("b", " "),
+      ("b", "b"),
+      ([{"role": "tool", "content": "b"}], "c"),
+      ([{"from": "gpt", "value": "b"}], "c"),
+    )
+  ]
+  (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, table)))
+  (tmp_path / "._a.jsonl").touch()
+  (tmp_path / "notes.txt").touch()
+  preference_files.read(str(tmp_path), "user_id", tally)
+  found = dataclasses.replace(found, tally=tally)
+  text, _ = report.make_report(config, found, tokenizer)
+  for line in (
+    "  5 rows",
+    "  broken: 1 empty response, 1 unknown role",
+    "  dropped: 1 comparisons of equal responses",
+    "1 lists of responses written as text, which are read",
+    "1 messages of 'gpt', read as assistant",
+    "1 rejected responses equal to the chosen one",
+    "  not read (hidden): '._a.jsonl'",
+    "  not read (no format of rows): 'notes.txt'",
+  ):
+    assert line in text
 
 
 @pytest.mark.parametrize(
