@@ -102,6 +102,8 @@ def _as_released(config: config_lib.Config) -> None:
   config.lora.dropout = 0.0
   config.data.tldr.length_unit = "characters"
   config.data.tldr.ties = "first"
+  config.data.tldr.selection = "authors"
+  config.data.tldr.trailing_space = True
   config.data.max_prompt_tokens = 550
   config.data.max_response_tokens = 50
   config.data.long_response = "cut"

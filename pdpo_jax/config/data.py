@@ -57,6 +57,13 @@ class TldrConfig(sections.Section):
   # Summaries of equal length: "drop" the comparison, or keep the "first"
   # summary as the chosen one (the released code).
   ties: str = "drop"
+  # "clean" leaves out comparisons with an empty summary, and held-out posts
+  # that training has. "authors" keeps both, as the released code does, and
+  # leaves out comparisons of more than its 4,800 characters.
+  selection: str = "clean"
+  # Prompts of comparisons end in "TL;DR: ", with a space; those of answers
+  # never do (the released code).
+  trailing_space: bool = False
 
 
 @dataclasses.dataclass
@@ -143,6 +150,7 @@ def check(data: DataConfig) -> None:
     ("prism.aspect_order", ("stated", "shown")),
     ("tldr.length_unit", ("words", "characters", "tokens")),
     ("tldr.ties", ("drop", "first")),
+    ("tldr.selection", ("clean", "authors")),
   ):
     value = operator.attrgetter(name)(data)
     sections.require(

@@ -19,6 +19,10 @@ from pdpo_jax.data import formats, rows
 
 logger = logging.getLogger(__name__)
 
+# Of prompt and summary in the released code, which puts this text in front of
+# every prompt and counts it.
+_AUTHORS_LIMIT = 4800 - len("USER: 1" + 10 * "<|endoftext|>" + "||")
+
 CountTokens = Callable[[Sequence[str]], list[int]]
 
 
@@ -67,7 +71,8 @@ def load(
   known = {each.post_id for each in train} | {each.prompt for each in train}
   train = _of_sft(train, "train", config, tally)
   heldout = _of_sft(heldout, "validation", config, tally)
-  heldout = _of_new_posts(heldout, known, tally)
+  if tldr.selection == "clean":
+    heldout = _of_new_posts(heldout, known, tally)
   prompts = _prompts(heldout, config, tally)
   users = _busiest_workers(train, tldr.num_workers, tally)
   examples = {}
@@ -232,8 +237,13 @@ def _prefer(
   for each in found:
     pair, sizes = each.summaries, (next(lengths), next(lengths))
     user = users[each.worker]
-    if not all(text.strip() for text in pair):
-      tally.drop(f"{part} rows with an empty summary")
+    prompt = each.prompt + " " * tldr.trailing_space
+    if tldr.selection == "clean":
+      if not all(text.strip() for text in pair):
+        tally.drop(f"{part} rows with an empty summary")
+        continue
+    elif len(prompt) + max(map(len, pair)) > _AUTHORS_LIMIT:
+      tally.drop(f"{part} rows over {_AUTHORS_LIMIT:,} characters")
       continue
     if pair[0] == pair[1]:
       tally.drop(f"{part} rows of twice the same summary")
@@ -248,7 +258,7 @@ def _prefer(
     )
     chosen, rejected = pair[::-1] if second_is_chosen else pair
     examples.append(
-      structs.PreferenceExample(each.prompt, chosen, (rejected,), user)
+      structs.PreferenceExample(prompt, chosen, (rejected,), user)
     )
   return examples
 

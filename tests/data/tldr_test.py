@@ -85,6 +85,44 @@ def test_workers_prefer_by_length_wherever_the_summary_stands(tmp_path):
   assert (dataset.short_users, dataset.long_users) == (("2",), ("1",))
 
 
+def test_prompts_of_comparisons_end_in_a_space_and_of_answers_do_not(tmp_path):
+  write(tmp_path, two_workers())
+  dataset = tldr.load(make_config(tmp_path, trailing_space=True))
+  for each in [*dataset.train, *dataset.heldout]:
+    assert each.prompt.endswith("\nTL;DR: ")
+  assert all(each.prompt.endswith("\nTL;DR:") for each in dataset.prompts)
+
+
+def test_the_released_selection_keeps_what_is_empty_or_known_and_not_too_long(
+  tmp_path,
+):
+  # What its limit of 4,800 counts besides: a user's name before the prompt.
+  front = len("USER: 1" + 10 * "<|endoftext|>" + "||")
+  prompt = "SUBREDDIT: r/pets\nTITLE: title x\nPOST: post x\nTL;DR: "
+  longest = " " + "x" * (4800 - front - len(prompt) - 1)
+  rows = [
+    make_row("ann", "a", ("", LONG)),
+    make_row("ann", "x", (longest, SHORT)),
+    make_row("ann", "x", (longest + "x", SHORT)),
+    make_row("bob", "b"),
+  ]
+  write(tmp_path, rows, [make_row("ann", "b")])
+  config = make_config(
+    tmp_path,
+    trailing_space=True,
+    selection="authors",
+    length_unit="characters",
+  )
+  dataset = tldr.load(config)
+  assert [(each.chosen, *each.rejected) for each in dataset.train] == [
+    (LONG, ""), (longest, SHORT), (SHORT, LONG),
+  ]  # fmt: skip
+  assert dataset.tally.dropped["train rows over 4,661 characters"] == 1
+  assert [each.prompt for each in dataset.heldout] == [dataset.train[2].prompt]
+  with pytest.raises(ValueError, match="no validation post"):
+    tldr.load(make_config(tmp_path))
+
+
 @pytest.mark.parametrize(
   ("unit", "chosen"),
   [("words", " a b c"), ("characters", " unbelievable"), ("tokens", " x y")],
