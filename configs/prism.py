@@ -88,6 +88,8 @@ def _as_released(config: config_lib.Config) -> None:
   config.data.prism.split = "authors"
   config.data.prism.rejected = "each"
   config.data.prism.aspect_order = "shown"
+  config.data.prism.prompt = "authors"
+  config.data.prism.self_description = True
   config.data.unseen_in_table = True
   config.answers.min_new_tokens = 32
   config.answers.penalize_prompt = True

@@ -31,6 +31,10 @@ class PrismConfig(sections.Section):
   # What a turn makes: "all", one sample with all its rejected responses;
   # "each", one sample a rejected response; "one", one sample with one of them.
   rejected: str = "all"
+  # What a prompt is: "chat" tells the model of the user in sentences, and has
+  # the whole dialogue. "authors" is the released code's: a user's text in its
+  # form, dialogues cut at its number of characters, and no longer turns.
+  prompt: str = "chat"
   # How many of a user's preference aspects their text names.
   top_aspects: int = 3
   # By which they are ranked: "stated" importance, or "shown", the order of the
@@ -147,6 +151,7 @@ def check(data: DataConfig) -> None:
     ("template", ("auto", "chat", "plain")),
     ("prism.split", ("own", "authors")),
     ("prism.rejected", ("all", "each", "one")),
+    ("prism.prompt", ("chat", "authors")),
     ("prism.aspect_order", ("stated", "shown")),
     ("tldr.length_unit", ("words", "characters", "tokens")),
     ("tldr.ties", ("drop", "first")),

@@ -20,15 +20,13 @@ import numpy as np
 from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import formats, prism_survey, rows
+from pdpo_jax.data import formats, prism_authors, prism_survey, rows
 
 logger = logging.getLogger(__name__)
 
-# Of the split in the paper's released code, as is the limit, in characters of
-# an utterance and a response together: a dialogue none of whose turns keeps it
-# with all its responses is not part of that split.
+# Of the split in the paper's released code. A dialogue none of whose turns has
+# all its responses within that code's limit is not part of it.
 _AUTHORS_SEED = 123
-_AUTHORS_LIMIT = 2300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ def load(config: config_lib.Config) -> dataset_lib.Dataset:
     if dialogue.dialogue_id in split:
       text = texts[dialogue.user_id]
       part = parts[split[dialogue.dialogue_id]]
-      part.extend(_examples(dialogue, text, config))
+      part.extend(_examples(dialogue, text, config, tally))
   answered = parts["heldout"] or parts["unseen"]
   if not parts["train"] or not answered:
     raise ValueError(
@@ -158,7 +156,9 @@ def _read_dialogues(
       user_id=user_id,
       turns=tuple(_comparisons(spoken, tally)),
       feedback=prism_survey.text(row, "open_feedback"),
-      authors_keep=any(turn.within(_AUTHORS_LIMIT) for turn in spoken),
+      authors_keep=any(
+        turn.within(prism_authors.SAMPLE_LIMIT) for turn in spoken
+      ),
     )
 
   found = _read(config, "conversations", tally)
@@ -319,7 +319,7 @@ def _dialogues_by_user(
     if len(left) < len(own):
       reason = "dialogues without a comparison"
       if split == "authors":
-        reason += f" of at most {_AUTHORS_LIMIT:,} characters"
+        reason += f" of at most {prism_authors.SAMPLE_LIMIT:,} characters"
       tally.drop(reason, len(own) - len(left))
   return kept
 
@@ -334,20 +334,36 @@ def _share(count: int, share: float) -> int:
 
 
 def _examples(
-  dialogue: Dialogue, user_text: str, config: config_lib.Config
+  dialogue: Dialogue,
+  user_text: str,
+  config: config_lib.Config,
+  tally: rows.Tally,
 ) -> Iterator[structs.PreferenceExample]:
+  prism = config.data.prism
   for turn in dialogue.turns:
-    rejected = [turn.rejected]
-    if config.data.prism.rejected == "each":
-      rejected = [(text,) for text in turn.rejected]
-    elif config.data.prism.rejected == "one":
+    prompt, rejected = turn.prompt, turn.rejected
+    if prism.prompt == "authors":
+      asked = prompt[-1].content
+      rejected = prism_authors.fitting(asked, turn.chosen, rejected)
+      limit = f"{prism_authors.SAMPLE_LIMIT:,} characters"
+      tally.drop(
+        f"rejected responses of turns over {limit}",
+        len(turn.rejected) - len(rejected),
+      )
+      prompt = prism_authors.cut(prompt, user_text)
+      if prompt != turn.prompt:
+        tally.note("dialogues cut")
+    grouped = [rejected] if rejected else []
+    if prism.rejected == "each":
+      grouped = [(text,) for text in rejected]
+    elif prism.rejected == "one" and rejected:
       # Seeded by the place, so that a turn's draw depends on no other's.
       place = f"{config.seed} {dialogue.dialogue_id} {turn.number}"
       rng = random.Random(f"rejected {place}")
-      rejected = [(rng.choice(turn.rejected),)]
-    for texts in rejected:
+      grouped = [(rng.choice(rejected),)]
+    for texts in grouped:
       yield structs.PreferenceExample(
-        prompt=turn.prompt,
+        prompt=prompt,
         chosen=turn.chosen,
         rejected=texts,
         user_id=dialogue.user_id,

@@ -4,7 +4,7 @@ from typing import Any
 
 from pdpo_jax import structs
 from pdpo_jax.config import data as data_config
-from pdpo_jax.data import rows
+from pdpo_jax.data import prism_authors, rows
 
 _FACTS = (
   ("Age", "age"),
@@ -56,7 +56,7 @@ def persona(row: rows.Row) -> structs.Persona:
 
 
 def user_text(row: rows.Row, config: data_config.PrismConfig) -> str:
-  """A line for each part that `config` asks for and the row has; or "".
+  """What `config` asks for and the row has; or "". As "chat", lines such as
 
     About me. Age: 25-34 years old. Gender: Female. Lives in: Kenya.
     What matters most to me in an answer: correct facts, safety, creativity.
@@ -64,6 +64,10 @@ def user_text(row: rows.Row, config: data_config.PrismConfig) -> str:
   Raises:
     rows.BrokenRow: if a field is of the wrong type. All may be missing.
   """
+  if config.prompt == "authors":
+    names = set(_ranked(row, config.aspect_order)[: config.top_aspects])
+    aspects = [name for name in _columns(row) if name in names]
+    return prism_authors.user_text(row, aspects, config)
   known = persona(row)
   facts = " ".join(
     f"{label}: {fact.rstrip('.')}." for label, fact in known.facts.items()
@@ -94,18 +98,28 @@ def top_aspects(row: rows.Row, count: int, order: str) -> list[str]:
       "shown", by the places on the page, whatever the values.
   """
   stated = rows.optional(row, "stated_prefs", dict) or {}
-  shown = rows.optional(row, "order_stated_prefs", dict) or {}
+  phrases = dict(_ASPECTS, other=text(stated, "other_text").rstrip("."))
+  names = [name for name in _ranked(row, order) if phrases[name]]
+  return [phrases[name] for name in names[:count]]
+
+
+def _ranked(row: rows.Row, order: str) -> list[str]:
+  """Names of the aspects that have a place in the order, first things first."""
+  stated = rows.optional(row, "stated_prefs", dict) or {}
+  shown = _columns(row)
   values = {name: _number(stated, name) for name in _ASPECTS}
   places = {name: _number(shown, name) for name in _ASPECTS}
-  phrases = dict(_ASPECTS, other=text(stated, "other_text").rstrip("."))
   needed = values if order == "stated" else places
-  names = [
-    name for name in _ASPECTS if phrases[name] and needed[name] is not None
-  ]
+  names = [name for name in _ASPECTS if needed[name] is not None]
   names.sort(key=lambda name: (places[name] is None, places[name] or 0))
   if order == "stated":
     names.sort(key=lambda name: -values[name])  # keeps the order of equals
-  return [phrases[name] for name in names[:count]]
+  return names
+
+
+def _columns(row: rows.Row) -> rows.Row:
+  """Where each aspect's slider was shown, by the order of the columns."""
+  return rows.optional(row, "order_stated_prefs", dict) or {}
 
 
 def _number(row: rows.Row, name: str) -> int | float | None:
