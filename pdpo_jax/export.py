@@ -9,6 +9,7 @@ user's prefix, and a README.md that shows how to answer as a user.
 import dataclasses
 import json
 import pathlib
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from absl import flags
 
 from pdpo_jax import command_line, run_folder
 from pdpo_jax.data import prompts as prompts_lib
+from pdpo_jax.data import template_worker, templates
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import host_users, pdpo
@@ -66,21 +68,34 @@ def answer(prompt, user=None, user_text="", **kwargs):
 """
 _ENCODE_PLAIN = """\
 def encode(prompt, user_text=""):
-  if not user_text:
-    return tokenizer(prompt).input_ids
-  head = tokenizer(f"{user_text}\\n\\n").input_ids
-  return head + tokenizer(prompt, add_special_tokens=False).input_ids"""
+  return token_ids(f"{{user_text}}\\n\\n{{prompt}}" if user_text else prompt)
+
+
+{token_ids}"""
 _ENCODE_CHAT = """\
 def encode(prompt, user_text=""):
   turns = [{{"role": "user", "content": prompt}}]
   if user_text:
     {tell}
+  # What the template writes before an answer, whatever that is.
+  turns.append({{"role": "assistant", "content": "{answer}"}})
   text = tokenizer.apply_chat_template(
-    turns, tokenize=False, add_generation_prompt=True, date_string="{date}"
+    turns, {template}tokenize=False, date_string="{date:%d %b %Y}"
   )
-  return tokenizer(text, add_special_tokens={adds_bos}).input_ids"""
+  return token_ids(text.rpartition("{answer}")[0])
+
+
+{token_ids}"""
 _TELL_SYSTEM = 'turns.insert(0, {"role": "system", "content": user_text})'
 _TELL_USER = 'turns[0]["content"] = f"{user_text}\\n\\n{prompt}"'
+# As `text_tokens.TextTokens.prompts`.
+_TOKEN_IDS = """\
+def token_ids(text):
+  # The tokens that stand before a word; the space before it belongs to it.
+  spaced = text[-1:].isspace()
+  ids = tokenizer(text + "a" * spaced, add_special_tokens=False).input_ids
+  return {front} + ids[: len(ids) - spaced]"""
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _PARTS = {
   "front": "prefix, tokens",
   "after_bos": "tokens[:, :1], prefix, tokens[:, 1:]",
@@ -93,12 +108,21 @@ prefixes were trained."""
 
 def _encode_code(encoder: prompts_lib.PromptEncoder) -> str:
   """Code that makes token ids of a prompt as `encoder` does."""
+  token_ids = _TOKEN_IDS.format(front=encoder.front.tolist())
   if not encoder.chat:
-    return _ENCODE_PLAIN
+    return _ENCODE_PLAIN.format(token_ids=token_ids)
+  # As in training, it is the same day whenever the code runs.
+  today = [
+    f".replace({call[0]!r}, {repr(template_worker.DATE.strftime(call[2]))!r})"
+    for call in _TODAY.finditer(encoder.template.source)
+  ]
+  template = "chat_template=tokenizer.get_chat_template()" + "".join(today)
   return _ENCODE_CHAT.format(
+    template=f"{template}, " if today else "",
     tell=_TELL_SYSTEM if encoder.takes_system else _TELL_USER,
-    adds_bos=encoder.adds_bos_to_chats,
-    date=prompts_lib.TEMPLATE_DATE,
+    answer=templates.ANSWER,
+    date=template_worker.DATE,
+    token_ids=token_ids,
   )
 
 

@@ -68,6 +68,7 @@ def tokenize_part(
     users,
     data.max_response_tokens,
     data.long_response,
+    data.max_bad_share,
   )
   kept = [examples[place] for place in result.kept]
   return Part(name, kept, result.examples, result.counts)

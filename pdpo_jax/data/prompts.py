@@ -5,31 +5,69 @@ beginning, and the last turn nothing. A plain prompt has no turns and loses its
 own beginning.
 """
 
+import bisect
 import collections
-import functools
+import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
-import jinja2
 import numpy as np
 import transformers
-from jaxtyping import Int
 
 from pdpo_jax import structs
+from pdpo_jax.data import dialogues, templates, text_tokens
 
 PROMPT_CUT = "prompts cut"
 TEXT_CUT = "user texts cut"
 TURN_TOO_LONG = "last turns too long"
+SYSTEM_TOO_LONG = "system messages too long"
+REFUSED = "dialogues that the template refuses"
+RESPONSE_REFUSED = "responses that the template refuses"
+REWRITTEN = "responses that the template rewrites"
+APART = "responses that begin inside of a token"
+STRIPPED = "responses without the space around them"
+END_REMOVED = "end tokens removed from texts"
+AS_TEXT = "texts with control tokens as text"
 
-# Texts that are Python lists of ids at a time; arrays are far smaller.
-_BATCH = 8192
-# Llama 3.1's templates and later ones tell the model the date, today's if no
-# other is given: a prompt would be another one tomorrow. This is the one they
-# fall back to.
-TEMPLATE_DATE = "26 Jul 2024"
-_SPEAKERS = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
+# What ends a turn or a text with one model or another. Data made with one have
+# it at the end of responses, where it was never said.
+_ENDS = (
+  "</s>",
+  "<eos>",
+  "<|end|>",
+  "<|endoftext|>",
+  "<|end_of_text|>",
+  "<|end_of_turn|>",
+  "<|END_OF_TURN_TOKEN|>",
+  "<|eot_id|>",
+  "<|eom_id|>",
+  "<|im_end|>",
+  "<|return|>",
+  "<end_of_turn>",
+  "<｜end▁of▁sentence｜>",
+)
 
-Ids = Int[np.ndarray, " _"]  # of any number of tokens
+Ids = text_tokens.Ids
 Counts = collections.Counter[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+  """A prompt as token ids, or why there are none.
+
+  Attributes:
+    ids: None where there is a problem.
+    text: what the ids are of, BOS aside.
+    turns: of which the template made it; none in a plain text.
+    problem: the reason under which it is counted.
+    detail: what the template said.
+  """
+
+  ids: Ids | None
+  text: str = ""
+  turns: tuple[structs.Message, ...] = ()
+  problem: str = ""
+  detail: str = ""
 
 
 class PromptEncoder:
@@ -41,6 +79,12 @@ class PromptEncoder:
       alone; "auto" for "chat" where there is a template.
     max_tokens: limit of a prompt, user text included. The user text is given
       half of it at most, whatever the prompt, so that it is the same in each.
+
+  Attributes:
+    tokens: of texts.
+    front: ids before a prompt: a BOS, where the tokenizer puts one and the
+      template does not.
+    end_id: the token that ends a response: of the turn, or of the text.
 
   Raises:
     ValueError: if the tokenizer lacks what is asked for.
@@ -68,218 +112,291 @@ class PromptEncoder:
     self.chat = template == "chat" or (
       template == "auto" and bool(tokenizer.chat_template)
     )
-
-  @functools.cached_property
-  def end_id(self) -> int:
-    """The token that ends a response: of the turn, or of the text."""
+    self.end_id = tokenizer.eos_token_id
+    self._ends_itself = False
+    written = ""
     if self.chat:
-      turns = [_message("user", "x"), _message("assistant", "response")]
-      rendered = self._template(turns, add_generation_prompt=False)
-      added = self.tokenizer.added_tokens_decoder
-      for token in map(int, self._ids(rendered.rpartition("response")[2])):
-        if token in added and added[token].special:
-          return token
-    return self.tokenizer.eos_token_id
+      self.template = templates.ChatTemplate(tokenizer)
+      written = self.template.opening + self.template.after
+    self.tokens = text_tokens.TextTokens(tokenizer, written)
+    self.front = self.tokens.front
+    if self.chat:
+      opening = self.tokens.ids(self.template.opening)
+      if np.array_equal(opening[: len(self.front)], self.front):
+        self.front = self.front[:0]
+      last = self.tokens.ids(self.template.after)
+      ends = last[np.isin(last, self.tokens.control_ids)]
+      self._ends_itself = bool(len(ends))
+      self.end_id = int(ends[0]) if len(ends) else self.end_id
+    own = tokenizer.convert_ids_to_tokens([self.end_id])
+    self._ends = tuple({tokenizer.eos_token, *own, *_ENDS})
+    self._shortened: dict[str, str] = {}
 
-  def encode(
-    self, prompts: Sequence[structs.PromptExample], counts: Counts
-  ) -> list[Ids | None]:
-    """Token ids of each prompt, or None where its last turn is too long.
-
-    Args:
-      prompts: not empty ones.
-      counts: is told what was cut.
-    """
-    for place, prompt in enumerate(prompts):
-      _check(place, len(prompts), prompt)
-    texts = {prompt.user_text for prompt in prompts}
-    short = {text: self._shorten(text) for text in texts}
-    counts[TEXT_CUT] += sum(short[p.user_text] != p.user_text for p in prompts)
-    asked = [(short[p.user_text], p.prompt) for p in prompts]
-    encode = self._encode_turns if self.chat else self._encode_plain
-    return list(encode(asked, counts))
-
-  def encode_responses(
-    self, replies: Sequence[tuple[structs.Prompt, str]]
-  ) -> Iterator[Ids]:
-    """Token ids of (prompt, response)'s responses, with the end token.
-
-    A turn of a dialogue has no space around it, but what the format puts.
-    """
-    texts = []
-    for prompt, text in replies:
-      if self.chat:
-        texts.append(text.strip())
-      else:
-        texts.append(text if isinstance(prompt, str) else f" {text.strip()}")
-    end = np.array([self.end_id], np.int32)
-    for ids in self._encode(texts):
-      yield np.concatenate([ids, end])
-
-  def _shorten(self, text: str) -> str:
-    """The text, or as much of its beginning as fits into half the limit."""
-    limit = self.max_tokens // 2
-    ids = self._ids(text)
-    return text if len(ids) <= limit else self.tokenizer.decode(ids[:limit])
-
-  def _encode_turns(self, asked, counts) -> Iterator[Ids | None]:
-    rendered = self._encode(
-      [self._render(text, _turns(prompt)) for text, prompt in asked]
-    )
-    for (text, prompt), first in zip(asked, rendered, strict=True):
-      ids, turns = self._with_bos(first), _turns(prompt)
-      while len(ids) > self.max_tokens and _without_oldest(turns) != turns:
-        turns = _without_oldest(turns)
-        ids = self._with_bos(self._ids(self._render(text, turns)))
-      if len(ids) > self.max_tokens:
-        counts[TURN_TOO_LONG] += 1
-        yield None
-      else:
-        counts[PROMPT_CUT] += len(turns) < len(_turns(prompt))
-        yield ids
-
-  def _encode_plain(self, asked, counts) -> Iterator[Ids | None]:
-    heads = self._encode([f"{text}\n\n" if text else "" for text, _ in asked])
-    tails = self._encode([_as_text(prompt) for _, prompt in asked])
-    for (_, prompt), head, tail in zip(asked, heads, tails, strict=True):
-      room = self.max_tokens - self._adds_bos - len(head)
-      if len(tail) > room and not isinstance(prompt, str):
-        turns = prompt
-        while len(tail) > room and _without_oldest(turns) != turns:
-          turns = _without_oldest(turns)
-          tail = self._ids(_as_text(turns))
-        if len(tail) > room:
-          counts[TURN_TOO_LONG] += 1
-          yield None
-          continue
-        counts[PROMPT_CUT] += 1
-      elif len(tail) > room:
-        counts[PROMPT_CUT] += 1
-        tail = tail[len(tail) - room :]
-      yield self._with_bos(np.concatenate([head, tail]))
-
-  def _render(self, text: str, turns: Sequence[structs.Message]) -> str:
-    """The chat template's text, with the user text as, or in, the system's."""
-    turns = list(turns)
-    if text and turns[0].role == "system":
-      turns[0] = _message("system", f"{turns[0].content}\n\n{text}")
-    elif text and self.takes_system:
-      turns.insert(0, _message("system", text))
-    elif text:
-      turns[0] = _message(turns[0].role, f"{text}\n\n{turns[0].content}")
-    try:
-      return self._template(turns, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
-      raise ValueError(
-        "the tokenizer's chat template refuses a dialogue of the roles "
-        f"{[turn.role for turn in turns]}, {turns[0].content[:40]!r}…: "
-        f"{error}; leave it out, or use data.template 'plain'"
-      ) from error
-
-  def _template(self, turns, add_generation_prompt):
-    return self.tokenizer.apply_chat_template(
-      [{"role": turn.role, "content": turn.content} for turn in turns],
-      tokenize=False,
-      add_generation_prompt=add_generation_prompt,
-      date_string=TEMPLATE_DATE,
-    )
-
-  @functools.cached_property
+  @property
   def takes_system(self) -> bool:
     """Whether a system message may come first; some templates refuse it.
 
     A user's text then stands in the user's first turn.
     """
-    if not self.chat:
-      return True
-    turns = [_message("system", "taken?"), _message("user", "x")]
-    try:
-      return "taken?" in self._template(turns, add_generation_prompt=True)
-    except jinja2.TemplateError:
-      return False
+    return not self.chat or self.template.takes_system
 
-  @functools.cached_property
-  def _adds_bos(self) -> bool:
-    ids = self.tokenizer("x")["input_ids"]
-    return bool(ids and ids[0] == self.tokenizer.bos_token_id)
+  def encode(
+    self, prompts: Sequence[dialogues.Asked], counts: Counts
+  ) -> list[Ids | None]:
+    """Token ids of each prompt; None where `encode_prompts` has a problem."""
+    return [prompt.ids for prompt in self.encode_prompts(prompts, counts)]
 
-  @functools.cached_property
-  def adds_bos_to_chats(self) -> bool:
-    """Whether the tokenizer's BOS goes before a dialogue's; its own may do."""
-    ids = self._ids(self._render("", (_message("user", "x"),)))
-    return len(self._with_bos(ids)) > len(ids)
+  def encode_prompts(
+    self, prompts: Sequence[dialogues.Asked], counts: Counts
+  ) -> list[EncodedPrompt]:
+    """Token ids of each prompt, or what is the matter with it.
 
-  def _with_bos(self, ids: Ids) -> Ids:
-    """Exactly one BOS, where the tokenizer wants one and no template put it."""
-    bos = self.tokenizer.bos_token_id
-    if self._adds_bos and (not len(ids) or ids[0] != bos):
-      return np.concatenate([np.array([bos], np.int32), ids])
-    return ids
+    Args:
+      prompts: not empty ones.
+      counts: is told what was cut or changed.
+    """
+    dialogues.check(prompts)
+    encode = self._encode_turns if self.chat else self._encode_plain
+    encoded = list(encode([self._prepare(p, counts) for p in prompts], counts))
+    for each in encoded:
+      if each.problem:
+        counts[each.problem] += 1
+    return encoded
 
-  def _ids(self, text: str) -> Ids:
-    return next(self._encode([text]))
+  def encode_responses(
+    self,
+    prompts: Sequence[EncodedPrompt],
+    responses: Sequence[Sequence[str]],
+    counts: Counts,
+  ) -> list[list[Ids | None]]:
+    """Token ids of the responses to each prompt, with the end token.
 
-  def _encode(self, texts: Sequence[str]) -> Iterator[Ids]:
-    """Ids of the texts alone: no BOS, nothing after."""
-    for start in range(0, len(texts), _BATCH):
-      encoding = self.tokenizer(
-        list(texts[start : start + _BATCH]),
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
+    They are those that follow the prompt's in the whole text, which the
+    template writes; None where it writes none that begins with the prompt.
+    Around a turn of a dialogue there is no space but what the format puts.
+
+    Args:
+      prompts: with ids.
+      responses: to each prompt.
+      counts: is told what was changed.
+    """
+    pairs = [
+      (prompt, self._prepare_response(prompt, text, counts))
+      for prompt, texts in zip(prompts, responses, strict=True)
+      for text in texts
+    ]
+    if self.chat:
+      pairs = list(self._follow_turns(pairs, counts))
+    written = [
+      (prompt.text, prompt.ids[len(self.front) :], text)
+      for prompt, text in pairs
+      if text is not None
+    ]
+    following = iter(self.tokens.following(written))
+    encoded = []
+    for _, text in pairs:
+      if text is None:
+        encoded.append(None)
+        continue
+      ids, joined = next(following)
+      counts[APART] += not joined
+      encoded.append(self._ended(ids))
+    rest = iter(encoded)
+    return [list(itertools.islice(rest, len(each))) for each in responses]
+
+  def _ended(self, ids: Ids) -> Ids:
+    """With one end token: the first of the template's, or the tokenizer's."""
+    if self._ends_itself:
+      places = np.flatnonzero(np.isin(ids, self.tokens.control_ids))
+      if len(places):
+        return ids[: places[0] + 1]
+    return np.concatenate([ids, np.array([self.end_id], np.int32)])
+
+  def _follow_turns(self, pairs, counts) -> Iterator[tuple]:
+    """What the template writes after each prompt, for each response."""
+    rendered = self.template.render(
+      [
+        (*prompt.turns, structs.Message("assistant", text))
+        for prompt, text in pairs
+      ]
+    )
+    for (prompt, text), whole in zip(pairs, rendered, strict=True):
+      refused = isinstance(whole, templates.Refused)
+      if refused or not whole.startswith(prompt.text):
+        counts[RESPONSE_REFUSED] += 1
+        yield prompt, None
+        continue
+      after = whole[len(prompt.text) :]
+      if not self._ends_itself:
+        after = after.removesuffix(self.template.after)
+      counts[REWRITTEN] += text not in after
+      yield prompt, after
+
+  def _prepare(self, prompt, counts) -> tuple[str, structs.Prompt]:
+    """User text and prompt with people's words marked, the former shortened."""
+    text = prompt.user_text
+    if text not in self._shortened:
+      self._shortened[text] = self._shorten(text)
+    counts[TEXT_CUT] += self._shortened[text] != text
+    text = self._words(self._shortened[text], counts)
+    if isinstance(prompt.prompt, str):
+      return text, self._words(prompt.prompt, counts)
+    turns = []
+    for turn in prompt.prompt:
+      content = turn.content
+      if turn.role == "assistant":
+        content = self._without_end(content, counts)
+      turns.append(structs.Message(turn.role, self._words(content, counts)))
+    return text, tuple(turns)
+
+  def _prepare_response(self, prompt, text, counts) -> str:
+    text = self._without_end(text, counts)
+    if prompt.turns:
+      bare = text.strip()
+      counts[STRIPPED] += bare != text
+      text = bare if self.chat else f" {bare}"
+    return self._words(text, counts)
+
+  def _words(self, text: str, counts: Counts) -> str:
+    words = self.tokens.words(text)
+    counts[AS_TEXT] += words != text
+    return words
+
+  def _without_end(self, text: str, counts: Counts) -> str:
+    bare = text
+    while (trimmed := bare.rstrip()).endswith(self._ends):
+      end = max(filter(trimmed.endswith, self._ends), key=len)
+      bare = trimmed[: -len(end)]
+    counts[END_REMOVED] += bare != text
+    return bare
+
+  def _shorten(self, text: str) -> str:
+    """The text, or as much of its beginning as fits into half the limit."""
+
+    def count(end: int) -> int:
+      return len(self.tokens.ids(self.tokens.words(text[:end])))
+
+    limit = self.max_tokens // 2
+    if count(len(text)) <= limit:
+      return text
+    end = bisect.bisect_right(range(len(text)), limit, key=count) - 1
+    while end > 0 and dialogues.inside_character(text, end):
+      end -= 1
+    return text[:end]
+
+  def _encode_turns(self, asked, counts) -> Iterator[EncodedPrompt]:
+    asked_turns = [
+      self._with_text(text, dialogues.turns_of(p)) for text, p in asked
+    ]
+    for (text, prompt), turns, encoded in zip(
+      asked, asked_turns, self._render(asked_turns), strict=True
+    ):
+      left = dialogues.turns_of(prompt)
+      while self._is_long(encoded) and dialogues.without_oldest(left) != left:
+        left = dialogues.without_oldest(left)
+        turns = self._with_text(text, left)
+        (encoded,) = self._render([turns])
+      if self._is_long(encoded):
+        encoded = self._too_long(
+          left,
+          lambda rest, text=text: self._render([self._with_text(text, rest)]),
+        )
+      counts[PROMPT_CUT] += (
+        encoded.ids is not None and left != dialogues.turns_of(prompt)
       )
-      for ids in encoding["input_ids"]:
-        yield np.array(ids, np.int32)
+      yield encoded
 
+  def _render(self, dialogues) -> Iterator[EncodedPrompt]:
+    """What the template writes before an answer to each."""
+    answer = structs.Message("assistant", templates.ANSWER)
+    rendered = self.template.render([(*turns, answer) for turns in dialogues])
+    befores = [
+      ""
+      if isinstance(text, templates.Refused)
+      else text.rpartition(answer.content)[0]
+      for text in rendered
+    ]
+    for turns, whole, before, ids in zip(
+      dialogues, rendered, befores, self.tokens.prompts(befores), strict=True
+    ):
+      if isinstance(whole, templates.Refused):
+        yield EncodedPrompt(None, problem=REFUSED, detail=whole.reason)
+      elif not before:
+        detail = "it leaves the answer out"
+        yield EncodedPrompt(None, problem=REFUSED, detail=detail)
+      else:
+        yield EncodedPrompt(self._fronted(ids), before, tuple(turns))
 
-def _message(role: str, content: str) -> structs.Message:
-  return structs.Message(role, content)
+  def _with_text(self, text, turns) -> tuple[structs.Message, ...]:
+    """The turns with the user text as, or in, the system's."""
+    if not text:
+      return turns
+    first = turns[0]
+    if first.role == "system":
+      told = structs.Message("system", f"{first.content}\n\n{text}")
+      return (told, *turns[1:])
+    if self.takes_system:
+      return (structs.Message("system", text), *turns)
+    told = structs.Message(first.role, f"{text}\n\n{first.content}")
+    return (told, *turns[1:])
 
+  def _encode_plain(self, asked, counts) -> Iterator[EncodedPrompt]:
+    for (text, prompt), encoded in zip(asked, self._join(asked), strict=True):
+      if not self._is_long(encoded):
+        yield encoded
+        continue
+      if isinstance(prompt, str):
+        encoded = self._without_beginning(text, prompt)
+      else:
+        left = prompt
+        while self._is_long(encoded) and dialogues.without_oldest(left) != left:
+          left = dialogues.without_oldest(left)
+          (encoded,) = self._join([(text, left)])
+        if self._is_long(encoded):
+          encoded = self._too_long(
+            left, lambda rest, text=text: self._join([(text, rest)])
+          )
+      counts[PROMPT_CUT] += encoded.ids is not None
+      yield encoded
 
-def _turns(prompt: structs.Prompt) -> tuple[structs.Message, ...]:
-  if isinstance(prompt, str):
-    return (_message("user", prompt),)
-  return prompt
+  def _join(self, asked) -> Iterator[EncodedPrompt]:
+    """A plain prompt behind each user text."""
+    texts = [
+      "\n\n".join(filter(None, [text, dialogues.as_text(prompt)]))
+      for text, prompt in asked
+    ]
+    for (_, prompt), text, ids in zip(
+      asked, texts, self.tokens.prompts(texts), strict=True
+    ):
+      turns = () if isinstance(prompt, str) else prompt
+      yield EncodedPrompt(self._fronted(ids), text, turns)
 
+  def _without_beginning(self, text: str, prompt: str) -> EncodedPrompt:
+    """The prompt's end, as much as fits."""
+    starts = self.tokens.starts(prompt)
+    (encoded,) = self._join([(text, prompt)])
+    over = len(encoded.ids) - self.max_tokens
+    cut = starts[min(over, len(starts) - 1)]
+    while True:
+      while cut < len(prompt) and dialogues.inside_character(prompt, cut):
+        cut += 1
+      if cut >= len(prompt):
+        return EncodedPrompt(None, problem=TURN_TOO_LONG)
+      (encoded,) = self._join([(text, prompt[cut:])])
+      if not self._is_long(encoded):
+        return encoded
+      cut += len(encoded.ids) - self.max_tokens
 
-def _as_text(prompt: structs.Prompt) -> str:
-  if isinstance(prompt, str):
-    return prompt
-  said = [_SPEAKERS[turn.role] + turn.content for turn in prompt]
-  return "\n\n".join([*said, _SPEAKERS["assistant"].rstrip()])
+  def _too_long(self, turns, encode) -> EncodedPrompt:
+    """What is to blame for turns that are too long without the oldest."""
+    if turns[0].role == "system":
+      (rest,) = encode(turns[1:])
+      if rest.ids is not None and not self._is_long(rest):
+        return EncodedPrompt(None, problem=SYSTEM_TOO_LONG)
+    return EncodedPrompt(None, problem=TURN_TOO_LONG)
 
+  def _is_long(self, encoded: EncodedPrompt) -> bool:
+    return encoded.ids is not None and len(encoded.ids) > self.max_tokens
 
-def _without_oldest(
-  turns: tuple[structs.Message, ...],
-) -> tuple[structs.Message, ...]:
-  """Without the oldest user turn and what answered it; the last one stays.
-
-  A system message is no turn and stays too.
-  """
-  first = int(turns[0].role == "system")
-  for place in range(first + 1, len(turns)):
-    if turns[place].role == "user":
-      return turns[:first] + turns[place:]
-  return turns
-
-
-def _check(place: int, count: int, example: structs.PromptExample) -> None:
-  prompt = example.prompt
-  if not prompt:
-    raise ValueError(
-      f"prompt {place} of {count} is empty; a response needs at least one "
-      "token before it"
-    )
-  if isinstance(prompt, str):
-    return
-  if any(turn.role not in _SPEAKERS for turn in prompt):
-    raise ValueError(
-      f"prompt {place} of {count} has the roles "
-      f"{[turn.role for turn in prompt]}; {list(_SPEAKERS)} are known"
-    )
-  if prompt[-1].role != "user":
-    raise ValueError(
-      f"prompt {place} of {count} ends with a turn of {prompt[-1].role!r}; the "
-      "last turn must be the user's"
-    )
+  def _fronted(self, ids: Ids) -> Ids:
+    return np.concatenate([self.front, ids])

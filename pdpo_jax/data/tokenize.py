@@ -11,13 +11,18 @@ import transformers
 from jaxtyping import Int
 
 from pdpo_jax import structs
+from pdpo_jax.data import dialogues, rows
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import users as users_lib
 
 EOS = "<|endoftext|>"
 RESPONSE_CUT = "responses cut"
 RESPONSE_TOO_LONG = "responses too long"
+ALIKE = "rejected responses with the chosen one's tokens"
 DROPPED = "comparisons dropped"
+
+# Comparisons that are text and lists of ids at a time; arrays are far smaller.
+_BATCH = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -82,58 +87,125 @@ def tokenize_examples(
   users: users_lib.UserIndex,
   max_response_tokens: int,
   long_response: str = "error",
+  max_bad_share: float = 0.0,
 ) -> Tokenized:
   """Token ids of comparisons, with the token that ends a response after each.
 
-  An empty response is that token alone.
+  An empty response is that token alone. A rejected response whose ids are the
+  chosen one's is left out.
 
   Args:
     max_response_tokens: the limit of a response with its end token.
     long_response: what becomes of a response over the limit: "error" stops;
       "drop" leaves a rejected one out, and the comparison where nothing is
       left to compare; "cut" cuts it off, without an end token. A comparison
-      whose last turn is too long for a prompt is an error, or else dropped.
+      whose last turn or system message is too long for a prompt is an error,
+      or else dropped.
+    max_bad_share: share of dialogues that the chat template may refuse; they
+      are dropped.
 
   Raises:
     ValueError: if a prompt is empty, something is over its limit and must not
-      be, a user is not in `users`, or nothing is left.
+      be, too much is refused, a user is not in `users`, or nothing is left.
   """
+  if max_response_tokens < 1:
+    raise ValueError(
+      f"max_response_tokens {max_response_tokens} must be 1 or more"
+    )
   for place, example in enumerate(examples):
     _check_example(place, example)
-  counts: collections.Counter[str] = collections.Counter()
-  prompts = encoder.encode(
-    [structs.PromptExample(e.prompt, e.user_text) for e in examples], counts
-  )
-  bare_prompts = prompts
-  if any(example.user_text for example in examples):
-    bare = [structs.PromptExample(example.prompt) for example in examples]
-    bare_prompts = encoder.encode(bare, collections.Counter())
-  responses = _responses(
-    examples, encoder, max_response_tokens, long_response, counts
-  )
-  tokenized = Tokenized([], [], counts)
-  for place, (prompt, bare_prompt, fitting) in enumerate(
-    zip(prompts, bare_prompts, responses, strict=True)
-  ):
-    if prompt is None or bare_prompt is None:
-      if long_response == "error":
+  dialogues.check(examples)
+  tokenized = Tokenized([], [], collections.Counter())
+  refused = rows.Tally()
+  refused.read(len(examples))
+  for start in range(0, len(examples), _BATCH):
+    batch = examples[start : start + _BATCH]
+    prompts, bare_prompts = _prompts(batch, encoder, tokenized.counts)
+    whole = []
+    for place, example in enumerate(batch):
+      problem = prompts[place].problem or bare_prompts[place].problem
+      if not problem:
+        whole.append(place)
+      elif problem == prompts_lib.REFUSED:
+        detail = prompts[place].detail or bare_prompts[place].detail
+        refused.break_(_name(start + place, example), problem, detail)
+      elif long_response == "error":
         raise ValueError(
-          f"{_name(place, examples[place])} has more than data."
-          f"max_prompt_tokens {encoder.max_tokens} in its user's text and last "
-          "turn; raise that, or set data.long_response to 'drop'"
+          f"{_name(start + place, example)} is over data.max_prompt_tokens "
+          f"{encoder.max_tokens} ({problem}, with the user's text); raise "
+          "that, or set data.long_response to 'drop'"
         )
-    elif fitting:
-      row = users.row_of(examples[place].user_id)
-      tokenized.kept.append(place)
-      tokenized.examples.append(
-        structs.TokenizedExample(row, prompt, bare_prompt, fitting)
+    responses = encoder.encode_responses(
+      [prompts[place] for place in whole],
+      [(batch[place].chosen, *batch[place].rejected) for place in whole],
+      tokenized.counts,
+    )
+    for place, ids in zip(whole, responses, strict=True):
+      example = batch[place]
+      name = _name(start + place, example)
+      fitting = _fitting(
+        ids, max_response_tokens, long_response, tokenized.counts, name
       )
+      if fitting:
+        tokenized.kept.append(start + place)
+        tokenized.examples.append(
+          structs.TokenizedExample(
+            users.row_of(example.user_id),
+            prompts[place].ids,
+            bare_prompts[place].ids,
+            fitting,
+          )
+        )
+  tokenized.counts[DROPPED] = len(examples) - len(tokenized.kept)
+  refused.check(max_bad_share)
   if not tokenized.examples:
     raise ValueError(
       f"none of {len(examples):,} comparisons is left ({tokenized}); raise "
       "data.max_prompt_tokens or data.max_response_tokens"
     )
   return tokenized
+
+
+def _prompts(batch, encoder, counts):
+  """Prompts with and without users' texts; the same where there are none."""
+  prompts = encoder.encode_prompts(batch, counts)
+  told = [place for place, example in enumerate(batch) if example.user_text]
+  bare_prompts = list(prompts)
+  bare = encoder.encode_prompts(
+    [structs.PromptExample(batch[place].prompt) for place in told],
+    collections.Counter(),
+  )
+  for place, encoded in zip(told, bare, strict=True):
+    bare_prompts[place] = encoded
+  return prompts, bare_prompts
+
+
+def _fitting(responses, limit, long_response, counts, name):
+  """The responses that are to be compared; () where that is none.
+
+  The first one is the chosen one.
+  """
+  fitting = []
+  for number, ids in enumerate(responses):
+    if ids is not None and len(ids) > limit:
+      if long_response == "error":
+        raise ValueError(
+          f"{name} has a response of {len(ids)} tokens with its end token, "
+          f"over the limit of {limit}; raise data.max_response_tokens, or set "
+          "data.long_response to 'drop' or 'cut'"
+        )
+      cut = long_response == "cut"
+      counts[RESPONSE_CUT if cut else RESPONSE_TOO_LONG] += 1
+      ids = ids[:limit] if cut else None
+    if number > 0 and ids is not None and np.array_equal(ids, fitting[0]):
+      counts[ALIKE] += 1
+      ids = None
+    if ids is not None:
+      fitting.append(ids)
+    elif number == 0:
+      # Without its chosen response a comparison says nothing.
+      return ()
+  return tuple(fitting) if len(fitting) > 1 else ()
 
 
 def count_tokens(
@@ -152,32 +224,40 @@ def tokenize_pairs(
   A response may be empty: then it is just the token that ends it. A prompt
   over the limit loses its beginning.
   """
+  counts: collections.Counter[str] = collections.Counter()
   asked = [structs.PromptExample(prompt) for prompt, _ in pairs]
-  prompts = encoder.encode(asked, collections.Counter())
-  return list(zip(prompts, encoder.encode_responses(pairs), strict=True))
+  prompts = encoder.encode_prompts(asked, counts)
+  responses = encoder.encode_responses(
+    prompts, [(text,) for _, text in pairs], counts
+  )
+  return [
+    (prompt.ids, ids) for prompt, (ids,) in zip(prompts, responses, strict=True)
+  ]
 
 
 def encode_prompts(
   prompts: Sequence[structs.PromptExample], encoder: prompts_lib.PromptEncoder
 ) -> list[Int[np.ndarray, " tokens"]]:
-  """Prompts for generation, as in training. Logs what was cut.
+  """Prompts for generation, as in training. Logs what was cut or changed.
 
   Raises:
-    ValueError: if one is empty, or its last turn over the limit.
+    ValueError: if one is empty, refused by the template, or too long with the
+      last turn alone.
   """
   counts: collections.Counter[str] = collections.Counter()
-  encoded = encoder.encode(prompts, counts)
-  for prompt, ids in zip(prompts, encoded, strict=True):
-    if ids is None:
-      last = (
-        prompt.prompt
-        if isinstance(prompt.prompt, str)
-        else (prompt.prompt[-1].content)
-      )
+  encoded = encoder.encode_prompts(prompts, counts)
+  for prompt, result in zip(prompts, encoded, strict=True):
+    if result.problem == prompts_lib.REFUSED:
       raise ValueError(
-        "a prompt has more tokens in its user's text and last turn than "
-        f"data.max_prompt_tokens {encoder.max_tokens}; shorten it. Its last "
-        f"turn begins {last[:60]!r}"
+        f"the chat template refuses a prompt ({result.detail}), whose last "
+        f"turn begins {_beginning(prompt.prompt)}; change its turns, or use "
+        "data.template 'plain'"
+      )
+    if result.problem:
+      raise ValueError(
+        f"a prompt is over data.max_prompt_tokens {encoder.max_tokens} "
+        f"({result.problem}, with the user's text); shorten it. Its "
+        f"last turn begins {_beginning(prompt.prompt)}"
       )
   if counts.total():
     logger.warning(
@@ -186,53 +266,28 @@ def encode_prompts(
       encoder.max_tokens,
       listed(counts),
     )
-  return encoded
-
-
-def _responses(examples, encoder, limit, long_response, counts):
-  """Yields each example's responses that fit; () where it must be dropped."""
-  if limit < 1:
-    raise ValueError(f"max_response_tokens {limit} must be 1 or more")
-  encoded = encoder.encode_responses(
-    [
-      (example.prompt, text)
-      for example in examples
-      for text in (example.chosen, *example.rejected)
-    ]
-  )
-  for place, example in enumerate(examples):
-    fitting = []
-    for number in range(1 + len(example.rejected)):
-      ids = next(encoded)
-      if len(ids) <= limit:
-        fitting.append(ids)
-      elif long_response == "error":
-        raise ValueError(
-          f"{_name(place, example)} has a response of {len(ids)} tokens with "
-          f"its end token, over the limit of {limit}; raise "
-          "data.max_response_tokens, or set data.long_response to 'drop' or "
-          "'cut'"
-        )
-      elif long_response == "cut":
-        counts[RESPONSE_CUT] += 1
-        fitting.append(ids[:limit])
-      else:
-        counts[RESPONSE_TOO_LONG] += 1
-        # Without its chosen response a comparison says nothing.
-        fitting += [None] * (number == 0)
-    whole = len(fitting) > 1 and fitting[0] is not None
-    counts[DROPPED] += not whole
-    yield tuple(fitting) if whole else ()
+  return [result.ids for result in encoded]
 
 
 def _name(place: int, example: structs.PreferenceExample) -> str:
-  return f"examples[{place}] (user {example.user_id!r})"
+  where = f", from {example.place}" if example.place else ""
+  return (
+    f"examples[{place}] (user {example.user_id!r}){where}, whose last turn "
+    f"begins {_beginning(example.prompt)},"
+  )
+
+
+def _beginning(prompt: structs.Prompt) -> str:
+  """Of the last turn."""
+  text = prompt if isinstance(prompt, str) else prompt[-1].content
+  return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
 def _check_example(place: int, example: structs.PreferenceExample):
-  name = _name(place, example)
   if not example.rejected:
-    raise ValueError(f"{name} has no rejected response; give one or more")
+    raise ValueError(
+      f"{_name(place, example)} has no rejected response; give one or more"
+    )
 
 
 def listed(counts: collections.Counter[str]) -> str:

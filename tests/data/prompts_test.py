@@ -104,14 +104,29 @@ def test_a_prompt_is_the_same_on_any_day():
   assert text.startswith("Today is 26 Jul 2024.")
 
 
-def test_a_dialogue_that_the_template_refuses_is_named():
-  twice = (
-    structs.Message("user", "a cat"),
-    structs.Message("user", "so what?"),
+TWICE = (
+  structs.Message("user", "a cat"),
+  structs.Message("user", "so what?"),
+)
+
+
+def test_a_dialogue_that_the_template_refuses_is_counted_and_explained():
+  counts = collections.Counter()
+  encoder = prompts.PromptEncoder(make_tokenizer(IN_TURNS), "auto", 100)
+  asked = [structs.PromptExample(TWICE), structs.PromptExample("a cat")]
+  refused, whole = encoder.encode_prompts(asked, counts)
+  assert refused.ids is None and refused.detail == "roles must alternate"
+  assert whole.ids is not None
+  assert +counts == {"dialogues that the template refuses": 1}
+
+
+def test_a_prompt_for_generation_that_the_template_refuses_is_an_error():
+  encoder = prompts.PromptEncoder(make_tokenizer(IN_TURNS), "auto", 100)
+  message = (
+    "refuses a prompt \\(roles must alternate\\), whose last turn begins "
   )
-  message = r"\['user', 'user'\], 'a cat'…: roles must alternate; leave"
-  with pytest.raises(ValueError, match=message):
-    encode(make_tokenizer(IN_TURNS), twice)
+  with pytest.raises(ValueError, match=message + "'so what"):
+    tokenize.encode_prompts([structs.PromptExample(TWICE)], encoder)
 
 
 def test_a_template_without_system_has_the_user_text_in_the_first_turn():
@@ -173,6 +188,15 @@ def test_no_bos_where_the_tokenizer_adds_none():
   assert text == "the cat"
 
 
+def encode_response(tokenizer, template, prompt, text):
+  """Ids of a prompt and of the response to it, and what was counted."""
+  counts = collections.Counter()
+  encoder = prompts.PromptEncoder(tokenizer, template, 50)
+  encoded = encoder.encode_prompts([structs.PromptExample(prompt)], counts)
+  ((ids,),) = encoder.encode_responses(encoded, [(text,)], counts)
+  return encoded[0].ids, ids, +counts
+
+
 def test_a_response_ends_as_the_template_ends_a_turn():
   tokenizer = make_tokenizer(CHAT)
   for template, prompt, expected in (
@@ -180,19 +204,14 @@ def test_a_response_ends_as_the_template_ends_a_turn():
     ("plain", "a", " sat <|endoftext|>"),
     ("plain", dialogue("a"), " sat<|endoftext|>"),
   ):
-    encoder = prompts.PromptEncoder(tokenizer, template, 50)
-    (ids,) = encoder.encode_responses([(prompt, " sat ")])
+    _, ids, _ = encode_response(tokenizer, template, prompt, " sat ")
     assert tokenizer.decode(ids) == expected
 
 
 def test_prompt_and_response_are_what_the_template_writes():
   tokenizer = make_tokenizer(CHAT)
-  encoder = prompts.PromptEncoder(tokenizer, "chat", 50)
   turns = dialogue("the cat", "sat", "so?")
-  (prompt,) = encoder.encode(
-    [structs.PromptExample(turns)], collections.Counter()
-  )
-  (response,) = encoder.encode_responses([(turns, "the mat")])
+  prompt, response, _ = encode_response(tokenizer, "chat", turns, "the mat")
   whole = tokenizer.apply_chat_template(
     [
       {"role": t.role, "content": t.content}
