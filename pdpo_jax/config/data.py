@@ -74,7 +74,8 @@ class TldrConfig(sections.Section):
 class FilesConfig(sections.Section):
   """One's own comparisons; see `data/preference_files.py`."""
 
-  # Held-out comparisons: another path, or, without one, this share of all.
+  # Held-out comparisons: another path; without one, the split of `data.path`
+  # that is named validation or test; without that, this share of all.
   # The same responses to a prompt are never on both sides; other responses to
   # it may be. Users with held-out comparisons alone count as unseen.
   heldout_path: str = ""
