@@ -46,9 +46,13 @@ _SILENCE_TIMEOUT = flags.DEFINE_integer(
   "silence_timeout",
   60,
   "Seconds after which a process without a sign of life is taken for dead.",
+  lower_bound=1,
 )
 _JOIN_TIMEOUT = flags.DEFINE_integer(
-  "join_timeout", 300, "Seconds until all processes must have joined."
+  "join_timeout",
+  300,
+  "Seconds until all processes must have joined.",
+  lower_bound=1,
 )
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from jax import sharding as jax_sharding
 from jax.experimental import multihost_utils
 
-from pdpo_jax import messages
+from pdpo_jax import joining, messages
 
 T = TypeVar("T")
 
@@ -89,30 +89,40 @@ def start(
       is taken for dead, and the others end.
 
   Raises:
-    ValueError: if no cluster is found and an argument is missing.
+    ValueError: if no cluster is found and an argument is missing or wrong; if
+      not all have joined in time, or one is there twice.
   """
   global _group
   # Its handler of SIGTERM would take the place of the training loop's.
   jax.config.update("jax_enable_preemption_service", False)
-  deadline = threading.Timer(join_timeout, _end_waiting, [join_timeout])
-  deadline.daemon = True
-  deadline.start()
-  try:
-    jax.distributed.initialize(
-      address,
-      count,
-      index,
-      initialization_timeout=join_timeout + _BEHIND_SECONDS,
-      heartbeat_timeout_seconds=silence_timeout + _BEHIND_SECONDS,
+  waits_for = "a process waits to learn where it joins the others"
+  with joining.Deadline(join_timeout, waits_for) as deadline:
+    named = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    address, count, index = _find(named, count, index, join_timeout)
+    joining.check_numbers(count, index)
+    # Others may know this machine by an address that it does not: a cluster's
+    # is none that a person named for it to listen at.
+    everywhere = f"[::]:{joining.split_address(address)[1]}"
+    listen = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+    listen = listen or (address if named else everywhere)
+    joining.meet(address, count, index, deadline, listen)
+    deadline.waits_for = (
+      f"process {index} waits for JAX to connect it; all {count} had come, and "
+      f"one has ended since, or is kept from {address}"
     )
-  except (ValueError, RuntimeError) as error:
-    raise ValueError(
-      f"--distributed could not begin ({error}). JAX finds the processes of "
-      "Cloud TPU, GKE and Slurm; elsewhere give --coordinator=HOST:PORT, "
-      "--num_processes and --process_id, or use launch/local.sh"
-    ) from error
-  finally:
-    deadline.cancel()
+    try:
+      jax.distributed.initialize(
+        address,
+        count,
+        index,
+        coordinator_bind_address=listen,
+        initialization_timeout=join_timeout + _BEHIND_SECONDS,
+        heartbeat_timeout_seconds=silence_timeout + _BEHIND_SECONDS,
+      )
+    except (ValueError, RuntimeError) as error:
+      raise ValueError(
+        f"JAX could not connect the processes: {error}"
+      ) from error
   state = _jax_state()
   _group = _Group(state.process_id, state.num_processes, state.client)
   _group.watch = _Watch(_group, silence_timeout)
@@ -149,17 +159,30 @@ def _jax_state() -> Any:
   return distributed.global_state
 
 
-def _end_waiting(timeout: int) -> None:
-  """Ends a process that waited for others in vain; JAX would abort."""
-  state = _jax_state()
-  if state.coordinator_address is None:
-    _leave(f"a process waited {timeout} s to learn where to join the others")
-  _leave(
-    f"process {state.process_id} waited {timeout} s for all of "
-    f"{state.num_processes} processes to join at {state.coordinator_address}, "
-    "and they did not. Each that joined says this: one that does not was not "
-    "started, or cannot reach that address. --join_timeout sets the time"
-  )
+def _find(
+  address: str | None, count: int | None, index: int | None, timeout: int
+) -> tuple[str, int, int]:
+  """What is not given, as JAX finds it in a cluster."""
+  problem = "JAX finds no cluster here"
+  if None in (address, count, index):
+    # Has no public name; `initialize` would find them, and tell nobody.
+    from jax._src import clusters
+
+    try:
+      address, count, index, _ = (
+        clusters.ClusterEnv.auto_detect_unset_distributed_params(
+          address, count, index, None, None, timeout
+        )
+      )
+    except (ValueError, RuntimeError, OSError) as error:
+      problem = f"JAX could not find the others: {error}"
+  if address is None or count is None or index is None:
+    raise ValueError(
+      f"--distributed could not begin: {problem}. It knows Cloud TPU, GKE and "
+      "Slurm; elsewhere give --coordinator=HOST:PORT, --num_processes and "
+      "--process_id, or use launch/local.sh"
+    )
+  return address, count, index
 
 
 def several() -> bool:
@@ -373,10 +396,7 @@ def fail_together(error: BaseException) -> NoReturn:
 
 
 def _leave(reason: str, status: int = 1) -> NoReturn:
-  with contextlib.suppress(Exception):
-    sys.stdout.flush()
-  # Below a progress bar.
-  print(f"\nerror: {reason}", file=sys.stderr, flush=True)
+  joining.say_last(reason)
   # The store is in the first process, and goes with it.
   if _group is not None and is_first():
     time.sleep(4 * _BEAT_SECONDS)

@@ -4,6 +4,7 @@
 configuration: --config=tests/training/processes_test.py:FOLDER.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -204,13 +205,9 @@ def test_where_one_is_killed_the_other_ends_and_both_go_on_again(
   assert "[1] train:" not in output
 
 
-def test_a_process_that_does_not_join_is_an_error_with_its_time():
-  join = (
-    "from pdpo_jax import processes; processes.start('localhost:39251', 2, 0, "
-    "join_timeout=3, silence_timeout=30)"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", join],
+def run_alone(*words: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, *words],
     cwd=ROOT,
     env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     capture_output=True,
@@ -218,10 +215,34 @@ def test_a_process_that_does_not_join_is_an_error_with_its_time():
     timeout=120,
     check=False,
   )
+
+
+def test_a_command_without_process_0_ends_after_its_join_timeout():
+  done = run_alone(
+    "-m", "pdpo_jax.main", "--config=configs/quickstart.py:smoke",
+    "--distributed", "--coordinator=localhost:39251", "--num_processes=2",
+    "--process_id=1", "--join_timeout=2",
+  )  # fmt: skip
   assert done.returncode == 1, done.stderr
-  assert "process 0 waited 3 s for all of 2 processes to join" in done.stderr
-  assert "localhost:39251" in done.stderr
-  assert "Traceback" not in done.stderr
+  assert done.stderr.strip() == (
+    "error: process 1 waits for process 0 at localhost:39251: nobody listens "
+    "there; it was not started, or has another address. That took 2 s; "
+    "--join_timeout sets it"
+  )
+
+
+def test_the_coordinator_listens_at_the_named_address_alone():
+  look = (
+    "import socket; from pdpo_jax import processes; "
+    "processes.start('127.0.0.1:39253', 1, 0, join_timeout=60, "
+    "silence_timeout=60); "
+    "socket.create_connection(('127.0.0.1', 39253), timeout=5).close(); "
+    "print(socket.socket().connect_ex(('127.0.0.2', 39253))); "
+    "processes.finish()"
+  )
+  done = run_alone("-c", look)
+  assert done.returncode == 0, done.stderr
+  assert int(done.stdout) == errno.ECONNREFUSED
 
 
 def test_a_value_that_takes_longer_than_a_second_to_send_arrives():
