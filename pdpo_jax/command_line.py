@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import re
 import sys
 import traceback
@@ -132,6 +133,8 @@ def run(main: Callable[[], None], *, distributed: bool = False) -> None:
     if len(arguments) > 1:
       sys.exit(f"error: unexpected argument {arguments[1]!r}; flags begin '--'")
     logging.set_verbosity(logging.WARNING)
+    # What a run knows of people is its owner's alone, whoever writes the file.
+    os.umask(0o077)
     status = 0
     try:
       if _DISTRIBUTED.value:

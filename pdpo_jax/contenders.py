@@ -128,7 +128,7 @@ class Contender:
       ),
     )
     self.name = f"before ({self.workdir.name})"
-    self._keeps = workdir / "before"
+    self._keeps = workdir / run_folder.BEFORE
 
   def scores(
     self, dataset: dataset_lib.Dataset
@@ -220,7 +220,7 @@ def _before(
 ) -> list[Contender]:
   """What a run started from, if that is still there as it was."""
   try:
-    answers.check_file(config.start / "answers.jsonl")
+    answers.read(config.start / run_folder.ANSWERS)
     one = Contender(config.start, run_folder.training_name(config), base)
     there, here = map(run_folder.read_held_out, (config.start, workdir))
     if not there.trained <= here.trained:
@@ -250,7 +250,7 @@ def open_contenders(
   for place in (workdir, *against):
     own = run_folder.training_name(run_folder.read_config(place))
     # Written once all is trained: half a control says nothing.
-    answers.check_file(place / "answers.jsonl")
+    answers.read(place / run_folder.ANSWERS)
     found.append(Contender(place, own, base))
     if place == workdir and own != experiment.VANILLA:
       vanilla = place / experiment.VANILLA

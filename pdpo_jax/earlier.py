@@ -8,16 +8,19 @@ table. What the earlier run was trained on is never held out here
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import experiment, run_folder
+from pdpo_jax import experiment, kept, run_folder
 from pdpo_jax.config import sections
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.training import checkpoint, pdpo
+
+logger = logging.getLogger(__name__)
 
 _FIELD = "train.start_from"
 # What must be as it was, for weights and prompts to mean what they meant.
@@ -80,7 +83,7 @@ def _check(
 ) -> None:
   """Checks that a training can start from another run's."""
   # Written once all is trained.
-  answers.check_file(start / "answers.jsonl")
+  answers.read(start / run_folder.ANSWERS)
   run_folder.read_held_out(start)
   there, here = (
     sections.flatten(json.loads(each.to_json())) for each in (before, config)
@@ -144,8 +147,15 @@ def user_texts(
   dataset: dataset_lib.Dataset,
 ) -> dict[str, str]:
   """What users say of themselves, here or else in the earlier run's data."""
-  before = {}
+  texts = {}
   if config.start:
-    for each in (config.start, folder):
-      before |= run_folder.read_user_texts(each)
-  return before | experiment.user_texts(dataset)
+    there = (config.start / run_folder.CONFIG).is_file()
+    if there:
+      texts |= run_folder.read_user_texts(config.start)
+    try:
+      texts |= run_folder.read_user_texts(folder)
+    except kept.Damaged as problem:
+      if not there:
+        raise
+      logger.warning("%s; it is made again from %s", problem, config.start)
+  return texts | experiment.user_texts(dataset)

@@ -4,13 +4,14 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import logging
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import transformers
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import processes, run_folder, structs
+from pdpo_jax import kept, processes, run_folder, structs
 from pdpo_jax.data import batching, held_out, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
@@ -20,7 +21,9 @@ from pdpo_jax.evaluation import scores as scores_lib
 from pdpo_jax.training import pdpo, reference, sharding
 from pdpo_jax.weights import base as base_lib
 
-VANILLA = "vanilla"
+logger = logging.getLogger(__name__)
+
+VANILLA = run_folder.VANILLA
 # Parts that are never trained on.
 EVALUATED = ("heldout", "unseen")
 
@@ -101,8 +104,14 @@ def held_out_before(
   """
   if config.start is None:
     return None
-  done = folder is not None and run_folder.is_done(folder, config)
-  return run_folder.read_held_out(folder if done else config.start)
+  if folder is not None and run_folder.is_done(folder, config):
+    try:
+      return run_folder.read_held_out(folder)
+    except kept.Damaged as problem:
+      if not (config.start / run_folder.CONFIG).is_file():
+        raise
+      logger.warning("%s; until then what %s has", problem, config.start)
+  return run_folder.read_held_out(config.start)
 
 
 def digest(dataset: dataset_lib.Dataset) -> str:
@@ -240,7 +249,8 @@ def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
   if not config.vanilla or config.user.kind == "none":
     return {run_folder.training_name(config): config}
   no_users = dataclasses.replace(config.user, kind="none")
-  return {VANILLA: dataclasses.replace(config, user=no_users), "pdpo": config}
+  vanilla = dataclasses.replace(config, user=no_users)
+  return {VANILLA: vanilla, run_folder.PDPO: config}
 
 
 def busiest_users(

@@ -7,7 +7,7 @@ import pathlib
 import random
 from collections.abc import Collection, Mapping, Sequence
 
-from pdpo_jax import contenders, experiment, processes, structs
+from pdpo_jax import contenders, experiment, processes, run_folder, structs
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import comparison, evidence, judging, winrate
@@ -148,7 +148,7 @@ def _base_file(own: contenders.Contender) -> pathlib.Path:
 
 
 def _journal(workdir: pathlib.Path) -> pathlib.Path:
-  return workdir / "judgements.jsonl"
+  return workdir / run_folder.JOURNAL
 
 
 def draw(

@@ -56,6 +56,7 @@ class Unwritable(ValueError):
       errno.EROFS: "choose a folder that can be written",
       errno.EACCES: "choose a folder that you may write",
       errno.ENOENT: "its folder is gone; put it back",
+      errno.ENOTDIR: "choose another folder",
     }.get(error.errno, "see to its disk")
     super().__init__(
       f"{file} cannot be written ({error.strerror or error}): {advice}, and "
@@ -166,7 +167,7 @@ def write_jsonl(file: pathlib.Path, records: Iterable[Mapping]) -> None:
 
 def was_written(file: pathlib.Path) -> bool:
   """Whether a file is there, or should be."""
-  return file.is_file() or file.name in _read_sums(file.parent)
+  return file.name in _read_sums(file.parent) or file.is_file()
 
 
 def remove(file: pathlib.Path) -> None:

@@ -6,7 +6,6 @@ Started again, the same command goes on where it was cut off.
 """
 
 import contextlib
-import json
 import pathlib
 import shlex
 import sys
@@ -19,6 +18,7 @@ from pdpo_jax import (
   command_line,
   earlier,
   experiment,
+  kept,
   locks,
   processes,
   reporting,
@@ -68,7 +68,7 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   folder = run_folder.open_run(config)
   clock = Clock()
   base = None
-  own = folder / "base"
+  own = folder / run_folder.BASE
   if config.base.path or processes.from_first(lambda: base_lib.is_whole(own)):
     with clock.stage("base"):
       base = experiment.read_base(config, folder)
@@ -149,7 +149,7 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     nobody = policy_lib.base_policy(base.lm)
     said = answers.answer(nobody, base, prompts, {"S": 0}, config)
     texts = said | texts
-  answers.write(folder / "answers.jsonl", prompts, texts, config.seed)
+  answers.write(folder / run_folder.ANSWERS, prompts, texts, config.seed)
   results = summarize(config, dataset, texts, accuracies, clock)
   page = reporting.make_report(folder, (), base, dataset)
   user = ""
@@ -190,8 +190,7 @@ def summarize(
     "seconds": clock.all(),
   }
   if processes.is_first():
-    file = config.folder / "results.json"
-    file.write_text(json.dumps(results, indent=2) + "\n")
+    kept.write_json(config.folder / run_folder.RESULTS, results)
   print("\n" + lengths.table(words, accuracies, dataset.short_users))
   for sentence in lengths.describe_claims(claims):
     print("\n" + textwrap.fill(sentence, 80))

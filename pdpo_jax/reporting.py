@@ -1,7 +1,6 @@
 """A run's report: what was found, and the tables and figures that show it."""
 
 import dataclasses
-import json
 import pathlib
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pdpo_jax import contenders, experiment, judged, processes
+from pdpo_jax import contenders, experiment, judged, processes, run_folder
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import sources
@@ -147,7 +146,7 @@ def _text(found, dataset, drawn, findings) -> report.Section:
   said = {}
   for each in found:
     if each.is_own and not each.control:
-      file = each.workdir / "answers.jsonl"
+      file = each.workdir / run_folder.ANSWERS
       _, said[each.name] = processes.from_first(lambda f=file: answers.read(f))
   if not said:
     return report.Section("Generated text")
@@ -341,8 +340,9 @@ def _provenance(found, dataset) -> report.Section:
   columns = ("policy", "folder", "step", "seed", "batch size")
   spec = answers.sampling_spec(found[0].config.answers)
   settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items())
-  file = found[0].workdir / "versions.json"
-  versions = json.loads(file.read_text())
+  versions = processes.from_first(
+    lambda: run_folder.read_versions(found[0].workdir)
+  )
   text = [
     f"Answers were sampled with {settings}.",
     "On " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",

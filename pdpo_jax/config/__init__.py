@@ -261,13 +261,13 @@ class Config(sections.Section):
 
   @classmethod
   def from_json(cls, text: str) -> "Config":
+    """What `to_json` gave; a field that is not there has its default.
+
+    Raises:
+      ValueError: as `validate`, or if there is a field that is unknown.
+    """
     config = cls()
-    for path, value in sections.flatten(json.loads(text)).items():
-      holder = config
-      *owners, name = path.split(".")
-      for section in owners:
-        holder = getattr(holder, section)
-      setattr(holder, name, tuple(value) if isinstance(value, list) else value)
+    sections.fill(config, json.loads(text))
     validate(config)
     return config
 

@@ -61,6 +61,29 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
+def fill(section: Section, tree: Any, path: str = "") -> None:
+  """Sets a section's fields to what a tree, as JSON has it, says of them.
+
+  Raises:
+    ValueError: if the tree has fields that the section has not, or something
+      else in the place of a section.
+  """
+  if not isinstance(tree, dict):
+    raise ValueError(
+      f"{path.rstrip('.') or 'a configuration'} must have fields, and is "
+      f"{tree!r:.60}"
+    )
+  names = [field.name for field in dataclasses.fields(section)]
+  for name, value in tree.items():
+    if name not in names:
+      owner = path.rstrip(".") or "the configuration"
+      raise ValueError(unknown_field(owner, name, names))
+    if isinstance(getattr(section, name), Section):
+      fill(getattr(section, name), value, f"{path}{name}.")
+    else:
+      setattr(section, name, tuple(value) if isinstance(value, list) else value)
+
+
 def check_types(section: Section, path: str = "") -> None:
   hints = typing.get_type_hints(type(section))
   for field in dataclasses.fields(section):

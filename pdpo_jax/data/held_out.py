@@ -10,7 +10,8 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Set
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from pdpo_jax import structs
 from pdpo_jax.data import dataset as dataset_lib
@@ -26,6 +27,14 @@ def digests(example: structs.PreferenceExample) -> list[str]:
     text = repr((example.prompt, sorted((example.chosen, rejected))))
     found.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
   return found
+
+
+class Fields(TypedDict):
+  """Of a record, as JSON has them."""
+
+  trained: list[str]
+  heldout: list[str]
+  users: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +62,16 @@ class Record:
       trained, (self.heldout | heldout) - trained, self.users | users
     )
 
-  def to_json(self) -> dict[str, list[str]]:
-    return {
-      field.name: sorted(getattr(self, field.name))
-      for field in dataclasses.fields(self)
-    }
+  def to_json(self) -> Fields:
+    return Fields(
+      trained=sorted(self.trained),
+      heldout=sorted(self.heldout),
+      users=sorted(self.users),
+    )
 
   @classmethod
-  def from_json(cls, found: dict[str, Any]) -> "Record":
-    return cls(**{name: frozenset(values) for name, values in found.items()})
+  def from_json(cls, fields: Fields) -> "Record":
+    return cls(**{name: frozenset(values) for name, values in fields.items()})
 
 
 def _all_digests(examples: Iterable[structs.PreferenceExample]) -> set[str]:

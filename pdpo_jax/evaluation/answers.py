@@ -2,13 +2,14 @@
 
 import collections
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from typing_extensions import TypedDict
+
 from pdpo_jax import config as config_lib
-from pdpo_jax import processes, structs
+from pdpo_jax import kept, processes, structs
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import tokenize
 from pdpo_jax.inference import generate, sampling
@@ -154,6 +155,16 @@ def answer(
   }
 
 
+class Line(TypedDict):
+  """Of a file of answers."""
+
+  speaker: str
+  prompt: structs.Prompt
+  user_text: str
+  answer: str
+  seed: int
+
+
 def write(
   file: pathlib.Path,
   prompts: Sequence[structs.PromptExample],
@@ -164,32 +175,19 @@ def write(
 
   The file is there when it is whole.
   """
-  if not processes.is_first():
-    return
-  part = file.with_suffix(".part")
-  with part.open("w") as out:
-    for speaker, texts in answers.items():
-      for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        line = {
+  if processes.is_first():
+    kept.write_jsonl(
+      file,
+      (
+        {
           "speaker": speaker,
           **dataclasses.asdict(prompt),
           "answer": text,
           "seed": seed + place,
         }
-        out.write(json.dumps(line, ensure_ascii=False) + "\n")
-  part.replace(file)
-
-
-def check_file(file: pathlib.Path) -> None:
-  """Checks that a run has come to its answers.
-
-  Raises:
-    ValueError: if there is no such file.
-  """
-  if not file.is_file():
-    raise ValueError(
-      f"{file} is missing: the run has not generated any answers yet; start "
-      "its training command again, which goes on where it was"
+        for speaker, texts in answers.items()
+        for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+      ),
     )
 
 
@@ -199,21 +197,30 @@ def read(
   """The prompts, and each speaker's answers to them, as `write` wrote them.
 
   Raises:
-    ValueError: if there is no such file.
+    ValueError: if there is no such file, or it is damaged.
   """
-  check_file(file)
+  remedy = (
+    "start its training command again, which goes on where it was and "
+    "writes it anew"
+  )
+  if not kept.was_written(file):
+    raise kept.Damaged(
+      file, "is missing: the run has not generated any answers yet", remedy
+    )
   prompts: dict[int, structs.Prompt] = {}
   texts: dict[str, dict[int, str]] = {}
-  with file.open() as lines:
-    rows = [json.loads(line) for line in lines]
-  for row in rows:
-    prompt = row["prompt"]
-    if not isinstance(prompt, str):
-      prompt = tuple(structs.Message(**turn) for turn in prompt)
-    prompts[row["seed"]] = prompt
-    texts.setdefault(row["speaker"], {})[row["seed"]] = row["answer"]
+  for line in kept.read_jsonl(file, Line, remedy):
+    prompts[line["seed"]] = line["prompt"]
+    texts.setdefault(line["speaker"], {})[line["seed"]] = line["answer"]
+  for speaker, answered in texts.items():
+    if answered.keys() != prompts.keys():
+      raise kept.Damaged(
+        file, f"lacks lines: not all prompts are answered by {speaker}", remedy
+      )
+  if "S" not in texts:
+    raise kept.Damaged(file, f"lacks the answers of {OTHERS['S']}", remedy)
   order = sorted(prompts)
   return (
     [prompts[seed] for seed in order],
-    {name: [said[seed] for seed in order] for name, said in texts.items()},
+    {name: [known[seed] for seed in order] for name, known in texts.items()},
   )

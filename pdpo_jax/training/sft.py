@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import processes, structs
+from pdpo_jax import kept, processes, structs
 from pdpo_jax.data import batching, parts, prompts, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
@@ -154,7 +154,7 @@ def check_data(folder: pathlib.Path, data: str) -> None:
     ValueError: if it was on other data, parts of which may be held out now.
   """
   file = folder / _DATA
-  if file.is_file() and file.read_text() != data:
+  if kept.was_written(file) and kept.read_text(file) != data:
     raise ValueError(
       f"the base in {folder} was taught on other data than there is now, and "
       "may know what is held out; use another --config.workdir"
@@ -236,7 +236,7 @@ def train_base(
   del state
   if processes.is_first():
     tensor_files.remove_unfinished(folder)
-    (folder / _DATA).write_text(data)
+    kept.write(folder / _DATA, data)
     own = params
     if mesh is not None:
       own = jax.tree.map(lambda x: jnp.asarray(processes.fetch(x)), params)
