@@ -75,7 +75,8 @@ def read(
     ValueError: if it is not there, is of no format that is read, has a column
       twice, or cannot be read on.
   """
-  name = name or path.name
+  # Names of files need not be Unicode, which messages must.
+  name = (name or path.name).encode(errors="backslashreplace").decode()
   before = tally.rows
   end = ending(path.name)
   if path.is_dir():

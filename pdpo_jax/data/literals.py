@@ -117,7 +117,8 @@ def parse_printed(text: str) -> Any:
     ['x', 'y']   ['x' 'y']   array(['x', 'y'], dtype=object)   -> ['x', 'y']
 
   Neighbours without a comma are items of their own, as NumPy prints them. Of a
-  call, such as `Timestamp('2020-01-01')`, the first argument is taken.
+  call, such as `Timestamp('2020-01-01')`, the first argument is taken, or those
+  that have names, as of `Row(role='user', content='x')`.
 
   Raises:
     ValueError: if it is no such text.
@@ -135,6 +136,7 @@ class _Printed:
     self._text = text
     self._end = 0
     self._comma = False
+    self._named: list[tuple[str, Any]] = []
     self._advance()
 
   def _advance(self) -> None:
@@ -167,7 +169,7 @@ class _Printed:
       name = self._take()
       if self._token == "(":
         arguments = self._items(level)
-        return arguments[0] if arguments else None
+        return arguments[0] if arguments else dict(self._named)
       if name not in _NAMES:
         raise ValueError(f"{name!r:.40} is no Python value")
       return _NAMES[name]
@@ -188,19 +190,20 @@ class _Printed:
   def _items(self, level: int) -> list[Any]:
     closing = _CLOSING[self._take()]
     items = []
-    comma = False
+    comma, named = False, []
     while self._token != closing:
-      if self._kind == "keyword" and closing == ")":  # Such as dtype=object.
-        self._take()
-        while self._token not in (",", ")", "]", ""):
-          self._take()
+      if self._kind == "keyword" and closing == ")":
+        name = self._take()[:-1]
+        is_type = self._kind == "name" and name == "dtype"  # Of an array.
+        named.append((name, self._take() if is_type else self.value(level + 1)))
       else:
         items.append(self.value(level + 1))
       comma = self._token == ","
       if comma:
         self._take()
     self._take()
-    self._comma = comma  # Whether the last item had one behind it.
+    # Whether the last item had one behind it, and the arguments with names.
+    self._comma, self._named = comma, named
     return items
 
   def _fields(self, level: int) -> dict[Any, Any]:

@@ -1,156 +1,11 @@
-"""Where rows lie: a file, a folder with splits by the Hub's rules, or the Hub.
-
-Of a folder, as the Hub has it, the first rule that says something holds:
-
-1. `data/train-00000-of-00002.parquet` names its split, which may be any;
-2. where a folder inside is named after a split, folders tell;
-3. where a file is, files do;
-4. all files are one, without splits.
-
-Names of splits are those in `_KEYWORDS`, set off from other words by `-._`,
-spaces or digits. Here upper case is as lower case, and of folders in each other
-the innermost tells. Files that the rule does not reach are left out and named.
-"""
+"""Where rows lie: a file, a folder, or a hub data set, and their splits."""
 
 import contextlib
-import dataclasses
-import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 
-from pdpo_jax.data import formats, rows
-
-_KEYWORDS = {
-  "train": ("train", "training"),
-  "validation": ("validation", "valid", "dev", "val"),
-  "test": ("test", "testing", "eval", "evaluation"),
-}
-_OF_NO_SPLIT = "of no split, where others are of one"
-_APART = "[-._ 0-9]"
-_SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.")
-# About a data set, and no rows of it.
-_ABOUT = {
-  "config.json",
-  "dataset_dict.json",
-  "dataset_info.json",
-  "dataset_infos.json",
-  "state.json",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Folder:
-  """The files of a folder.
-
-  Attributes:
-    splits: files by split; by "" where there are no splits.
-    left_out: the other files, and why.
-  """
-
-  splits: Mapping[str, Sequence[pathlib.Path]]
-  left_out: Mapping[str, str]
-
-
-def list_folder(folder: pathlib.Path) -> Folder:
-  """The files of a folder by split; see the top of this module."""
-  left_out: dict[str, str] = {}
-  files = sorted(_walk(folder, left_out))
-  # A saved data set is told by its folder, as if by one of the files in it.
-  named = {
-    file: (file / "saved" if file.is_dir() else file).relative_to(folder)
-    for file in files
-  }
-  for rule in (_split_of_shard, _split_of_folder, _split_of_file):
-    split_of = {file: rule(path) for file, path in named.items()}
-    if any(split_of.values()):
-      break
-  splits: dict[str, list[pathlib.Path]] = {}
-  divided = any(split_of.values())
-  for file, split in split_of.items():
-    if split or not divided:
-      splits.setdefault(split, []).append(file)
-    else:
-      left_out[named[file].as_posix()] = _OF_NO_SPLIT
-  return Folder(splits, left_out)
-
-
-def _walk(
-  folder: pathlib.Path, left_out: dict[str, str]
-) -> Iterator[pathlib.Path]:
-  """Files of rows, and folders that a data set was saved to."""
-  if formats.is_saved(folder):
-    yield folder
-    return
-  seen = {os.path.realpath(folder)}
-  for place, folders, names in os.walk(folder, followlinks=True):
-    here = pathlib.Path(place)
-
-    def shown(name, here=here):
-      return (here / name).relative_to(folder).as_posix()
-
-    inner, folders[:] = sorted(folders), []
-    for name in inner:
-      real = os.path.realpath(here / name)
-      if _is_hidden(name):
-        left_out[f"{shown(name)}/"] = "hidden"
-      elif real in seen:  # Of links that go round in a circle.
-        left_out[f"{shown(name)}/"] = "a second time"
-      elif formats.is_saved(here / name):
-        yield here / name
-      else:
-        seen.add(real)
-        folders.append(name)
-    for name in names:
-      if _is_hidden(name):
-        left_out[shown(name)] = "hidden"
-      elif name in _ABOUT:
-        left_out[shown(name)] = "about the data"
-      elif formats.ending(name):
-        yield here / name
-      else:
-        left_out[shown(name)] = "no format of rows"
-
-
-def _is_hidden(name: str) -> bool:
-  """Like files of macOS (`._a.jsonl`), editors, and Spark (`_delta_log`)."""
-  return name.startswith((".", "_", "~"))
-
-
-def _split_of_shard(path: pathlib.PurePath) -> str:
-  match = _SHARD.match(path.name) if path.parts[:-1] == ("data",) else None
-  return match[1] if match else ""
-
-
-def _split_of_folder(path: pathlib.PurePath) -> str:
-  for name in reversed(path.parts[:-1]):
-    if split := _split_in(name, f"(?:{_APART}.*)?"):
-      return split
-  return ""
-
-
-def _split_of_file(path: pathlib.PurePath) -> str:
-  return _split_in(path.name, f"{_APART}.*")
-
-
-def _split_in(name: str, behind: str) -> str:
-  """The split that a name has a word of; "" for none, and for several."""
-  splits = [
-    split
-    for split, words in _KEYWORDS.items()
-    if re.fullmatch(
-      f"(?:.*{_APART})?(?:{'|'.join(words)}){behind}", name, re.I | re.S
-    )
-  ]
-  return splits[0] if len(splits) == 1 else ""
-
-
-def _is_heldout(name: str) -> bool:
-  return _kind(name) in ("validation", "test")
-
-
-def _kind(name: str) -> str:
-  return _split_in(name, f"(?:{_APART}.*)?")
+from pdpo_jax.data import folders, formats, rows
 
 
 class Location:
@@ -168,12 +23,12 @@ class Location:
       ValueError: if there is nothing to read.
     """
     self.path = path
-    self._folder: Folder | None = None
+    self._folder: folders.Folder | None = None
     self._hub = None
     place, self.asked = _split_off(path)
     self._root = _expand(place)
     if self._root.is_dir():
-      self._folder = list_folder(self._root)
+      self._folder = folders.list_folder(self._root)
       if not self._folder.splits:
         left_out = self._folder.left_out
         raise ValueError(
@@ -217,11 +72,11 @@ class Location:
     Raises:
       ValueError: if none is that, with those that there are.
     """
-    likely = [name for name in self.splits if _kind(name) == "train"]
+    likely = [name for name in self.splits if folders.kind_of(name) == "train"]
     for names in ([self.asked], ["train"], likely, self.splits):
       names = [name for name in names if name in self.splits]
       if len(names) == 1 and (
-        names[0] == self.asked or not _is_heldout(*names)
+        names[0] == self.asked or not folders.is_heldout(*names)
       ):
         return names[0]
     listed = ", ".join(sorted(self.splits))
@@ -231,7 +86,7 @@ class Location:
       for name, reason in (
         self._folder.left_out if self._folder else {}
       ).items()
-      if reason == _OF_NO_SPLIT
+      if reason == folders.OF_NO_SPLIT
     ]
     also = f" (and {', '.join(others[:3])} of no split)" if others else ""
     raise ValueError(
@@ -254,7 +109,7 @@ class Location:
       with contextlib.suppress(ValueError):
         behind = self.training_split().removeprefix("train")
     for kind in ("validation", "test"):
-      likely = [name for name in self.splits if _kind(name) == kind]
+      likely = [name for name in self.splits if folders.kind_of(name) == kind]
       alike = [name for name in likely if name.endswith(behind)]
       for names in ([kind + behind], alike, likely):
         names = [name for name in names if name in self.splits]

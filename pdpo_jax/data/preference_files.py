@@ -18,6 +18,7 @@ from pdpo_jax.data import (
   preference_rows,
   rows,
   splits,
+  turns,
   user_ids,
 )
 
@@ -36,6 +37,15 @@ def load(config: config_lib.Config) -> dataset.Dataset:
     (example.user_id for example in (*train, *(heldout or ()))), tally
   )
   splits.note_repeated(train, tally)
+  if tally.noted[turns.STAY_TEXT] > tally.rows / 2:
+    logger.warning(
+      "data.path %r: %s %s, in %s rows. Where they should be responses or "
+      "messages, write them as lists",
+      data.path,
+      f"{tally.noted[turns.STAY_TEXT]:,}",
+      turns.STAY_TEXT,
+      f"{tally.rows:,}",
+    )
   if heldout is None:
     train, _ = splits.without_rare_users(train, [], files, tally)
     train, heldout = splits.split(train, files.heldout_share, config.seed)

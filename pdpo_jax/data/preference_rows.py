@@ -239,6 +239,8 @@ def _user_text(value: Any, notes: turns.Notes) -> str:
   if turns.is_nothing(value):
     notes["user texts like 'nan', 'None' and 'null', read as none"] += 1
     return ""
+  if turns.read_written(value) is not None:
+    notes[f"user {turns.STAY_TEXT}"] += 1
   return value
 
 

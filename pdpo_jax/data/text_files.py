@@ -193,7 +193,9 @@ def read_csv(
         rows.check_header(path, header, columns)
         continue
       tally.read()
-      if not any(cells):
+      if cells == header:
+        tally.drop("rows that repeat the header")
+      elif not any(cells):
         tally.drop("rows without any value")
       elif len(cells) != len(header):
         tally.break_(

@@ -25,15 +25,23 @@ _ROLES = {
 _ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
 _NOTHING = {
   "nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT", "N/A", "n/a",
-  "#N/A", "undefined",
+  "#N/A", "undefined", "\\N",
 }  # fmt: skip
 _KEYS = (("role", "content"), ("from", "value"))
+_READ_FIELDS = {field for pair in _KEYS for field in pair}
 _TEXT_PARTS = ("text", "input_text", "output_text")
-# A cut-off list of messages, which is no text that anybody wrote.
+# Messages that are cut off or spoilt, which is no text that anybody wrote.
+_QUOTES = r"""(?:\\?["'“”‘’`]|&quot;)+"""
+_LIST = r"(?:array\()?[\[(][\[(\s]*"
+_FIELD = rf"\{{\s*{_QUOTES}(?:role|from|content|value){_QUOTES}\s*:"
+_BARE_FIELD = r"(?:\{\s*role\s*:|\w+\(\s*(?:role|content)\s*=)"
+_ONE = rf"\{{\s*{_QUOTES}(?:role|from){_QUOTES}\s*:"
 _BEGINS_LIKE_MESSAGES = re.compile(
-  r"""(?:array\()?[\[(\s]*\{\s*\\?["'](?:role|from|content|value)\\?["']\s*:"""
+  rf"""["'“]?(?:{_LIST}(?:{_FIELD}|{_BARE_FIELD})|{_ONE})"""
 )
 _BEGINS_LIKE_TEXTS = re.compile(r"""(?:array\()?\[\s*["']""")
+# A note of which there are many where a column of lists became text.
+STAY_TEXT = "texts that are JSON or Python data and stay text"
 # What a text that is a list begins and ends with, or one that is quoted again.
 _OPENING = ("[", "{", "(", "array(", '"[', '"{', '"(', '"array(')
 _CLOSING = ("]", "}", ")", '"')
@@ -146,7 +154,7 @@ def _unpack_object(value: dict) -> Any:
 def _unpack_text(text: str, notes: Notes) -> Any:
   written = read_written(text)
   if written is None:
-    start = text.lstrip()[:80].removeprefix('"')
+    start = text.lstrip()[:80]
     if _BEGINS_LIKE_MESSAGES.match(start):
       raise rows.BrokenRow(
         "messages written as text that cannot be read", f"{text!r:.60}"
@@ -163,7 +171,7 @@ def _unpack_text(text: str, notes: Notes) -> Any:
   ):
     notes["messages written as text, which are read"] += 1
     return unpacked
-  notes["texts that are JSON or Python data and stay text"] += 1
+  notes[STAY_TEXT] += 1
   return text
 
 
@@ -181,6 +189,9 @@ def read_messages(value: Any, notes: Notes) -> tuple[structs.Message, ...]:
   for item in value:
     name, content = _role_and_content(item)
     role = _read_role(name, notes)
+    for field in item.keys() - _READ_FIELDS:
+      if not is_missing(item[field]):
+        notes[f"messages with {field!r:.30}, which is not read"] += 1
     if item.get("tool_calls"):
       raise rows.BrokenRow("message with a call of a tool", f"{item!r:.60}")
     text = _read_content(content, notes)

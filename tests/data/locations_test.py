@@ -1,5 +1,6 @@
 """Folders and hub data sets, and what of them is trained on and held out."""
 
+import json
 import random
 import sys
 import types
@@ -7,7 +8,7 @@ import types
 import datasets
 import pytest
 
-from pdpo_jax.data import locations, preference_files
+from pdpo_jax.data import folders, locations, preference_files
 from tests import fuzz_formats
 from tests.data import preference_files_test as files
 from tests.data import preference_splits_test as splits
@@ -235,6 +236,89 @@ def test_a_broken_saved_data_set_is_refused_with_its_folder(folder):
     load(folder)
 
 
+def test_splits_of_a_saved_dictionary_are_those_that_it_names(folder):
+  parts = {
+    name: datasets.Dataset.from_list([ROW | {"prompt": f"{name}?"}])
+    for name in ("train_sft", "train_prefs", "probe")
+  }
+  datasets.DatasetDict(parts).save_to_disk(str(folder))
+  with pytest.raises(ValueError, match="splits probe, train_prefs, train_sft"):
+    load(folder)
+  location = locations.Location(f"{folder}:probe")
+  assert location.training_split() == "probe"
+
+
+def write_card(folder, *configs):
+  """The README.md of a hub data set."""
+  text = json.dumps({"configs": configs})  # JSON is YAML too.
+  (folder / "README.md").write_text(f"---\n{text}\n---\n# Mine\n")
+
+
+def test_a_card_of_the_hub_says_which_files_are_of_which_split(folder):
+  fill(folder, "x/a.jsonl", "x/y/b.jsonl", "c.jsonl", "train.jsonl")
+  paths = [
+    {"split": "train", "path": ["x/a*", "x/y/*"]},
+    {"split": "test", "path": "c.jsonl"},
+  ]
+  write_card(folder, {"config_name": "any", "data_files": paths})
+  trained, held_out, tally = load(folder)
+  assert (trained, held_out) == ({"x/a.jsonl", "x/y/b.jsonl"}, {"c.jsonl"})
+  reason = "of no split, where others are of one"
+  assert tally.not_read[reason] == {"train.jsonl": None}
+  write_card(folder, {"data_files": "x/**"})
+  trained, held_out, _ = load(folder, heldout_share=0.5)
+  assert trained | held_out == {"x/a.jsonl", "x/y/b.jsonl"}
+
+
+def test_a_card_of_several_configurations_needs_a_default(folder):
+  fill(folder, "a.jsonl", "b.jsonl")
+  configs = [
+    {"config_name": name, "data_files": f"{name}.jsonl"} for name in "ab"
+  ]
+  write_card(folder, *configs)
+  with pytest.raises(
+    ValueError, match=r"README.md has the configurations a, b"
+  ):
+    load(folder)
+  write_card(folder, configs[0], configs[1] | {"default": True})
+  trained, held_out, _ = load(folder, heldout_share=0.5)
+  assert trained | held_out == {"b.jsonl"}
+
+
+@pytest.mark.parametrize(
+  "card",
+  [
+    "---\nconfigs: [\n---\n",
+    "---\nconfigs: 3\n---\n",
+    "---\nconfigs: [{data_files: [{split: train}]}]\n---\n",
+    "---\nconfigs: [{data_files: /etc/*}]\n---\n",
+  ],
+)
+def test_a_card_that_cannot_be_read_is_refused(folder, card):
+  fill(folder, "a.jsonl")
+  (folder / "README.md").write_text(card)
+  with pytest.raises(ValueError, match=r"README\.md"):
+    load(folder)
+
+
+@pytest.mark.parametrize(
+  "card", [b"# Mine\n", b"---\nlicense: mit\n---\n", b"", b"na\xefve\n"]
+)
+def test_a_card_without_configurations_changes_nothing(folder, card):
+  fill(folder, "a.jsonl")
+  (folder / "README.md").write_bytes(card)
+  assert load(folder)[0] == {"a.jsonl"}
+
+
+def test_a_shard_that_is_missing_is_named(folder):
+  fill(folder, *(f"data/train-0000{n}-of-00004.parquet" for n in (0, 2)))
+  _, _, tally = load(folder)
+  assert tally.not_read["missing"] == {
+    "data/train-00001-of-00004.parquet": None,
+    "data/train-00003-of-00004.parquet": None,
+  }
+
+
 def fake_hub(monkeypatch, **stored):
   """A hub with one data set of these splits."""
 
@@ -300,7 +384,7 @@ def test_splits_are_those_that_the_hubs_own_rules_find(tmp_path, seed):
         split_of.setdefault(path, []).append(str(split))
     ours = {
       str(path): split or "train"
-      for split, paths in locations.list_folder(folder).splits.items()
+      for split, paths in folders.list_folder(folder).splits.items()
       for path in paths
     }
     if any(len(names) > 1 for names in split_of.values()):

@@ -165,6 +165,24 @@ def test_a_system_message_that_is_not_the_first_is_broken(tmp_path, role):
   assert tally.broken == {"system message that is not the first": 1}
 
 
+def test_fields_of_messages_that_say_something_and_are_not_read_are_noted(
+  tmp_path,
+):
+  chosen = [
+    {"role": "assistant", "content": "b", "reasoning": "hm", "id": None}
+  ]
+  _, tally = read_one(tmp_path, chosen=chosen)
+  assert tally.noted == {"messages with 'reasoning', which is not read": 1}
+
+
+@pytest.mark.parametrize("user_text", ["['vegan', 'tall']", '{"age": 3}'])
+def test_a_user_text_that_is_data_is_noted(tmp_path, user_text):
+  example, tally = read_one(tmp_path, user_text=user_text)
+  assert example.user_text == user_text
+  note = "user texts that are JSON or Python data and stay text"
+  assert tally.noted == {note: 1}
+
+
 def test_nan_is_what_is_missing(tmp_path):
   nan = float("nan")
   example, _ = read_one(tmp_path, user_text=nan, user_id=nan)

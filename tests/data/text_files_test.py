@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 
 import pyarrow
 import pytest
@@ -237,6 +238,23 @@ def test_rows_without_any_value_are_dropped_and_counted(tmp_path):
   examples, tally = read(tmp_path / "rows.csv", content)
   assert len(examples) == 1
   assert tally.dropped == {"rows without any value": 2}
+
+
+def test_rows_that_repeat_the_header_are_dropped_and_counted(tmp_path):
+  """As of files that were put together."""
+  content = b"prompt,chosen,rejected\na,b,c\nprompt,chosen,rejected\na,b,d\n"
+  examples, tally = read(tmp_path / "rows.csv", content)
+  assert [example.rejected for example in examples] == [("c",), ("d",)]
+  assert tally.dropped == {"rows that repeat the header": 1}
+
+
+def test_a_name_that_is_no_unicode_can_be_printed(tmp_path):
+  file = tmp_path / os.fsdecode(b"r\xffws.jsonl")
+  (example,), tally = read(file, LINE + b"\n{")
+  assert example.place.encode() == b"r\\udcffws.jsonl:1"
+  with pytest.raises(ValueError) as error:
+    tally.check(0.0)
+  assert str(error.value).encode()
 
 
 def test_the_character_nul_is_noted(tmp_path):

@@ -8,8 +8,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from pdpo_jax.data import literals, rows
+from pdpo_jax.data import literals, preference_files, rows
 from tests.data import preference_files_test as files
+from tests.data import preference_splits_test as splits
 
 ROW, messages, turns = files.ROW, files.messages, files.turns
 
@@ -109,6 +110,47 @@ def test_one_message_and_an_object_of_lists_are_messages(tmp_path, chosen):
   assert files.one(tmp_path, chosen=chosen).chosen == "b"
 
 
+@pytest.mark.parametrize(
+  "kind", ["Row", "Message", "models.ChatCompletionMessage"]
+)
+def test_messages_printed_as_objects_are_read(tmp_path, kind):
+  """As Spark and pydantic print rows."""
+  chosen = f"[{kind}(role='user', content='a?', id=None), "
+  chosen += f"{kind}(content='b', role='assistant')]"
+  assert files.one(tmp_path, chosen=chosen).chosen == "b"
+
+
+@pytest.mark.parametrize(
+  "chosen",
+  [
+    "[{“role”: “assistant”, “content”: “b”}]",
+    "[{role: assistant, content: b}]",
+    '[{""role"": ""assistant"", ""content"": ""b""}]',
+    "[{&quot;role&quot;: &quot;assistant&quot;}]",
+    r"[{\"role\": \"assistant\", \"content\": \"b\"}]",
+    "[Row(role=assistant, content=b)]",
+    '{"role": "assistant", "content": b}',
+    '"[{"role": "assistant", "con',
+    '[{"from": "gpt", "value": "b"},]]',
+    '[{"role": "assistant", "text": "b"}]',
+  ],
+)
+def test_messages_that_were_spoilt_are_broken(tmp_path, chosen):
+  tally = rows.Tally()
+  file = files.write_jsonl(tmp_path / "rows.jsonl", ROW | {"chosen": chosen})
+  assert not files.read(file, tally)
+  assert tally.broken.total() == 1
+
+
+def test_a_column_of_lists_that_stays_text_is_warned_of(tmp_path, caplog):
+  table = [
+    ROW | {"prompt": f"{n}?", "chosen": "['b']", "rejected": "['c']"}
+    for n in range(9)
+  ]
+  preference_files.load(splits.config_of(tmp_path, table))
+  assert "18 texts that are JSON or Python data and stay text" in caplog.text
+
+
 @pytest.mark.parametrize("cut", [12, 40, -1])
 @pytest.mark.parametrize("write_list", [json.dumps, str, json.dumps])
 def test_messages_that_were_cut_off_are_broken(tmp_path, cut, write_list):
@@ -142,6 +184,8 @@ def test_a_prompt_that_is_a_list_of_texts_is_broken(tmp_path):
     ('{"a": 1}', '[{"name": "x"}]', 2),
     ("[1, 2, 3]", "[1, 2, 3, 4]", 2),
     ("['x'] is how", "no", 1),
+    ("{ content: '' }", "print(value=3)", 0),
+    ("[{ value: 1 }, {}] // as such", "from: me", 0),
     ("[" * 5000, "{" * 5000 + "}" * 5000, 0),
   ],
 )
@@ -164,6 +208,8 @@ def test_what_only_looks_like_a_list_stays_text(
     ("[np.str_('x'), nan, <NA>, None, True]", ["x", None, None, None, True]),
     ("{'a': datetime.datetime(2024, 1, 2), 'b': -1.5e3}", None),
     ("('x',)", ["x"]),
+    ("[Row(a=1, b=['x'])]", [{"a": 1, "b": ["x"]}]),
+    ("array(['x'], dtype='<U1')", ["x"]),
     ("['a' ... 'z']", ["a", ..., "z"]),
     (r"['\x41\n', u'é', '']", ["A\n", "é", ""]),
   ],
