@@ -68,12 +68,14 @@ def answer(prompt, user=None, user_text="", **kwargs):
 """
 _ENCODE_PLAIN = """\
 def encode(prompt, user_text=""):
+  check_words(prompt + user_text)
   return token_ids(f"{{user_text}}\\n\\n{{prompt}}" if user_text else prompt)
 
 
-{token_ids}"""
+{functions}"""
 _ENCODE_CHAT = """\
 def encode(prompt, user_text=""):
+  check_words(prompt + user_text)
   turns = [{{"role": "user", "content": prompt}}]
   if user_text:
     {tell}
@@ -85,11 +87,18 @@ def encode(prompt, user_text=""):
   return token_ids(text.rpartition("{answer}")[0])
 
 
-{token_ids}"""
+{functions}"""
 _TELL_SYSTEM = 'turns.insert(0, {"role": "system", "content": user_text})'
 _TELL_USER = 'turns[0]["content"] = f"{user_text}\\n\\n{prompt}"'
 # As `text_tokens.TextTokens.prompts`.
-_TOKEN_IDS = """\
+_FUNCTIONS = """\
+def check_words(text):
+  # In training they were text, which takes more than the tokenizer to say.
+  for token in tokenizer.added_tokens_decoder.values():
+    if token.special and token.content in text:
+      raise ValueError(f"the text has the control token {{token.content}}")
+
+
 def token_ids(text):
   # The tokens that stand before a word; the space before it belongs to it.
   spaced = text[-1:].isspace()
@@ -108,9 +117,9 @@ prefixes were trained."""
 
 def _encode_code(encoder: prompts_lib.PromptEncoder) -> str:
   """Code that makes token ids of a prompt as `encoder` does."""
-  token_ids = _TOKEN_IDS.format(front=encoder.front.tolist())
+  functions = _FUNCTIONS.format(front=encoder.front.tolist())
   if not encoder.chat:
-    return _ENCODE_PLAIN.format(token_ids=token_ids)
+    return _ENCODE_PLAIN.format(functions=functions)
   # As in training, it is the same day whenever the code runs.
   today = [
     f".replace({call[0]!r}, {repr(template_worker.DATE.strftime(call[2]))!r})"
@@ -122,7 +131,7 @@ def _encode_code(encoder: prompts_lib.PromptEncoder) -> str:
     tell=_TELL_SYSTEM if encoder.takes_system else _TELL_USER,
     answer=templates.ANSWER,
     date=template_worker.DATE,
-    token_ids=token_ids,
+    functions=functions,
   )
 
 

@@ -266,7 +266,7 @@ class PromptEncoder:
     bare = text
     while (trimmed := bare.rstrip()).endswith(self._ends):
       end = max(filter(trimmed.endswith, self._ends), key=len)
-      bare = trimmed[: -len(end)]
+      bare = trimmed[: -len(end)].rstrip()
     counts[END_REMOVED] += bare != text
     return bare
 
@@ -385,7 +385,8 @@ class PromptEncoder:
       (encoded,) = self._join([(text, prompt[cut:])])
       if not self._is_long(encoded):
         return encoded
-      cut += len(encoded.ids) - self.max_tokens
+      # A character has up to four bytes, which are a token each at most.
+      cut += -(-(len(encoded.ids) - self.max_tokens) // 4)
 
   def _too_long(self, turns, encode) -> EncodedPrompt:
     """What is to blame for turns that are too long without the oldest."""

@@ -4,6 +4,11 @@ A template comes with a base, from strangers. Jinja's sandbox keeps it from
 running code, but not from looping for ever or from asking for all memory there
 is. So `templates.py` starts this file as a script. It imports nothing of the
 package, and reads and writes a line of JSON at a time.
+
+  template_worker.py SECONDS BYTES
+
+are the limits of a request: of computing, not of waiting for a busy machine,
+and of the whole process.
 """
 
 import datetime
@@ -15,10 +20,6 @@ from typing import Any
 import jinja2
 from jinja2 import ext, nodes, sandbox
 
-# For one request, which is some hundreds of dialogues: seconds of computing
-# (not of waiting for a busy machine), and bytes of the whole process.
-SECONDS = 10
-MEMORY = 2**30
 # Characters of output, and how often the input's.
 CHARACTERS = 4_000_000
 TIMES = 20
@@ -109,7 +110,7 @@ class Renderer:
     except _Limit as limit:
       return {"limit": str(limit)}
     except MemoryError:
-      return {"limit": f"{MEMORY / 2**30:g} GB of memory"}
+      return {"limit": "the memory that it is given"}
     return {"rendered": rendered}
 
   def _render(self, source, messages, variables, room) -> str:
@@ -119,29 +120,30 @@ class Renderer:
       pieces.append(piece)
       room -= len(piece)
       if room < 0:
-        raise _Limit("room in its output")
+        raise _Limit(f"{CHARACTERS:,} characters of output")
     return "".join(pieces)
 
 
-def _too_slow(*_) -> None:
-  raise _Limit(f"{SECONDS} seconds")
-
-
-def _limit_memory() -> None:
+def _limit_memory(size: int) -> None:
   try:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
   except (ImportError, ValueError, OSError):
     pass  # macOS knows no such limit; that of time is left.
 
 
 def main() -> None:
-  _limit_memory()
-  signal.signal(signal.SIGPROF, _too_slow)
+  seconds, memory = map(int, sys.argv[1:])
+
+  def stop(*_):
+    raise _Limit(f"{seconds} seconds")
+
+  _limit_memory(memory)
+  signal.signal(signal.SIGPROF, stop)
   renderer = Renderer()
   for line in sys.stdin:
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
       reply = renderer.answer(json.loads(line), CHARACTERS + TIMES * len(line))
       signal.setitimer(signal.ITIMER_PROF, 0)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import pathlib
 import subprocess
 import sys
 import threading
@@ -25,8 +24,12 @@ ANSWER = "81736450921837465029"
 # Dialogues of one request to the worker, and their characters.
 _DIALOGUES = 256
 _CHARACTERS = 1_000_000
-# Seconds until a worker that does not answer is killed. Its own limit is on
-# what it computes; this one is for what that cannot interrupt.
+# For a request to the worker, which takes some milliseconds: seconds of
+# computing, and bytes.
+_SECONDS = 5
+_MEMORY = 2**30
+# Seconds until a worker that does not answer is killed, for what its own limit
+# cannot interrupt.
 _PATIENCE = 60
 
 logger = logging.getLogger(__name__)
@@ -42,38 +45,42 @@ class Refused:
 class _Worker:
   """The process that renders, started when it is first needed."""
 
-  def __init__(self):
+  def __init__(self, seconds: int = _SECONDS, patience: float = _PATIENCE):
+    self._seconds = seconds
+    self._patience = patience
     self._process: subprocess.Popen | None = None
     self._lock = threading.Lock()
 
   def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-    """The worker's reply; a `limit` where it had to be killed."""
+    """The worker's reply; a `limit` where it has none."""
     line = json.dumps(request).encode() + b"\n"
     with self._lock:
       if self._process is None or self._process.poll() is not None:
         self._start()
-      timer = threading.Timer(_PATIENCE, self._process.kill)
-      timer.daemon = True
-      timer.start()
+      late = threading.Timer(self._patience, self._process.kill)
+      late.daemon = True
+      late.start()
       reply = b""
       try:
         with contextlib.suppress(BrokenPipeError):
           self._process.stdin.write(line)
           self._process.stdin.flush()
         reply = self._process.stdout.readline()
+        if not reply.endswith(b"\n"):
+          status = self._process.wait()
+          return {"limit": f"its process bears, which ended with {status}"}
       finally:
-        timer.cancel()
+        late.cancel()
         if not reply.endswith(b"\n"):
           self.close()
-    if not reply.endswith(b"\n"):
-      return {"limit": f"{_PATIENCE} seconds, or than it has memory for"}
     return json.loads(reply)
 
   def _start(self) -> None:
     self.close()
+    script = template_worker.__file__
     self._process = subprocess.Popen(
       # -P: `tokenize.py` beside the script must not hide Python's.
-      [sys.executable, "-P", template_worker.__file__],
+      [sys.executable, "-P", script, str(self._seconds), str(_MEMORY)],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
@@ -112,8 +119,7 @@ class ChatTemplate:
   """
 
   def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase):
-    path = tokenizer.name_or_path
-    self.name = pathlib.Path(path).name if path else "this tokenizer"
+    self.name = tokenizer.name_or_path or "this tokenizer"
     self.source = tokenizer.get_chat_template()
     self._variables = {
       **json.loads(json.dumps(tokenizer.special_tokens_map, default=str)),

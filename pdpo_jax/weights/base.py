@@ -142,8 +142,11 @@ def read_tokenizer(path: str) -> transformers.PreTrainedTokenizerBase:
   """The tokenizer alone of what `read_base` reads."""
   place = hub.find(path)
   if place.suffix == ".gguf":
-    return gguf_tokenizer.read_tokenizer(gguf.open_file(place))
-  return _read_tokenizer(place)
+    tokenizer = gguf_tokenizer.read_tokenizer(gguf.open_file(place))
+  else:
+    tokenizer = _read_tokenizer(place)
+  tokenizer.name_or_path = path  # By which messages call it.
+  return tokenizer
 
 
 def _read_tokenizer(
@@ -203,6 +206,7 @@ def read_base(
     lm = hf_safetensors.read_model(place, sharding, **kwargs)
     tokenizer = _read_tokenizer(place)
     end_of_turn = _end_of_turn(place)
+  tokenizer.name_or_path = path
   if len(tokenizer) > lm.arch.vocab_size:
     raise ValueError(
       f"{path}: the tokenizer has {len(tokenizer)} tokens and the model "

@@ -164,6 +164,66 @@ def test_the_last_turn_is_never_cut(template):
   assert counts == {"last turns too long": 1}
 
 
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_a_long_system_message_is_reported_as_such(template):
+  turns = (structs.Message("system", "the dog ate " * 9), *dialogue("a cat"))
+  tokenizer = make_tokenizer(CHAT)
+  rest, _ = encode(tokenizer, turns[1:], "", template)
+  limit = len(tokenizer(rest)["input_ids"])
+  text, counts = encode(tokenizer, turns, "", template, limit)
+  assert text is None
+  assert counts == {"system messages too long": 1}
+
+
+JAPANESE = "私は東京に住んでいます。😀 Größe: 静かな本が好きです"
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_a_user_text_is_never_cut_inside_of_a_character(template):
+  tokenizer = make_tokenizer(CHAT)
+  size = len(tokenizer(JAPANESE)["input_ids"])
+  for limit in range(2, 2 * size + 2):
+    counts = collections.Counter()
+    encoder = prompts.PromptEncoder(tokenizer, template, limit)
+    encoder.encode([structs.PromptExample("a", JAPANESE)], counts)
+    (kept,) = encoder._shortened.values()
+    assert JAPANESE.startswith(kept)
+    assert len(tokenizer(kept)["input_ids"]) <= limit // 2
+    # As much as fits.
+    more = JAPANESE[: len(kept) + 1]
+    assert kept == JAPANESE or len(tokenizer(more)["input_ids"]) > limit // 2
+    assert (kept != JAPANESE) == counts["user texts cut"]
+
+
+@pytest.mark.parametrize(
+  "cluster",
+  ["e\u0301", "👩\u200d👩\u200d👧", "👍\U0001f3fd", "❤\ufe0f", "\r\n", "नि"],
+)
+def test_no_text_is_cut_inside_of_what_reads_as_one_character(cluster):
+  tokenizer = make_tokenizer()
+  text = f"x{cluster}y"
+  for limit in range(2, 2 * len(tokenizer(text)["input_ids"])):
+    encoder = prompts.PromptEncoder(tokenizer, "plain", limit)
+    encoder.encode([structs.PromptExample("a", text)], collections.Counter())
+    (kept,) = encoder._shortened.values()
+    assert kept in ("", "x", f"x{cluster}", text)
+    (prompt,) = encoder.encode_prompts(
+      [structs.PromptExample(text)], collections.Counter()
+    )
+    assert prompt.text in ("y", f"{cluster}y", text)
+
+
+@pytest.mark.parametrize("limit", range(5, 40))
+def test_a_plain_prompt_keeps_as_much_of_its_end_as_fits(limit):
+  tokenizer = make_tokenizer(bos=True)
+  prompt = "the dog ate the cat food, so what? 静かな本😀"
+  text, counts = encode(tokenizer, prompt, "", "plain", limit)
+  kept = text.removeprefix("<|begin|>")
+  assert prompt.endswith(kept) and kept
+  assert len(tokenizer(kept)["input_ids"]) <= limit
+  assert (kept != prompt) == counts["prompts cut"]
+
+
 def test_a_long_user_text_keeps_its_beginning_and_half_the_room():
   tokenizer = make_tokenizer(CHAT)
   text, counts = encode(tokenizer, dialogue("a"), "the cat ate " * 9, limit=20)

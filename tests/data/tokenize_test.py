@@ -7,6 +7,7 @@ import transformers
 
 from pdpo_jax import structs
 from pdpo_jax.data import prompts, tokenize, users
+from tests.data import prompts_test
 
 TEXTS = ("a cat sat on the mat.", "the dog ate the cat food.", " so what?")
 INDEX = users.UserIndex(["ann", "bob"])
@@ -128,6 +129,58 @@ def test_a_response_that_is_cut_has_no_end(tokenizer):
   np.testing.assert_array_equal(chosen, whole.responses[0][:5])
   assert rejected[-1] == tokenizer.eos_token_id != chosen[-1]
   assert result.counts["responses cut"] == 1
+
+
+def test_responses_that_are_alike_after_a_cut_are_no_pair(tokenizer):
+  samples = (
+    example(chosen=" sat on the mat.", rejected=(" sat on the cat food.",)),
+    example(chosen=" sat on the mat.", rejected=(" sat on the cat.", " ate")),
+    example(),
+  )
+  result = run(tokenizer, *samples, response=3, long_response="cut")
+  assert result.kept == [1, 2]
+  assert [len(one.responses) for one in result.examples] == [2, 2]
+  reason = "rejected responses with the chosen one's tokens"
+  assert result.counts[reason] == 2
+  assert result.counts["comparisons dropped"] == 1
+
+
+def test_responses_that_differ_by_an_end_token_alone_are_no_pair(tokenizer):
+  same = example(rejected=(" sat<|endoftext|>",))
+  assert run(tokenizer, same, example()).kept == [1]
+
+
+def strict_encoder():
+  tokenizer = prompts_test.make_tokenizer(prompts_test.IN_TURNS)
+  return prompts.PromptEncoder(tokenizer, "chat", 50)
+
+
+TWICE = example(prompt=prompts_test.TWICE, user_id="ann", place="a.jsonl:18")
+
+
+def test_a_dialogue_that_the_template_refuses_is_dropped(caplog):
+  samples = [*[example()] * 17, TWICE, *[example(user_text="so")] * 162]
+  result = tokenize.tokenize_examples(
+    samples, strict_encoder(), INDEX, 20, max_bad_share=0.01
+  )
+  assert result.kept == [place for place in range(180) if place != 17]
+  assert result.counts["dialogues that the template refuses"] == 1
+  assert result.counts["comparisons dropped"] == 1
+  for words in (
+    "1 of 180",
+    "examples[17] (user 'ann'), from a.jsonl:18",
+    "begins 'so what?'",
+    "roles must alternate",
+  ):
+    assert words in caplog.text
+
+
+def test_more_refused_dialogues_than_may_be_bad_are_an_error():
+  message = r"2 of 3 .* data.max_bad_share 0.5[\s\S]*a.jsonl:18"
+  with pytest.raises(ValueError, match=message):
+    tokenize.tokenize_examples(
+      [TWICE, example(), TWICE], strict_encoder(), INDEX, 20, "drop", 0.5
+    )
 
 
 def test_nothing_left_is_an_error_with_the_counts(tokenizer):
