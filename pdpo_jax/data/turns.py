@@ -28,6 +28,7 @@ _NOTHING = {
   "#N/A", "undefined", "\\N",
 }  # fmt: skip
 _KEYS = (("role", "content"), ("from", "value"))
+_UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf")  # categories of Unicode
 _READ_FIELDS = {field for pair in _KEYS for field in pair}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 # Messages that are cut off or spoilt, which is no text that anybody wrote.
@@ -56,10 +57,7 @@ def is_missing(value: Any) -> bool:
 
 def is_blank(text: str) -> bool:
   """Whether nothing of it can be seen."""
-  if not text.strip():
-    return True
-  unseen = ("Zs", "Zl", "Zp", "Cc", "Cf")
-  return all(unicodedata.category(letter) in unseen for letter in text)
+  return all(unicodedata.category(letter) in _UNSEEN for letter in text)
 
 
 def is_nothing(text: str) -> bool:
@@ -78,10 +76,12 @@ def is_reply(value: Any) -> bool:
 
 def is_message(value: Any) -> bool:
   """Whether a value is a message, be it a broken one."""
-  return isinstance(value, dict) and any(
-    role in value and (content in value or _role(value[role]))
-    for role, content in _KEYS
-  )
+  if not isinstance(value, dict):
+    return False
+  for role, content in _KEYS:
+    if role in value and (content in value or _role(value[role])):
+      return True
+  return False
 
 
 def is_dialogue(value: Any) -> bool:
@@ -130,6 +130,8 @@ def unpack(value: Any, notes: Notes) -> Any:
 
 def _unpack_item(item: Any, notes: Notes) -> Any:
   """As `unpack`, but one message stays one message."""
+  if is_message(item) and not isinstance(item.get("role"), list):
+    return item
   unpacked = unpack(item, notes)
   if is_dialogue(unpacked) and len(unpacked) == 1:
     written = read_written(item) if isinstance(item, str) else item
