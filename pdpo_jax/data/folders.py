@@ -134,7 +134,7 @@ def _walk(
       else:
         seen.add(real)
         folders.append(name)
-    for name in names:
+    for name in sorted(names):
       if _is_hidden(name):
         left_out[shown(name)] = "hidden"
       elif name in _ABOUT:
@@ -163,10 +163,10 @@ def _rule_of_card(folder: pathlib.Path) -> Callable[[pathlib.PurePath], str]:
       if pattern.endswith("**"):  # Of files, to the Hub.
         pattern += "/*"
       try:
-        files = list(folder.glob(pattern))
+        files = [file.relative_to(folder) for file in folder.glob(pattern)]
       except (ValueError, NotImplementedError) as error:
         raise ValueError(f"{card}: data_files {pattern!r}: {error}") from error
-      split_of |= {file.relative_to(folder): split for file in files}
+      split_of |= dict.fromkeys(files, split)
   return lambda path: split_of.get(path, "")
 
 

@@ -12,7 +12,8 @@ Row = dict[str, Any]
 PlacedRows = Iterator[tuple[str, Row]]
 T = TypeVar("T")
 
-# Places of broken rows that an error names, and things that are left out.
+# Places of broken rows that an error names besides the first of each reason,
+# and names of things that are left out.
 _NAMED = 3
 _LISTED = 5
 # Why a column is left out.
@@ -48,7 +49,7 @@ class Tally:
       detail: what is wrong with this one.
     """
     self.broken[reason] += 1
-    if len(self._places) < _NAMED:
+    if len(self._places) < _NAMED or self.broken[reason] == 1:
       self._places.append(f"{place}: {reason}{': ' * bool(detail)}{detail}")
 
   def drop(self, reason: str, count: int = 1) -> None:

@@ -80,8 +80,8 @@ def read_json(
       tally.read()
       place = f"{name}:{number}"
       try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        row = literals.parse_json(text)
+        # Files that were put together have a mark inside.
+        row = literals.parse_json(line.decode("utf-8-sig"))
       except UnicodeDecodeError as error:
         tally.break_(place, "invalid UTF-8", str(error))
       except ValueError as error:
@@ -193,7 +193,7 @@ def read_csv(
         rows.check_header(path, header, columns)
         continue
       tally.read()
-      if cells == header:
+      if [cells[0].lstrip("\ufeff"), *cells[1:]] == header:
         tally.drop("rows that repeat the header")
       elif not any(cells):
         tally.drop("rows without any value")

@@ -124,8 +124,15 @@ def unpack(value: Any, notes: Notes) -> Any:
   if isinstance(value, dict):
     return _unpack_object(value)
   if isinstance(value, list | tuple):
+    if value and all(_is_pair(item) for item in value):
+      return _unpack_object(dict(value))
     return [_unpack_item(item, notes) for item in value]
   return value
+
+
+def _is_pair(item: Any) -> bool:
+  """Whether an item is a field of an object that a table keeps as a map."""
+  return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
 
 
 def _unpack_item(item: Any, notes: Notes) -> Any:
@@ -135,7 +142,7 @@ def _unpack_item(item: Any, notes: Notes) -> Any:
   unpacked = unpack(item, notes)
   if is_dialogue(unpacked) and len(unpacked) == 1:
     written = read_written(item) if isinstance(item, str) else item
-    if isinstance(written, dict):
+    if isinstance(written, dict) or _is_pair(next(iter(written))):
       return unpacked[0]
   return unpacked
 

@@ -1,6 +1,8 @@
 """Messages as data sets write them, and texts that are none."""
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from pdpo_jax import structs
 from pdpo_jax.data import rows
@@ -147,6 +149,21 @@ def test_a_call_of_a_tool_is_broken(tmp_path):
 def test_columns_for_both_ways_to_write_a_message_may_stand_together(tmp_path):
   chosen = [{"role": None, "content": None, "from": "gpt", "value": "b"}]
   assert read_one(tmp_path, chosen=chosen)[0].chosen == "b"
+
+
+def test_messages_may_be_maps_of_a_table(tmp_path):
+  maps = pyarrow.map_(pyarrow.string(), pyarrow.string())
+  dialogues = [turns("hi", "ho", "a?", reply) for reply in "bc"]
+  columns = {
+    name: pyarrow.array(
+      [[list(turn.items()) for turn in dialogue]], pyarrow.list_(maps)
+    )
+    for name, dialogue in zip(("chosen", "rejected"), dialogues, strict=True)
+  }
+  parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+  (example,) = files.read(tmp_path / "rows.parquet")
+  assert example.prompt == messages("hi", "ho", "a?")
+  assert (example.chosen, example.rejected) == ("b", ("c",))
 
 
 def test_orders_that_templates_may_refuse_are_noted(tmp_path):

@@ -76,6 +76,18 @@ def test_an_optional_field_may_be_missing_or_null_but_not_of_another_kind():
     rows.optional({"x": 1}, "x", str)
 
 
+def test_an_error_names_the_first_place_of_each_reason():
+  tally = rows.Tally()
+  tally.read(9)
+  for line in range(1, 8):
+    tally.break_(f"f:{line}", "malformed JSON")
+  tally.break_("f:8", "empty prompt")
+  with pytest.raises(
+    ValueError, match=r"f:1: m(.|\n)*f:3: m\S* JSON\n  f:8: e"
+  ):
+    tally.check(0.1)
+
+
 def test_broken_rows_are_counted_with_their_places_and_the_others_made():
   def make(row):
     return rows.field(row, "x", int)

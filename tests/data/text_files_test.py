@@ -30,6 +30,7 @@ def read(file, content=None):
     b"\xef\xbb\xbf" + LINE + b"\n" + LINE,
     LINE + b"\r\n" + LINE + b"\r\n",
     LINE + b"\r" + LINE,
+    LINE + b"\n\xef\xbb\xbf" + LINE,
     b"\n \n" + LINE + b"\n\n" + LINE,
     json.dumps([ROW, ROW]).encode(),
     json.dumps([ROW, ROW], indent=2).encode(),
@@ -246,6 +247,8 @@ def test_rows_that_repeat_the_header_are_dropped_and_counted(tmp_path):
   examples, tally = read(tmp_path / "rows.csv", content)
   assert [example.rejected for example in examples] == [("c",), ("d",)]
   assert tally.dropped == {"rows that repeat the header": 1}
+  content = content.replace(b"\nprompt", b"\n\xef\xbb\xbfprompt")
+  assert read(tmp_path / "rows.csv", content)[1].dropped == tally.dropped
 
 
 def test_a_name_that_is_no_unicode_can_be_printed(tmp_path):
