@@ -5,6 +5,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import experiment, processes, run_folder, structs
@@ -53,36 +54,12 @@ class Contender:
       self.control = SHUFFLED
     elif whole.data.swap_choices:
       self.control = SWAPPED
-    folder = self.folder / "checkpoints"
-    described = None
-    if folder.is_dir():
-      with checkpoint.Checkpoints(folder) as saved:
-        described = saved.described()
-    if described is None:
-      raise ValueError(
-        f"{self.folder} has no checkpoint to evaluate; train it to the end "
-        "first, with the command it was started with"
-      )
-    meta = described[1]
+    meta = _described(self.folder)
     if meta["base"] != base.fingerprint:
       raise ValueError(
         f"{self.folder} was trained on base {meta['base']}, and this is "
         f"{base.fingerprint}; only runs on the same base say anything about "
         "each other"
-      )
-    self._data = meta["data"]
-
-  def check_data(self, dataset: dataset_lib.Dataset) -> None:
-    """Checks that its run's data set is what it was trained with.
-
-    Raises:
-      ValueError: if the files have changed since.
-    """
-    if self._data != experiment.digest(dataset):
-      raise ValueError(
-        f"the data of {self.workdir} has changed since it was trained, so that "
-        "what is held out now may have been trained on; put the data back, or "
-        "train anew in another --config.workdir"
       )
 
   @functools.cached_property
@@ -150,7 +127,7 @@ class Contender:
     missing = [part for part in files if part not in scores]
     if missing:
       data = experiment.tokenize_parts(
-        self.config, self._base, dataset, self.users, missing
+        self.config, self._base.tokenizer, dataset, self.users, missing
       )
       for part, made in data.parts.items():
         batches = experiment.make_batches(self.config, self._base, made)
@@ -202,6 +179,52 @@ class Contender:
     return responses_lib.file_of(self._keeps, name, config)
 
 
+def _described(training: pathlib.Path) -> dict[str, Any]:
+  """What a training's newest checkpoint says of itself.
+
+  Raises:
+    ValueError: if there is none that can be read.
+  """
+  folder, described = training / "checkpoints", None
+  if folder.is_dir():
+    with checkpoint.Checkpoints(folder) as saved:
+      described = saved.described()
+  if described is None:
+    raise ValueError(
+      f"{training} has no checkpoint to evaluate; train it to the end first, "
+      "with the command it was started with"
+    )
+  return described[1]
+
+
+def check(
+  workdir: pathlib.Path,
+  against: Sequence[pathlib.Path],
+  dataset: dataset_lib.Dataset,
+) -> None:
+  """Checks what can be told of runs before their base is read.
+
+  Args:
+    dataset: of the run in `workdir`.
+
+  Raises:
+    ValueError: if a run is none, is not done, or is damaged; or if the data of
+      the first have changed since it was trained.
+  """
+  run_folder.read_versions(workdir)
+  for place in (workdir, *against):
+    name = run_folder.training_name(run_folder.read_config(place))
+    # Written once all is trained: half a control says nothing.
+    answers.read(place / run_folder.ANSWERS)
+    meta = _described(place / name)
+    if place == workdir and meta["data"] != experiment.digest(dataset):
+      raise ValueError(
+        f"the data of {workdir} has changed since it was trained, so that "
+        "what is held out now may have been trained on; put the data back, or "
+        "train anew in another --config.workdir"
+      )
+
+
 def _name(config: config_lib.Config) -> str:
   if config.user.kind == "none":
     return "vanilla DPO"
@@ -249,8 +272,6 @@ def open_contenders(
   against = [each for each in against if not is_start(each, first)]
   for place in (workdir, *against):
     own = run_folder.training_name(run_folder.read_config(place))
-    # Written once all is trained: half a control says nothing.
-    answers.read(place / run_folder.ANSWERS)
     found.append(Contender(place, own, base))
     if place == workdir and own != experiment.VANILLA:
       vanilla = place / experiment.VANILLA

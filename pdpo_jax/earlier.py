@@ -111,18 +111,13 @@ def _check(
 def users(
   config: config_lib.Config,
   folder: pathlib.Path,
-  base: str,
   found: users_lib.UserIndex,
 ) -> users_lib.UserIndex:
   """The rows of a run's user table: the earlier run's, then new ones.
 
   Args:
     folder: of the run.
-    base: its fingerprint.
     found: the users of the data.
-
-  Raises:
-    ValueError: if the earlier run is on another base.
   """
   if config.start is None or config.user.kind == "none":
     return found
@@ -130,15 +125,36 @@ def users(
   begun = pdpo.is_begun(folder / name)
   place = (folder if begun else config.start) / name / "checkpoints"
   with checkpoint.Checkpoints(place) as saved:
-    known, described = saved.users(), saved.described()
-  if not begun and (described is None or described[1]["base"] != base):
+    return saved.users().extended(found)
+
+
+def check_base(
+  config: config_lib.Config, folder: pathlib.Path, base: str
+) -> None:
+  """Checks that a run that begins is on the base of the one it starts from.
+
+  Args:
+    folder: of the run.
+    base: its fingerprint.
+
+  Raises:
+    ValueError: if it is on another.
+  """
+  if config.start is None or config.user.kind == "none":
+    return
+  name = run_folder.training_name(config)
+  if pdpo.is_begun(folder / name):
+    return
+  place = config.start / name / "checkpoints"
+  with checkpoint.Checkpoints(place) as saved:
+    described = saved.described()
+  if described is None or described[1]["base"] != base:
     there = "gone" if described is None else described[1]["base"]
     raise ValueError(
       f"{_FIELD}: the base of {place} is {there}, and this run's is {base}; "
       "leave base.path empty for the same, or name what it was trained on by "
       "base.path and base.param_dtype"
     )
-  return known.extended(found)
 
 
 def user_texts(

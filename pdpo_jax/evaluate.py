@@ -30,6 +30,7 @@ from pdpo_jax import (
 )
 from pdpo_jax import config as config_lib
 from pdpo_jax.config import judge as judge_config
+from pdpo_jax.weights import base as base_lib
 
 _WORKDIR = command_line.workdir_flag()
 _AGAINST = flags.DEFINE_multi_string(
@@ -65,11 +66,13 @@ def _evaluate(
   against: Sequence[pathlib.Path],
   judge: judge_config.JudgeConfig,
 ) -> None:
+  path = run_folder.base_path(config, workdir)
+  tokenizer = base_lib.read_tokenizer(path)
+  dataset = experiment.load_dataset(config, tokenizer, workdir)
+  contenders.check(workdir, against, dataset)
   base = experiment.read_base(config, workdir, reading=True)
-  dataset = experiment.load_dataset(config, base.tokenizer, workdir)
   if _DRY_RUN.value:
     found = contenders.open_contenders(workdir, against, base)
-    found[0].check_data(dataset)
     scores = found[0].scores(dataset)
     print(judged.estimate(found, dataset, scores, judge, workdir))
     return

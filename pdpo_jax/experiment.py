@@ -18,6 +18,7 @@ from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.evaluation import scores as scores_lib
+from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import pdpo, reference, sharding
 from pdpo_jax.weights import base as base_lib
 
@@ -178,7 +179,7 @@ def with_rows_of(data: Data, users: users_lib.UserIndex) -> Data:
 
 def tokenize_parts(
   config: config_lib.Config,
-  base: base_lib.Base,
+  tokenizer: transformers.PreTrainedTokenizerBase,
   dataset: dataset_lib.Dataset,
   users: users_lib.UserIndex,
   names: Iterable[str] = (parts_lib.TRAIN, *EVALUATED),
@@ -190,7 +191,7 @@ def tokenize_parts(
   """
   parts = {
     name: parts_lib.tokenize_part(
-      name, getattr(dataset, name), config.data, base.tokenizer, users
+      name, getattr(dataset, name), config.data, tokenizer, users
     )
     for name in names
     if getattr(dataset, name)
@@ -199,7 +200,7 @@ def tokenize_parts(
 
 
 def check_lengths(
-  config: config_lib.Config, base: base_lib.Base, data: Data
+  config: config_lib.Config, arch: policy_lib.Architecture, data: Data
 ) -> None:
   """Checks that the base has positions for the longest sample.
 
@@ -212,10 +213,10 @@ def check_lengths(
     for part in data.parts.values()
     for row in part.tokenized
   )
-  if longest > base.lm.arch.max_positions:
+  if longest > arch.max_positions:
     raise ValueError(
       f"the longest prompt and response have {longest} tokens, user.num_tokens "
-      f"{prefix} included, and the base has {base.lm.arch.max_positions} "
+      f"{prefix} included, and the base has {arch.max_positions} "
       "positions; lower data.max_prompt_tokens or data.max_response_tokens"
     )
 

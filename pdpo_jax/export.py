@@ -201,6 +201,7 @@ def export_run(
 ) -> None:
   """Writes the newest policy of a run; see `export`."""
   config = run_folder.read_config(workdir)
+  tensor_files.refuse_weights(folder)
   base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
   trained = workdir / run_folder.training_name(config)
   split, users, _ = pdpo.load(config, base, trained)

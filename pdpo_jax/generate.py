@@ -83,9 +83,9 @@ def main() -> None:
     )
   workdir = pathlib.Path(_WORKDIR.value).expanduser()
   config = run_config(workdir)
-  base = experiment.read_base(config, workdir, reading=True)
   trained = workdir / run_folder.training_name(config)
-  split, users, _ = pdpo.load(config, base, trained)
+  # Who and what is asked for is known before weights are read.
+  users = pdpo.read_users(config, trained)
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
   rows = rows or {_UNKNOWN: 0}
   known = processes.from_first(lambda: run_folder.read_user_texts(workdir))
@@ -96,10 +96,12 @@ def main() -> None:
       sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value
     ]
   )
+  asked = [structs.PromptExample(parse_prompt(prompt)) for prompt in prompts]
+  base = experiment.read_base(config, workdir, reading=True)
   texts = answers.answer(
-    split.merge(),
+    pdpo.load(config, base, trained).policy.merge(),
     base,
-    [structs.PromptExample(parse_prompt(prompt)) for prompt in prompts],
+    asked,
     rows,
     config,
     known,

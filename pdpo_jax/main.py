@@ -6,13 +6,16 @@ Started again, the same command goes on where it was cut off.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import transformers
 
 from pdpo_jax import (
   command_line,
@@ -64,51 +67,89 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     return _train_and_answer(config)
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """All of a run that needs its base's tokenizer, and no weights.
+
+  Attributes:
+    data: as tokens.
+    prompts: that are answered at the end.
+    speakers: user rows of those who answer them, besides the generic user.
+  """
+
+  data: experiment.Data
+  prompts: Sequence[structs.PromptExample]
+  speakers: Mapping[str, int]
+
+
+def prepare(
+  config: config_lib.Config,
+  folder: pathlib.Path,
+  dataset: dataset_lib.Dataset,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  arch: policy_lib.Architecture,
+) -> Prepared:
+  """Makes samples of a data set, and checks all that can be checked by then.
+
+  Raises:
+    ValueError: if no samples are left, or they, the prompts, the users or the
+      policy do not go with the base.
+  """
+  users = experiment.users_of(config, dataset)
+  users = earlier.users(config, folder, users)
+  data = experiment.tokenize_parts(config, tokenizer, dataset, users)
+  # Nothing teaches the row of a user none of whose samples fits.
+  users = experiment.users_of(config, dataset, data.parts["train"].examples)
+  data = experiment.with_rows_of(data, earlier.users(config, folder, users))
+  experiment.check_lengths(config, arch, data)
+  prompts = answers.fitting(dataset.prompts, tokenizer, arch, config)
+  for training in experiment.trainings(config).values():
+    pdpo.check_policy(training, arch)
+  return Prepared(data, prompts, experiment.speakers(config, data))
+
+
 def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   folder = run_folder.open_run(config)
   clock = Clock()
-  base = None
   own = folder / run_folder.BASE
-  if config.base.path or processes.from_first(lambda: base_lib.is_whole(own)):
-    with clock.stage("base"):
-      base = experiment.read_base(config, folder)
+  taught = not config.base.path and not processes.from_first(
+    lambda: base_lib.is_whole(own)
+  )
+  source = run_folder.base_path(config, folder)
+  if taught:
+    source = config.sft.path  # "" from scratch, with no tokenizer yet
+  tokenizer = base_lib.read_tokenizer(source) if source else None
   with clock.stage("data"):
-    tokenizer = None
-    if base is not None:
-      tokenizer = base.tokenizer
-    elif config.sft.path:
-      tokenizer = base_lib.read_tokenizer(config.sft.path)
     dataset = experiment.load_dataset(config, tokenizer, folder)
     if dataset.tally.rows:
       print(f"data: {dataset.tally}")
-  if base is None:
-    with clock.stage("sft"):
-      base = sft.train_base(config, dataset, own, experiment.digest(dataset))
-  elif not config.base.path:
+  if not config.base.path and not taught:
     processes.from_first(
       lambda: sft.check_data(own, experiment.digest(dataset))
     )
-  with clock.stage("tokenize"):
-    users = experiment.users_of(config, dataset)
-    users = earlier.users(config, folder, base.fingerprint, users)
-    data = experiment.tokenize_parts(config, base, dataset, users)
-    # Nothing teaches the row of a user none of whose samples fits.
-    kept = experiment.users_of(config, dataset, data.parts["train"].examples)
-    kept = earlier.users(config, folder, base.fingerprint, kept)
-    data = experiment.with_rows_of(data, kept)
-    for part in data.parts.values():
-      print(part)
-    # What is wrong shall show before hours of training.
-    experiment.check_lengths(config, base, data)
-    prompts = answers.fitting(dataset.prompts, base, config)
-    trainings = experiment.trainings(config)
-    for one in trainings.values():
-      pdpo.check_policy(one, base.lm.arch)
+  # What is wrong shall show before weights are read, and hours of training.
+  if source:
+    with clock.stage("tokenize"):
+      arch = base_lib.read_architecture(source)
+      prepared = prepare(config, folder, dataset, tokenizer, arch)
+  if taught:
+    with clock.stage("sft"):
+      base = sft.train_base(config, dataset, own, experiment.digest(dataset))
+    with clock.stage("tokenize"):
+      # With the tokenizer that later commands find.
+      prepared = prepare(config, folder, dataset, base.tokenizer, base.lm.arch)
+  else:
+    with clock.stage("base"):
+      base = experiment.read_base(config, folder)
+  earlier.check_base(config, folder, base.fingerprint)
+  data, prompts, speakers = prepared.data, prepared.prompts, prepared.speakers
+  for part in data.parts.values():
+    print(part)
+  trainings = experiment.trainings(config)
   before = experiment.held_out_before(config, folder) or held_out.Record()
   own_texts = earlier.user_texts(config, folder, dataset)
   if not any(pdpo.is_begun(folder / name) for name in trainings):
     run_folder.write_user_texts(folder, own_texts)
-  speakers = experiment.speakers(config, data)
   accuracies, texts = {}, {}
   for name, one in trainings.items():
     with clock.stage(f"{name}_reference"):

@@ -45,7 +45,6 @@ def make_report(
     judge: for win rates; none without.
   """
   found = contenders.open_contenders(workdir, against, base)
-  found[0].check_data(dataset)
   folder = workdir / "report"
   drawn = folder / "figures"
   groups = comparison.taste_groups(dataset.short_users, dataset.long_users)

@@ -163,7 +163,7 @@ def test_a_user_must_not_have_the_name_of_another_speaker(tmp_path):
   dataset = dataclasses.replace(dataset, train=train)
   data = experiment.tokenize_parts(
     config,
-    tiny.tiny_base(dataset),
+    tiny.tiny_base(dataset).tokenizer,
     dataset,
     experiment.users_of(config, dataset),
   )

@@ -6,6 +6,7 @@ import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import transformers
 from typing_extensions import TypedDict
 
 from pdpo_jax import config as config_lib
@@ -45,7 +46,7 @@ def respond(
     rows: user rows, 0 for the generic user.
     config: `answers` and the prompt limit apply.
   """
-  encoder = _encoder(base, config)
+  encoder = _encoder(base.tokenizer, config)
   requests = [
     generate.Request(prompt=prompt, user_row=row, seed=seed)
     for prompt, row, seed in zip(
@@ -63,15 +64,16 @@ def respond(
   return base.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
-def _encoder(base, config):
+def _encoder(tokenizer, config):
   return prompts_lib.PromptEncoder(
-    base.tokenizer, config.data.template, config.data.max_prompt_tokens
+    tokenizer, config.data.template, config.data.max_prompt_tokens
   )
 
 
 def fitting(
   prompts: Sequence[structs.PromptExample],
-  base: base_lib.Base,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  arch: policy_lib.Architecture,
   config: config_lib.Config,
 ) -> list[structs.PromptExample]:
   """Those that can be answered; a warning says how many cannot.
@@ -79,7 +81,7 @@ def fitting(
   Raises:
     ValueError: if none can, or an answer has no room in the model.
   """
-  encoder = _encoder(base, config)
+  encoder = _encoder(tokenizer, config)
   counts: collections.Counter[str] = collections.Counter()
   encoded = encoder.encode(prompts, counts)
   kept = [
@@ -104,12 +106,12 @@ def fitting(
   longest = max(length for _, length in kept)
   prefix = config.user.num_tokens if config.user.kind != "none" else 0
   total = prefix + longest + config.answers.max_new_tokens
-  if total > base.lm.arch.max_positions:
+  if total > arch.max_positions:
     raise ValueError(
       f"answers need up to {total} positions (user.num_tokens {prefix}, a "
       f"prompt of {longest} and answers.max_new_tokens "
       f"{config.answers.max_new_tokens}), and the base has "
-      f"{base.lm.arch.max_positions}; lower one of them, or "
+      f"{arch.max_positions}; lower one of them, or "
       "data.max_prompt_tokens"
     )
   return [prompt for prompt, _ in kept]

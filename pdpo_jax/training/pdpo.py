@@ -413,6 +413,25 @@ class Loaded(NamedTuple):
   step: int
 
 
+def read_users(
+  config: config_lib.Config, folder: pathlib.Path
+) -> users_lib.UserIndex:
+  """The users of a training's table, without the table.
+
+  Raises:
+    ValueError: if there is no checkpoint, or none that can be read.
+  """
+  place = folder / "checkpoints"
+  if not place.is_dir():
+    raise ValueError(
+      f"{folder} has no checkpoints; train first, or name another --workdir"
+    )
+  if config.user.kind == "none":
+    return users_lib.UserIndex([])
+  with checkpoint.Checkpoints(place) as saved:
+    return saved.users()
+
+
 def load(
   config: config_lib.Config, base: base_lib.Base, folder: pathlib.Path
 ) -> Loaded:
@@ -425,15 +444,9 @@ def load(
   Raises:
     ValueError: if there is none, or it is of another base.
   """
+  users = read_users(config, folder)
   checkpoints_folder = folder / "checkpoints"
-  if not checkpoints_folder.is_dir():
-    raise ValueError(
-      f"{folder} has no checkpoints; train first, or name another --workdir"
-    )
   with checkpoint.Checkpoints(checkpoints_folder) as saved:
-    users = users_lib.UserIndex([])
-    if config.user.kind != "none":
-      users = saved.users()
     split = make_policy(config, base, users.num_rows)
     like = checkpoint.trainable_items(split.trainable)
     if "users" in like:

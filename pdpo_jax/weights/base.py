@@ -17,6 +17,7 @@ from jax import sharding as jax_sharding
 from pdpo_jax import config as config_lib
 from pdpo_jax import processes
 from pdpo_jax.models import kernels
+from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import (
   gguf,
   gguf_tokenizer,
@@ -168,6 +169,14 @@ def _read_tokenizer(
       f"token for 'x'; {remedy}"
     )
   return tokenizer
+
+
+def read_architecture(path: str) -> policy_lib.Architecture:
+  """The architecture alone of what `read_base` reads."""
+  place = hub.find(path)
+  if place.suffix == ".gguf":
+    return gguf.read_architecture(gguf.open_file(place))
+  return hf_safetensors.read_architecture(place)
 
 
 def read_base(

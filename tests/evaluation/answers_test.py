@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 from pdpo_jax import structs
@@ -33,13 +35,17 @@ def test_prompts_without_room_are_left_out_before_anything_is_trained(
     structs.PromptExample((structs.Message("user", "so? " * times),))
     for times in (1, 90)
   )
-  assert answers.fitting([short, long], base, config) == [short]
+  arch = base.lm.arch
+  fitting = functools.partial(
+    answers.fitting, tokenizer=base.tokenizer, arch=arch, config=config
+  )
+  assert fitting([short, long]) == [short]
   assert "1 of 2 prompts are left out" in caplog.text
   with pytest.raises(ValueError, match="none of the 1 prompts"):
-    answers.fitting([long], base, config)
-  config.answers.max_new_tokens = base.lm.arch.max_positions
+    fitting([long])
+  config.answers.max_new_tokens = arch.max_positions
   with pytest.raises(ValueError, match=r"max_new_tokens .* the base has"):
-    answers.fitting([short], base, config)
+    fitting([short])
 
 
 def test_a_response_depends_on_its_own_prompt_row_and_seed(tmp_path):

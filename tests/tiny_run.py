@@ -1,0 +1,42 @@
+"""A whole run for tests, with its base, vanilla DPO, P-DPO, a judge's verdicts.
+
+python -m tests.tiny_run FOLDER
+"""
+
+import pathlib
+import sys
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import experiment, main, reporting
+from pdpo_jax.config import judge as judge_config
+from tests import tiny
+
+
+def make_config(folder: pathlib.Path) -> config_lib.Config:
+  config = tiny.tiny_config(folder / "run")
+  config.cache = str(folder / "cache")
+  config.sft.num_layers = config.sft.num_heads = 1
+  config.sft.width, config.sft.mlp_width, config.sft.rotary_dim = 16, 16, 8
+  config.sft.vocab_size, config.sft.steps, config.sft.warmup_steps = 300, 2, 1
+  config.train.epochs = 1
+  config.train.checkpoint_every = 2
+  config.answers.max_new_tokens = 2
+  config.answers.batch_size = 8
+  return config
+
+
+def make(folder: pathlib.Path) -> config_lib.Config:
+  """Trains and judges `folder / "run"`, with its cache beside it."""
+  config = make_config(folder)
+  main.train_and_answer(config)
+  base = experiment.read_base(config, config.folder)
+  dataset = experiment.load_dataset(config, base.tokenizer, config.folder)
+  judge = judge_config.JudgeConfig(
+    kind="rule", against=("base", "chosen"), num_users=1, samples_per_user=1
+  )
+  reporting.make_report(config.folder, (), base, dataset, judge)
+  return config
+
+
+if __name__ == "__main__":
+  make(pathlib.Path(sys.argv[1]))
