@@ -197,6 +197,8 @@ TRAPS: dict[str, tuple[int, Callable]] = {
 OTHER_TRAPS = ("asked empty", "all long")
 # Each trap comes back after so many dialogues.
 TRAP_EVERY = 40
+# Of fewer, a single broken row would be too many for the loader.
+FEW_DIALOGUES = 100
 
 
 def spring(name: str, turns: list[Turn]) -> None:
@@ -211,9 +213,16 @@ def spring(name: str, turns: list[Turn]) -> None:
 
 
 def _dialogue_counts(users: int, total: int, rng: random.Random) -> list[int]:
-  """One to seven for each of the users; how many have one is fixed."""
-  single = round(users * ONE_DIALOGUE_SHARE) or 1
-  counts = [1] * single + [6] * (users - single)
+  """One to seven for each of the users; how many have one is fixed.
+
+  As near to `total` as that allows; all but one at least have several.
+  """
+  single = min(round(users * ONE_DIALOGUE_SHARE) or 1, users - 1)
+  several = users - single
+  total = min(
+    max(total, single + 2 * several), single + MAX_DIALOGUES * several
+  )
+  counts = [1] * single + [6] * several
   while sum(counts) != total:
     place = rng.randrange(single, users)
     step = 1 if sum(counts) < total else -1
@@ -236,7 +245,8 @@ def _traps(owners: Sequence[str]) -> list[str]:
   traps = ["plain"] * len(owners)
   for number, place in enumerate(many):
     traps[place] = names[number % TRAP_EVERY]
-  traps[many[-1]] = "unknown user"
+  if len(owners) >= FEW_DIALOGUES:
+    traps[many[-1]] = "unknown user"
   return traps
 
 
@@ -246,10 +256,17 @@ def write(
   """Writes both files; returns how often each trap was put in.
 
   Args:
-    users: 20 or more, for every trap to occur.
+    users: 4 or more, for some to be trained on; 20 or more, for every trap to
+      occur.
+
+  Raises:
+    ValueError: if there are no users.
   """
+  if users < 1:
+    raise ValueError(f"--users={users}; a folder has at least one")
   rng = random.Random(f"prism files {users} {seed}")
-  survey_only = max(1, round(users * FULL_SURVEY_ONLY / FULL_USERS))
+  survey_only = round(users * FULL_SURVEY_ONLY / FULL_USERS) or 1
+  survey_only = min(survey_only, users - 1)
   total = round(users * FULL_DIALOGUES / FULL_USERS)
   counts = _dialogue_counts(users - survey_only, total, rng)
   counts += [0] * survey_only

@@ -26,6 +26,20 @@ def generated(tmp_path_factory):
   return path, prism_files.write(path, users=60)
 
 
+@pytest.mark.parametrize("users", [1, 2, 3, 4, 7, 19])
+def test_a_folder_of_few_users_is_written_and_can_be_read(tmp_path, users):
+  planted = prism_files.write(tmp_path, users)
+  assert planted["survey only"] == (users > 1)
+  if users >= 4:
+    dataset = sources.load(prism_files.make_config(tmp_path))
+    assert dataset.train and dataset.heldout
+
+
+def test_a_folder_without_users_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match="--users=0; a folder has at least one"):
+    prism_files.write(tmp_path, 0)
+
+
 def test_a_prompt_is_all_that_was_said_with_the_chosen_responses(tmp_path):
   samples, _ = load_one(tmp_path, prism_files.TURNS)
   message = structs.Message
