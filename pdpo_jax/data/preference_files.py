@@ -149,4 +149,5 @@ def _read(
     reader.read(place, row)
     for place, row in location.rows(split, tally, columns)
   )
-  return [example for example in read_rows if example is not None]
+  examples = [example for example in read_rows if example is not None]
+  return user_ids.without_points(examples, tally)

@@ -1,14 +1,17 @@
 """User ids as files have them."""
 
 import collections
+import dataclasses
 import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from pdpo_jax import structs
 from pdpo_jax.data import rows, turns
 
 _LONGEST = 256  # characters; more are a wrong column
+_WHOLE = "whole floats as user ids, such as 7.0, read as 7"
 # Floats tell all whole numbers apart up to here.
 _EXACT = 2**53
 
@@ -37,7 +40,7 @@ class Reader:
         raise rows.BrokenRow(
           "user id is a float that has lost digits", f"{value!r}"
         )
-      notes["whole floats as user ids, such as 7.0, read as 7"] += 1
+      notes[_WHOLE] += 1
       value = int(value)
     if not isinstance(value, str | int) or isinstance(value, bool):
       raise rows.BrokenRow(
@@ -82,6 +85,27 @@ def _strip(text: str) -> str:
   while turns.is_blank(text[end - 1]):
     end -= 1
   return text[start:end]
+
+
+def without_points(
+  examples: list[structs.PreferenceExample], tally: rows.Tally
+) -> list[structs.PreferenceExample]:
+  """The comparisons of a path, with ids "7" where all are like "7.0".
+
+  So pandas writes a column of integers of which some are missing to CSV.
+  """
+  ids = {example.user_id for example in examples} - {None}
+  if not ids or not all(re.fullmatch(r"-?\d+\.0", user_id) for user_id in ids):
+    return examples
+  tally.note(_WHOLE, sum(example.user_id is not None for example in examples))
+  return [
+    example
+    if example.user_id is None
+    else dataclasses.replace(
+      example, user_id=example.user_id.removesuffix(".0")
+    )
+    for example in examples
+  ]
 
 
 def note_alike(ids: Iterable[str | None], tally: rows.Tally) -> None:

@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import pandas
 import pytest
 
 from pdpo_jax.data import preference_files, rows, users
@@ -47,6 +48,16 @@ def test_whole_floats_are_integers(tmp_path):
   ids, tally = read_ids(tmp_path, 7.0, nan, 8, None)
   assert ids == ["7", None, "8", None]
   assert tally.noted == {"whole floats as user ids, such as 7.0, read as 7": 1}
+
+
+def test_whole_floats_are_integers_in_csv_where_all_ids_are(tmp_path):
+  table = [ROW | {"user_id": user_id} for user_id in (7.0, None, 10.0)]
+  pandas.DataFrame(table).to_csv(tmp_path / "rows.csv")
+  tally = rows.Tally()
+  examples = files.read(tmp_path / "rows.csv", tally)
+  assert [example.user_id for example in examples] == ["7", None, "10"]
+  assert tally.noted == {"whole floats as user ids, such as 7.0, read as 7": 2}
+  assert read_ids(tmp_path, "7.0", "1.1")[0] == ["7.0", "1.1"]
 
 
 @pytest.mark.parametrize(
