@@ -2,11 +2,12 @@
 PYTHON ?= python3
 # Each environment is made anew when its requirements change.
 VENV := .venv
+OLDEST_VENV := .venv-oldest
 PARITY_VENV := .venv-parity
 BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 
-.PHONY: quickstart smoke test lint parity golden bench clean
+.PHONY: quickstart smoke test lint oldest parity golden bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
@@ -22,6 +23,11 @@ test: $(VENV)/dev
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+# With the oldest Python and packages that the requirements allow; what takes
+# long is left to `make test`.
+oldest: $(OLDEST_VENV)/oldest
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 -m "not slow"
 
 # The same numbers as torch, transformers and PEFT, computed live.
 parity: $(PARITY_VENV)/parity
@@ -51,6 +57,13 @@ $(VENV)/dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@ $(VENV)/run
 
+$(OLDEST_VENV)/oldest: requirements.txt requirements-dev.txt | $(VENV)/dev
+	$(BIN)/uv venv --quiet --clear --python 3.11 $(OLDEST_VENV)
+	# Compiling must not warn in the midst of tests.
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(OLDEST_VENV) \
+	  --resolution lowest-direct --requirement requirements-dev.txt
+	touch $@
+
 $(PARITY_VENV)/parity: requirements.txt requirements-parity.txt
 	$(PYTHON) -m venv $(PARITY_VENV)
 	$(PARITY_VENV)/bin/python -m pip install --quiet \
@@ -69,4 +82,4 @@ $(BENCH_VENV)/bench: requirements.txt requirements-bench.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) $(BENCH_VENV)
+	rm -rf $(VENV) $(OLDEST_VENV) $(PARITY_VENV) $(BENCH_VENV)
