@@ -121,8 +121,8 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
     ),
   )
   users = experiment.users_of(config, dataset)
-  users = earlier.users(config, config.folder, base.fingerprint, users)
-  data = experiment.tokenize_parts(config, base, dataset, users)
+  users = earlier.users(config, config.folder, users)
+  data = experiment.tokenize_parts(config, base.tokenizer, dataset, users)
   batches = {
     name: experiment.make_batches(config, base, part)
     for name, part in data.parts.items()

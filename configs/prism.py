@@ -31,6 +31,20 @@ on 76 samples; it reports no reward accuracy. Not yet run at this size.
 
 from pdpo_jax import config as config_lib
 
+# The released code's: the user's text without a header, and a line break after
+# each turn.
+_TEMPLATE = (
+  '{% if messages[0].role == "system" %}{{ messages[0].content }}{% endif %}'
+  '{{ "\\n" }}'
+  '{% for turn in messages if turn.role != "system" %}'
+  '{{ "<|start_header_id|>" + turn.role + "<|end_header_id|>\\n\\n" }}'
+  '{{ turn.content + "<|eot_id|>\\n" }}'
+  "{% endfor %}"
+  "{% if add_generation_prompt %}"
+  '{{ "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}'
+  "{% endif %}"
+)
+
 VARIANTS = ("individual", "cluster10", "cluster100", "vanilla", "authors")
 
 
@@ -85,6 +99,11 @@ def _as_released(config: config_lib.Config) -> None:
   config.train.epochs = 1
   # Of a row each, so that its weight is alpha or 1 - alpha.
   config.train.accumulation_steps = config.train.batch_size
+  config.data.add_bos = True
+  # Of 470 and 770 in all, the text that names the user takes 16 there.
+  config.data.max_prompt_tokens = 470 - 16
+  config.data.truncation = "keep_start"
+  config.data.template = _TEMPLATE
   config.data.prism.split = "authors"
   config.data.prism.rejected = "each"
   config.data.prism.aspect_order = "shown"

@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 # What a control run was made for; "" for a run that is none.
 SHUFFLED, SWAPPED = "shuffled users", "swapped choices"
 # Which samples and pairs there are hangs on these.
-_LIMITS = ("max_prompt_tokens", "max_response_tokens", "long_response")
+_LIMITS = (
+  "max_prompt_tokens",
+  "max_response_tokens",
+  "long_response",
+  "truncation",
+)
 
 
 class Contender:
@@ -169,9 +174,11 @@ class Contender:
     return {line["sample"]: line["response"] for line in lines}
 
   def _in_own_words(self, config: config_lib.Config) -> config_lib.Config:
-    """With the template of its training."""
-    own = self.config.data.template
-    data = dataclasses.replace(config.data, template=own)
+    """With the template and BOS of its training."""
+    own = self.config.data
+    data = dataclasses.replace(
+      config.data, template=own.template, add_bos=own.add_bos
+    )
     return dataclasses.replace(config, data=data)
 
   def _responses_file(self, config: config_lib.Config) -> pathlib.Path:

@@ -34,6 +34,7 @@ _SAME = (
   "lora.rank",
   "lora.alpha",
   "data.template",
+  "data.add_bos",
 )
 
 

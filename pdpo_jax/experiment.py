@@ -12,7 +12,7 @@ import transformers
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import kept, processes, run_folder, structs
-from pdpo_jax.data import batching, held_out, sources, tokenize
+from pdpo_jax.data import batching, held_out, prompts, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
@@ -72,6 +72,27 @@ def read_base(
   mesh = sharding.make_mesh(mesh)
   path = run_folder.base_path(config, folder)
   return base_lib.read_base(path, config.base, sharding.of_base(mesh))
+
+
+def check_prefix(
+  config: config_lib.Config, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+  """Checks that a prefix that is to come after BOS has one before it.
+
+  Raises:
+    ValueError: if prompts begin with none, so that it would stand between
+      their first token and the second, within a word perhaps.
+  """
+  if config.user.kind == "none" or config.user.prefix_position != "after_bos":
+    return
+  if not prompts.make_encoder(tokenizer, config.data).begins_with_bos:
+    remedy = "use user.prefix_position 'front'"
+    if tokenizer.bos_token_id is not None:
+      remedy = f"set data.add_bos (--config.data.add_bos=True), or {remedy}"
+    raise ValueError(
+      "user.prefix_position 'after_bos' needs prompts that begin with BOS, and "
+      f"this base's do not: the prefix would split their first word; {remedy}"
+    )
 
 
 def load_dataset(

@@ -6,6 +6,7 @@ The folder has the base with the run's LoRA merged in, the tokenizer, each
 user's prefix, and a README.md that shows how to answer as a user.
 """
 
+import copy
 import dataclasses
 import json
 import pathlib
@@ -115,7 +116,7 @@ The base as it is, for `transformers`, without the LoRA weights with which the
 prefixes were trained."""
 
 
-def encode_code(encoder: prompts_lib.PromptEncoder) -> str:
+def _encode_code(encoder: prompts_lib.PromptEncoder) -> str:
   """Code that makes token ids of a prompt as `encoder` does."""
   functions = _FUNCTIONS.format(front=encoder.front.tolist())
   if not encoder.chat:
@@ -162,6 +163,7 @@ def export(
   users: users_lib.UserIndex,
   plain: bool = False,
   template: str = "auto",
+  add_bos: bool = False,
 ) -> None:
   """Writes a policy; weights last.
 
@@ -172,27 +174,32 @@ def export(
     users: of the policy; without a user model they are left out.
     plain: leaves LoRA out.
     template: of prompts, as `data.template`.
+    add_bos: of prompts, as `data.add_bos`.
 
   Raises:
     ValueError: if the folder has weights already.
   """
   tensor_files.refuse_weights(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  encoder = prompts_lib.PromptEncoder(base.tokenizer, template, 1)
+  tokenizer = copy.copy(base.tokenizer)
+  encoder = prompts_lib.PromptEncoder(tokenizer, template, 1, add_bos)
+  if encoder.chat:
+    tokenizer.chat_template = encoder.template.source
   if policy.user_model.num_tokens > 0:
     write_users(folder, policy, users)
     readme = _README.format(
       name=folder.resolve().name,
       weights=_AS_IT_IS if plain else _MERGED,
       parts=_PARTS[policy.prefix_position],
-      encode=encode_code(encoder),
+      encode=_encode_code(encoder),
     )
     (folder / "README.md").write_text(readme)
   lm = base.lm if plain else policy.lm
   # Answers end as they do here, also where only the template says how.
   ends = (*base.end_of_turn, encoder.end_id)
   base_lib.write_base(
-    folder, dataclasses.replace(base, lm=lm, end_of_turn=ends)
+    folder,
+    dataclasses.replace(base, lm=lm, tokenizer=tokenizer, end_of_turn=ends),
   )
 
 
@@ -205,7 +212,8 @@ def export_run(
   base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
   trained = workdir / run_folder.training_name(config)
   split, users, _ = pdpo.load(config, base, trained)
-  export(folder, split.merge(), base, users, plain, config.data.template)
+  data = config.data
+  export(folder, split.merge(), base, users, plain, data.template, data.add_bos)
 
 
 def main() -> None:

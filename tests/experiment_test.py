@@ -122,3 +122,24 @@ def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
     [row.prompt for row in renumbered.parts["train"].tokenized],
     [row.prompt for row in data.parts["train"].tokenized],
   )
+
+
+@pytest.mark.parametrize("kind", ["individual", "cluster"])
+def test_a_prefix_after_bos_needs_a_bos(tmp_path, kind):
+  config = tiny.tiny_config(tmp_path)
+  config.user.kind = kind
+  base = tiny.tiny_base(sources.load(config))
+  experiment.check_prefix(config, base.tokenizer)  # In front, it needs none.
+  config.user.prefix_position = "after_bos"
+  with pytest.raises(
+    ValueError, match=r"split their first word; set data\.add"
+  ):
+    experiment.check_prefix(config, base.tokenizer)
+  config.data.add_bos = True
+  experiment.check_prefix(config, base.tokenizer)
+  config.data.add_bos = False
+  base.tokenizer.bos_token = None
+  with pytest.raises(ValueError, match="first word; use user"):
+    experiment.check_prefix(config, base.tokenizer)
+  config.user.kind = "none"
+  experiment.check_prefix(config, base.tokenizer)

@@ -1,8 +1,11 @@
 """The experiments in `configs/`, all but their size, from files to results."""
 
+import collections
+import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 
 import pytest
 from absl import flags
@@ -10,10 +13,13 @@ from absl.testing import flagsaver
 from flax import nnx
 
 from pdpo_jax import config as config_lib
+from pdpo_jax import experiment as experiment_lib
 from pdpo_jax import generate, main, run_folder, structs
-from pdpo_jax.data import tokenize
+from pdpo_jax.config import sections
+from pdpo_jax.data import prompts, tokenize
 from pdpo_jax.evaluation import answers
 from pdpo_jax.models import gptj, llama
+from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
 from tests import prism_files
 
@@ -59,6 +65,111 @@ def write_base(folder: pathlib.Path, lm: nnx.Module, tokenizer) -> str:
   return str(folder)
 
 
+def test_every_row_of_the_table_is_what_the_released_variants_set():
+  # `docs/data.md`; a row names its options without a value for one experiment.
+  table = (ROOT / "docs" / "data.md").read_text()
+  table = table.partition("## As the released code does it")[2]
+  section, options = "", set()
+  for row in table.partition("### Not reproduced")[0].splitlines():
+    for name in re.findall(r"`([a-z_]*\.[a-z_.]+)`", row.partition(" | ")[2]):
+      section = section if name.startswith(".") else name.rpartition(".")[0]
+      options.add(section + name if name.startswith(".") else name)
+  assert len(options) > 25
+  changed = set()
+  for name in ("prism", "tldr"):
+    first, released = (
+      sections.flatten(dataclasses.asdict(experiment(name, variant)))
+      for variant in ("individual", "authors")
+    )
+    changed |= {key for key in first if first[key] != released[key]}
+  # TRL's IPO is for whoever sets `loss.kind`; batches are as large as ever.
+  unset = {"loss.kind", "loss.length_normalized", "train.batch_size"}
+  assert options - unset == changed - {"name"}
+
+
+def test_the_released_variants_reach_what_they_configure():
+  for name in ("prism", "tldr"):
+    config = experiment(name, "authors")
+    config_lib.validate(config)
+    loss = pdpo.make_objective(config)
+    assert (loss.kind, loss.beta, loss.mixing) == ("sigmoid", 0.5, "batch")
+    # Micro-batches of one row: its weight is alpha or 1 - alpha.
+    assert config.train.accumulation_steps == config.train.batch_size == 32
+    assert config.train.epochs == 1 and config.lora.dropout == 0
+    users = pdpo.user_spec(config.user)
+    assert (users.weights, users.offset_init) == ("softmax", "vocabulary")
+    assert (users.init, users.init_std) == ("vocabulary", 1.0)
+    vanilla = experiment_lib.trainings(
+      dataclasses.replace(config, vanilla=True)
+    )["vanilla"]
+    assert pdpo.make_objective(vanilla).alpha == 0
+    spec = answers.sampling_spec(config.answers)
+    assert spec.min_new_tokens == 32 and spec.penalize_prompt
+    assert (spec.repetition_penalty, spec.no_repeat_ngram) == (1.15, 3)
+    assert spec.max_new_tokens == {"prism": 500, "tldr": 1024}[name]
+    # Less the names of users, which stand in prompts there.
+    whole = config.data.max_prompt_tokens + config.data.max_response_tokens
+    assert whole == {"prism": 770 - 16, "tldr": 600 - 14}[name]
+
+
+def released_tokens(tokenizer, turns, user_text):
+  """A prompt as the released code has it, less what names the user there."""
+  text = f"{user_text}\n" + "".join(
+    f"<|start_header_id|>{turn.role}<|end_header_id|>\n\n"
+    f"{turn.content}<|eot_id|>\n"
+    for turn in turns
+  )
+  text += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+  ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+  return [tokenizer.bos_token_id, *ids]
+
+
+def test_prisms_released_prompt_is_the_text_of_that_code():
+  data = experiment("prism", "authors").data
+  tokenizer = tokenize.train_tokenizer(["so what? I am", "the cat"], 300)
+  special = ["start_header_id", "end_header_id", "eot_id"]
+  tokenizer.add_special_tokens(
+    {"additional_special_tokens": [f"<|{name}|>" for name in special]}
+  )
+  turns = (
+    structs.Message("user", "so what?"),
+    structs.Message("assistant", "I am"),
+    structs.Message("user", "the cat "),
+  )
+  encoder = prompts.make_encoder(tokenizer, data)
+  texts = "", "User textual information: preference: safety; "
+  asked = [structs.PromptExample(turns, text) for text in texts]
+  encoded = encoder.encode_prompts(asked, collections.Counter())
+  for text, prompt in zip(texts, encoded, strict=True):
+    assert prompt.ids.tolist() == released_tokens(tokenizer, turns, text)
+  (responses,) = encoder.encode_responses(
+    encoded[:1], [("the cat", "")], collections.Counter()
+  )
+  end = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+  assert [ids.tolist() for ids in responses] == [
+    [*tokenizer("the cat")["input_ids"], end], [end],
+  ]  # fmt: skip
+
+
+def test_tldrs_released_prompt_has_a_bos_and_in_training_a_space():
+  data = experiment("tldr", "authors").data
+  tokenizer = tokenize.train_tokenizer(["POST: the cat\nTL;DR: sat"], 300)
+  encoder = prompts.make_encoder(tokenizer, data)
+  post = "POST: the cat\nTL;DR:"
+  trained, answered = encoder.encode_prompts(
+    [structs.PromptExample(post + " "), structs.PromptExample(post)],
+    collections.Counter(),
+  )
+  bos = end = tokenizer.eos_token_id
+  assert answered.ids.tolist() == [bos, *tokenizer(post)["input_ids"]]
+  (responses,) = encoder.encode_responses(
+    [trained], [(" sat", "")], collections.Counter()
+  )
+  for ids, text in zip(responses, (" sat", ""), strict=True):
+    whole = tokenizer(f"{post} {text}")["input_ids"]
+    assert [*trained.ids, *ids] == [bos, *whole, end]
+
+
 @pytest.fixture(scope="module")
 def prism(tmp_path_factory):
   folder = tmp_path_factory.mktemp("prism")
@@ -99,7 +210,8 @@ def test_prism_runs_from_its_files_to_results(
   assert speakers < set(results["words"]) | {"x"}
   lines = (tmp_path / "run" / "answers.jsonl").read_text().splitlines()
   answer = json.loads(lines[0])
-  assert answer["user_text"].startswith("About me.")
+  begins = "User textual information: " if variant == "authors" else "About me."
+  assert answer["user_text"].startswith(begins)
   assert answer["prompt"][-1]["role"] == "user"
   users = sorted(set(results["words"]) - {"S", "V", "G"})
   assert bool(users) == (variant != "vanilla")

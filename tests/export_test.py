@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import transformers
 
 from pdpo_jax import export, run_folder, structs
 from pdpo_jax.data import prompts
@@ -115,6 +116,26 @@ def test_the_readme_makes_the_prompts_of_training(tmp_path, template, bos):
       [structs.PromptExample("the cat", text)], collections.Counter()
     )
     assert list(scope["encode"]("the cat", text)) == list(expected)
+
+
+def test_a_template_and_a_bos_of_the_runs_own_are_exported(tmp_path):
+  policy, base = policies.make(*policies.CASES[0])
+  tokenizer = prompts_test.make_tokenizer(prompts_test.WITHOUT_SYSTEM)
+  base = dataclasses.replace(base, tokenizer=tokenizer)
+  own = prompts_test.CHAT.replace("<|end|>", "!<|end|>")
+  export.export(tmp_path, policy, base, policies.USERS, False, own, True)
+  assert tokenizer.chat_template == prompts_test.WITHOUT_SYSTEM
+  back = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  readme = (tmp_path / "README.md").read_text()
+  code = readme[readme.index("def encode(") : readme.index("def answer(")]
+  scope = {"tokenizer": back}
+  exec(code, scope)
+  encoder = prompts.PromptEncoder(tokenizer, own, 100, add_bos=True)
+  (expected,) = encoder.encode(
+    [structs.PromptExample("the cat", "I am")], collections.Counter()
+  )
+  assert list(scope["encode"]("the cat", "I am")) == list(expected)
+  assert expected[0] == tokenizer.bos_token_id
 
 
 def test_what_is_exported_ends_where_the_template_does(tmp_path):

@@ -13,8 +13,7 @@ MAY_IMPORT = {
   "joining": set(),
   "processes": {"joining", "messages"},
   "kept": set(),
-  "display": set(),
-  "data": {"config", "structs", "kept", "display"},
+  "data": {"config", "structs", "kept"},
   "models": {"structs"},
   "weights": {"config", "structs", "processes", "kept", "data", "models"},
   "training": {
@@ -29,7 +28,6 @@ MAY_IMPORT = {
     "structs",
     "processes",
     "kept",
-    "display",
     "data",
     "models",
     "weights",

@@ -5,6 +5,8 @@ import operator
 
 from pdpo_jax.config import sections
 
+TEMPLATES = ("auto", "chat", "plain")
+
 
 @dataclasses.dataclass
 class SyntheticConfig(sections.Section):
@@ -112,9 +114,18 @@ class DataConfig(sections.Section):
   long_response: str = "error"
   # Share of broken rows of a file above which the run stops.
   max_bad_share: float = 0.01
+  # How samples over these limits are cut: "turns", as above, or "keep_start",
+  # as TRL 0.10 does: not within the sum of both limits; beyond, the prompt
+  # keeps its first tokens, the user's text among them, and if that is not
+  # enough, responses keep theirs. Prompts of answers are whole.
+  truncation: str = "turns"
   # "chat" renders the tokenizer's chat template, "plain" only the text; "auto"
-  # is "chat" where the tokenizer has a template.
+  # is "chat" where the tokenizer has a template. Or the source of a template,
+  # in Jinja, that is used in place of the tokenizer's.
   template: str = "auto"
+  # Puts the tokenizer's BOS before prompts where it does not do so itself, as
+  # GPT-J's does not (the released code does).
+  add_bos: bool = False
   # Different padded shapes of a batch; each is compiled once.
   max_shapes: int = 3
   # Run the real positions of samples side by side, of mixed lengths in each
@@ -149,7 +160,7 @@ def check(data: DataConfig) -> None:
   for name, allowed in (
     ("source", ("synthetic", "prism", "tldr", "files")),
     ("long_response", ("error", "drop", "cut")),
-    ("template", ("auto", "chat", "plain")),
+    ("truncation", ("turns", "keep_start")),
     ("prism.split", ("own", "authors")),
     ("prism.rejected", ("all", "each", "one")),
     ("prism.prompt", ("chat", "authors")),
@@ -161,6 +172,16 @@ def check(data: DataConfig) -> None:
     value = operator.attrgetter(name)(data)
     sections.require(
       value in allowed, f"data.{name}", value, f"one of {allowed}"
+    )
+  if data.template not in TEMPLATES and "{" not in data.template:
+    raise ValueError(
+      f"data.template {data.template!r} must be one of {TEMPLATES}, or the "
+      "source of a chat template in Jinja"
+    )
+  if data.truncation == "keep_start" and data.long_response != "cut":
+    raise ValueError(
+      f"data.truncation 'keep_start' cuts long responses; data.long_response "
+      f"{data.long_response!r} must be 'cut'"
     )
   for name in (
     "max_bad_share",

@@ -64,11 +64,12 @@ def tokenize_part(
   ]
   result = tokenize.tokenize_examples(
     known,
-    prompts.PromptEncoder(tokenizer, data.template, data.max_prompt_tokens),
+    prompts.make_encoder(tokenizer, data),
     users,
     data.max_response_tokens,
     data.long_response,
     data.max_bad_share,
+    data.max_prompt_tokens if data.truncation == "keep_start" else None,
   )
   kept = [examples[place] for place in result.kept]
   return Part(name, kept, result.examples, result.counts)

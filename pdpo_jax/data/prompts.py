@@ -15,6 +15,7 @@ import numpy as np
 import transformers
 
 from pdpo_jax import structs
+from pdpo_jax.config import data as data_config
 from pdpo_jax.data import dialogues, templates, text_tokens
 
 PROMPT_CUT = "prompts cut"
@@ -47,6 +48,9 @@ _ENDS = (
   "<｜end▁of▁sentence｜>",
 )
 
+# More than any prompt has.
+_UNLIMITED = 2**31
+
 Ids = text_tokens.Ids
 Counts = collections.Counter[str]
 
@@ -76,14 +80,17 @@ class PromptEncoder:
   Args:
     tokenizer: with an end-of-text token.
     template: "chat" for the tokenizer's chat template; "plain" for the text
-      alone; "auto" for "chat" where there is a template.
+      alone; "auto" for "chat" where there is a template; or the source of a
+      template to be used in place of the tokenizer's.
     max_tokens: limit of a prompt, user text included. The user text is given
       half of it at most, whatever the prompt, so that it is the same in each.
+    add_bos: whether a prompt begins with BOS though the tokenizer puts none.
 
   Attributes:
     tokens: of texts.
-    front: ids before a prompt: a BOS, where the tokenizer puts one and the
-      template does not.
+    front: ids before a prompt: a BOS, where there is to be one and the template
+      does not put it.
+    begins_with_bos: whether a prompt does, by whoever puts it.
     end_id: the token that ends a response: of the turn, or of the text.
 
   Raises:
@@ -95,6 +102,7 @@ class PromptEncoder:
     tokenizer: transformers.PreTrainedTokenizerBase,
     template: str,
     max_tokens: int,
+    add_bos: bool = False,
   ):
     if max_tokens < 1:
       raise ValueError(f"max_prompt_tokens {max_tokens} must be 1 or more")
@@ -109,17 +117,29 @@ class PromptEncoder:
       )
     self.tokenizer = tokenizer
     self.max_tokens = max_tokens
-    self.chat = template == "chat" or (
-      template == "auto" and bool(tokenizer.chat_template)
+    own_template = "" if template in data_config.TEMPLATES else template
+    self.chat = (
+      bool(own_template)
+      or template == "chat"
+      or (template == "auto" and bool(tokenizer.chat_template))
     )
     self.end_id = tokenizer.eos_token_id
     self._ends_itself = False
     written = ""
     if self.chat:
-      self.template = templates.ChatTemplate(tokenizer)
+      self.template = templates.ChatTemplate(tokenizer, own_template)
       written = self.template.opening + self.template.after
     self.tokens = text_tokens.TextTokens(tokenizer, written)
     self.front = self.tokens.front
+    bos = tokenizer.bos_token_id
+    if add_bos and bos is None:
+      raise ValueError(
+        "data.add_bos is set, and the tokenizer has no bos_token to put before "
+        "a prompt; leave it off"
+      )
+    if add_bos and not len(self.front):
+      self.front = np.array([bos], np.int32)
+    opening = self.front
     if self.chat:
       opening = self.tokens.ids(self.template.opening)
       if np.array_equal(opening[: len(self.front)], self.front):
@@ -128,6 +148,8 @@ class PromptEncoder:
       ends = last[np.isin(last, self.tokens.control_ids)]
       self._ends_itself = bool(len(ends))
       self.end_id = int(ends[0]) if len(ends) else self.end_id
+    first = [*self.front, *opening][:1]
+    self.begins_with_bos = bos is not None and first == [bos]
     own = tokenizer.convert_ids_to_tokens([self.end_id])
     self._ends = tuple({tokenizer.eos_token, *own, *_ENDS})
     self._shortened: dict[str, str] = {}
@@ -401,3 +423,20 @@ class PromptEncoder:
 
   def _fronted(self, ids: Ids) -> Ids:
     return np.concatenate([self.front, ids])
+
+
+def make_encoder(
+  tokenizer: transformers.PreTrainedTokenizerBase, data: data_config.DataConfig
+) -> PromptEncoder:
+  """The encoder of a run's prompts; with `truncation` "keep_start", uncut.
+
+  Raises:
+    ValueError: if the tokenizer lacks what is asked for.
+  """
+  limit = data.max_prompt_tokens
+  return PromptEncoder(
+    tokenizer,
+    data.template,
+    _UNLIMITED if data.truncation == "keep_start" else limit,
+    data.add_bos,
+  )

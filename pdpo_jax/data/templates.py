@@ -103,7 +103,11 @@ atexit.register(_worker.close)
 
 
 class ChatTemplate:
-  """A tokenizer's chat template.
+  """A tokenizer's chat template, or another in its place.
+
+  Args:
+    tokenizer: its special tokens are the template's variables.
+    source: of another one; "" for the tokenizer's own.
 
   Attributes:
     name: of the base, for messages.
@@ -118,9 +122,11 @@ class ChatTemplate:
       simplest dialogues.
   """
 
-  def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase):
+  def __init__(
+    self, tokenizer: transformers.PreTrainedTokenizerBase, source: str = ""
+  ):
     self.name = tokenizer.name_or_path or "this tokenizer"
-    self.source = tokenizer.get_chat_template()
+    self.source = source or tokenizer.get_chat_template()
     self._variables = {
       **json.loads(json.dumps(tokenizer.special_tokens_map, default=str)),
       "tools": None,

@@ -52,8 +52,9 @@ def train_tokenizer(
 ) -> transformers.PreTrainedTokenizerFast:
   """A byte-level BPE tokenizer in the manner of GPT-2 and GPT-J.
 
-  Any text can be encoded; no token is put in front. The vocabulary is smaller
-  than `vocab_size` where the texts have no more pairs to merge.
+  Any text can be encoded; no token is put in front, and the one that ends a
+  text is called BOS too. The vocabulary is smaller than `vocab_size` where the
+  texts have no more pairs to merge.
   """
   alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
   smallest = len(alphabet) + 1
@@ -76,6 +77,7 @@ def train_tokenizer(
   model.train_from_iterator(texts, trainer)
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=model,
+    bos_token=EOS,
     eos_token=EOS,
     clean_up_tokenization_spaces=False,
   )
@@ -88,6 +90,7 @@ def tokenize_examples(
   max_response_tokens: int,
   long_response: str = "error",
   max_bad_share: float = 0.0,
+  kept_start: int | None = None,
 ) -> Tokenized:
   """Token ids of comparisons, with the token that ends a response after each.
 
@@ -103,6 +106,9 @@ def tokenize_examples(
       or else dropped.
     max_bad_share: share of dialogues that the chat template may refuse; they
       are dropped.
+    kept_start: how many first tokens a prompt keeps where it and the longest
+      response have more than that and `max_response_tokens` together; responses
+      are cut if they still have. Without, limits are of each.
 
   Raises:
     ValueError: if a prompt is empty, something is over its limit and must not
@@ -112,6 +118,9 @@ def tokenize_examples(
     raise ValueError(
       f"max_response_tokens {max_response_tokens} must be 1 or more"
     )
+  response_limit = max_response_tokens
+  if kept_start is not None:
+    response_limit += kept_start
   for place, example in enumerate(examples):
     _check_example(place, example)
   dialogues.check(examples)
@@ -143,17 +152,22 @@ def tokenize_examples(
     for place, ids in zip(whole, responses, strict=True):
       example = batch[place]
       name = _name(start + place, example)
+      asked = prompts[place].ids, bare_prompts[place].ids
+      if kept_start is not None:
+        limits = kept_start, max_response_tokens
+        asked, ids = _keep_start(*asked, ids, limits, tokenized.counts)
       fitting = _fitting(
-        ids, max_response_tokens, long_response, tokenized.counts, name
+        ids,
+        response_limit,
+        long_response,
+        tokenized.counts,
+        name,
       )
       if fitting:
         tokenized.kept.append(start + place)
         tokenized.examples.append(
           structs.TokenizedExample(
-            users.row_of(example.user_id),
-            prompts[place].ids,
-            bare_prompts[place].ids,
-            fitting,
+            users.row_of(example.user_id), *asked, fitting
           )
         )
   tokenized.counts[DROPPED] = len(examples) - len(tokenized.kept)
@@ -178,6 +192,31 @@ def _prompts(batch, encoder, counts):
   for place, encoded in zip(told, bare, strict=True):
     bare_prompts[place] = encoded
   return prompts, bare_prompts
+
+
+def _keep_start(prompt, bare_prompt, responses, limits, counts):
+  """Prompts and responses, cut as TRL's `truncation_mode` "keep_start" does.
+
+  Args:
+    limits: of a prompt and of a response where the sample is cut.
+  """
+  longest = max((len(ids) for ids in responses if ids is not None), default=0)
+
+  def is_long(ids):
+    return len(ids) + longest > sum(limits)
+
+  kept = [
+    ids[: limits[0]] if is_long(ids) else ids for ids in (prompt, bare_prompt)
+  ]
+  counts[prompts_lib.PROMPT_CUT] += len(kept[0]) < len(prompt)
+  if is_long(kept[0]):
+    long = [ids is not None and len(ids) > limits[1] for ids in responses]
+    counts[RESPONSE_CUT] += sum(long)
+    responses = [
+      ids[: limits[1]] if is_cut else ids
+      for ids, is_cut in zip(responses, long, strict=True)
+    ]
+  return kept, responses
 
 
 def _fitting(responses, limit, long_response, counts, name):

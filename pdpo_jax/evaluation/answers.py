@@ -65,9 +65,7 @@ def respond(
 
 
 def _encoder(tokenizer, config):
-  return prompts_lib.PromptEncoder(
-    tokenizer, config.data.template, config.data.max_prompt_tokens
-  )
+  return prompts_lib.make_encoder(tokenizer, config.data)
 
 
 def fitting(

@@ -1,6 +1,5 @@
 """What the report says: findings as sections with tables and sentences."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from pdpo_jax.evaluation import (
@@ -41,8 +40,7 @@ PAPER_TABLE_1 = {
 
 
 def percent(value: float | None) -> str:
-  known = value is not None and math.isfinite(value)
-  return f"{100 * value:.1f}" if known else "–"
+  return "–" if value is None else f"{100 * value:.1f}"
 
 
 def with_interval(

@@ -112,9 +112,8 @@ def _from_scratch(
   tokenizer = tokenize.train_tokenizer(
     (prompt + answer for prompt, answer in pairs), sft.vocab_size
   )
-  encoder = prompts.PromptEncoder(
-    tokenizer, "plain", config.data.max_prompt_tokens
-  )
+  data = dataclasses.replace(config.data, template="plain")
+  encoder = prompts.make_encoder(tokenizer, data)
   arch = gptj.Architecture(
     vocab_size=len(tokenizer),
     width=sft.width,

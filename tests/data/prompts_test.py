@@ -6,6 +6,7 @@ import pytest
 import tokenizers
 
 from pdpo_jax import structs
+from pdpo_jax.config import data as data_config
 from pdpo_jax.data import prompts, tokenize, users
 
 TEXTS = ("a cat sat on the mat.", "the dog ate the cat food.", " so what?")
@@ -320,3 +321,51 @@ def test_prompts_for_generation_are_those_of_training(template, caplog):
   for ids, sample in zip(found, trained.examples, strict=True):
     np.testing.assert_array_equal(ids, sample.prompt)
   assert "2 prompts of at most 20 tokens: 1 user texts cut" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("template", "begins"),
+  [(None, False), (CHAT, False), ("{{ bos_token }}" + CHAT, True)],
+)
+@pytest.mark.parametrize("puts_bos", [False, True])
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_a_prompt_begins_with_one_bos_where_anyone_puts_it(
+  template, begins, puts_bos, add_bos
+):
+  tokenizer = make_tokenizer(template, bos=puts_bos)
+  bos = tokenizer.bos_token_id
+  encoder = prompts.PromptEncoder(tokenizer, "auto", 100, add_bos)
+  asked = [structs.PromptExample("the cat", text) for text in ("", "so what?")]
+  expected = puts_bos or add_bos or begins
+  assert encoder.begins_with_bos == expected
+  for ids in encoder.encode(asked, collections.Counter()):
+    assert (ids[0] == bos) == expected
+    assert (ids == bos).sum() == expected
+
+
+def test_bos_is_asked_for_in_vain_of_a_tokenizer_that_has_none():
+  tokenizer = make_tokenizer()
+  tokenizer.bos_token = None
+  assert not prompts.PromptEncoder(tokenizer, "plain", 9).begins_with_bos
+  with pytest.raises(ValueError, match="tokenizer has no bos_token"):
+    prompts.PromptEncoder(tokenizer, "plain", 9, add_bos=True)
+
+
+def test_a_template_may_be_given_in_place_of_the_tokenizers():
+  ours = CHAT.replace("<|end|>", "<|end|>!")
+  for template in (None, IN_TURNS):
+    text, _ = encode(make_tokenizer(template), "a", "I am", ours)
+    assert text == "<|system|>I am<|end|>!\n<|user|>a<|end|>!\n<|assistant|>"
+
+
+def test_with_keep_start_the_encoder_leaves_prompts_and_texts_whole():
+  data = data_config.DataConfig(max_prompt_tokens=12, template="plain")
+  asked = structs.PromptExample("the cat sat on the mat", "I am " * 9)
+  lengths = {}
+  for data.truncation in ("turns", "keep_start"):
+    encoder = prompts.make_encoder(make_tokenizer(), data)
+    counts = collections.Counter()
+    (ids,) = encoder.encode([asked], counts)
+    lengths[data.truncation] = len(ids), counts.total() > 0
+  assert lengths["turns"] == (12, True)
+  assert lengths["keep_start"][0] > 20 and not lengths["keep_start"][1]

@@ -234,3 +234,49 @@ def test_pairs_may_have_an_empty_response(tokenizer):
   pairs = tokenize.tokenize_pairs([("the cat", ""), ("a dog", " ate")], encoder)
   assert pairs[0][1].tolist() == [tokenizer.eos_token_id]
   assert tokenizer.decode(pairs[1][1]) == " ate<|endoftext|>"
+
+
+def trl_truncates(prompt, responses, most, room):
+  """`_truncate_tokens` of TRL 0.10.1's DPO trainer, "keep_start"."""
+  longest = max(map(len, responses))
+  if len(prompt) + longest > most + room:
+    prompt = prompt[:most]
+  if len(prompt) + longest > most + room:
+    responses = [ids[:room] for ids in responses]
+  return prompt, responses
+
+
+@pytest.mark.parametrize("most", [3, 8, 13])
+@pytest.mark.parametrize("room", [2, 5, 9])
+def test_keep_start_cuts_as_trl_does(tokenizer, most, room):
+  examples = [
+    example(
+      prompt=" the cat" * words,
+      chosen=" sat" * long,
+      rejected=(" ate" * short,),
+      user_text=" dog" * told,
+      user_id="ann",
+    )
+    for words in (1, 5, 9)
+    for long, short in ((1, 2), (4, 1), (9, 8), (2, 9))
+    for told in (0, 3)
+  ]
+  encoder = prompts.PromptEncoder(tokenizer, "plain", 1000)
+  whole = tokenize.tokenize_examples(examples, encoder, INDEX, 1000)
+  cut = tokenize.tokenize_examples(
+    examples, encoder, INDEX, room, "cut", kept_start=most
+  )
+  assert cut.kept == whole.kept == list(range(24))
+  prompts_cut = 0
+  for before, after in zip(whole.examples, cut.examples, strict=True):
+    for name in ("prompt", "bare_prompt"):
+      prompt, responses = trl_truncates(
+        getattr(before, name), before.responses, most, room
+      )
+      np.testing.assert_array_equal(getattr(after, name), prompt)
+      if name == "prompt":
+        prompts_cut += len(prompt) < len(before.prompt)
+        for found, expected in zip(after.responses, responses, strict=True):
+          np.testing.assert_array_equal(found, expected)
+  assert prompts_cut == cut.counts[prompts.PROMPT_CUT]
+  assert 0 < prompts_cut < 24
