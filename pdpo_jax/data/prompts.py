@@ -24,6 +24,7 @@ TURN_TOO_LONG = "last turns too long"
 SYSTEM_TOO_LONG = "system messages too long"
 REFUSED = "dialogues that the template refuses"
 RESPONSE_REFUSED = "responses that the template refuses"
+OTHERWISE = "responses that the template writes after another prompt"
 REWRITTEN = "responses that the template rewrites"
 APART = "responses that begin inside of a token"
 STRIPPED = "responses without the space around them"
@@ -245,7 +246,7 @@ class PromptEncoder:
     for (prompt, text), whole in zip(pairs, rendered, strict=True):
       refused = isinstance(whole, templates.Refused)
       if refused or not whole.startswith(prompt.text):
-        counts[RESPONSE_REFUSED] += 1
+        counts[RESPONSE_REFUSED if refused else OTHERWISE] += 1
         yield prompt, None
         continue
       after = whole[len(prompt.text) :]

@@ -95,11 +95,12 @@ def fitting(
     )
   if len(kept) < len(prompts):
     logger.warning(
-      "%d of %d prompts are left out of the answers, since their last turn is "
-      "over data.max_prompt_tokens %d",
+      "%d of %d prompts are left out of the answers, at data.max_prompt_tokens "
+      "%d: %s",
       len(prompts) - len(kept),
       len(prompts),
       encoder.max_tokens,
+      tokenize.listed(counts),
     )
   longest = max(length for _, length in kept)
   prefix = config.user.num_tokens if config.user.kind != "none" else 0

@@ -74,11 +74,15 @@ TEMPLATES = {
   " eos_token + '\n' }}{% if loop.last and add_generation_prompt %}"
   "{{ '<|assistant|>\n' }}{% endif %}{% endfor %}",
   "r1_strips_earlier_thoughts": R1,
-  "qwen3_empty_thought": "{% for m in messages %}{{ '<|im_start|>' + m.role +"
-  " '\n' }}{% if m.role == 'assistant' and loop.last %}"
-  "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}"
+  "qwen3_empty_thought": "{% for m in messages %}{% set c = m.content %}"
+  "{% set t = '' %}{% if '</think>' in c %}{% set t = c.split('</think>')[0]"
+  ".split('<think>')[-1].strip() %}{% set c = c.split('</think>')[-1]"
+  ".lstrip() %}{% endif %}{{ '<|im_start|>' + m.role + '\n' }}"
+  "{% if m.role == 'assistant' and loop.last %}"
+  "{{ '<think>\n' + t + '\n</think>\n\n' }}{% endif %}{{ c + '<|im_end|>\n' }}"
   "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-  "{% endif %}",
+  "{% if enable_thinking is defined and enable_thinking is false %}"
+  "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
   "strict_gemma": "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
   "{{ raise_exception('System role not supported') }}{% endif %}"
   "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0)"

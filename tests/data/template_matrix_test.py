@@ -214,6 +214,17 @@ def test_an_answer_is_not_trained_inside_of_a_thought():
   assert counts == {"responses that the template rewrites": 1}
 
 
+def test_an_answer_that_stands_after_another_prompt_is_left_out():
+  tokenizer = template_cases.make("gpt2", "qwen3_empty_thought")
+  counts = collections.Counter()
+  responses = ("Ten", "<think>hm</think>Ten", "60")
+  example = encode(tokenizer, "chat", "Hi", "", responses, counts)
+  assert tokenizer.decode(example.prompt).endswith("<think>\n\n</think>\n\n")
+  assert len(example.responses) == 2
+  reason = "responses that the template writes after another prompt"
+  assert counts == {reason: 1}
+
+
 def test_an_answer_does_not_begin_with_its_speakers_name():
   tokenizer = template_cases.make("gpt2", "chatml_ignores_generation")
   example = encode(tokenizer, "chat", "Hi", "", ("Ten", "60"))
