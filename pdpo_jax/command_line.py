@@ -2,17 +2,19 @@
 
 import contextlib
 import functools
+import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import processes
+from pdpo_jax import display, processes
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.config import sections
 from pdpo_jax.training import loop
@@ -113,7 +115,7 @@ def _expected_errors() -> Iterator[None]:
     if "Traceback (most recent call last)" in message:
       # Of a config file; its last line says what is wrong.
       message = message.strip().splitlines()[-1].partition(": ")[2]
-    sys.exit(f"error: {message}")
+    sys.exit(f"error: {display.visible(message)}")
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
@@ -135,6 +137,7 @@ def run(main: Callable[[], None], *, distributed: bool = False) -> None:
     logging.set_verbosity(logging.WARNING)
     # What a run knows of people is its owner's alone, whoever writes the file.
     os.umask(0o077)
+    _show_harmlessly()
     status = 0
     try:
       if _DISTRIBUTED.value:
@@ -152,6 +155,20 @@ def run(main: Callable[[], None], *, distributed: bool = False) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
+class _Visible(logging.PythonFormatter):
+  """Names in what is logged are data, as everywhere."""
+
+  def format(self, record):
+    return display.visible(super().format(record))
+
+
+def _show_harmlessly() -> None:
+  logging.get_absl_handler().setFormatter(_Visible())
+  # A result must not be lost to a terminal that lacks a character for it.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _join(supported: bool) -> None:
   if not supported:
     raise ValueError("--distributed: this command runs as a single process")
@@ -165,11 +182,18 @@ def _join(supported: bool) -> None:
   # The config is compared field by field, where it is used.
   apart = ("config", _PROCESS_ID.name)
   given = {
-    f"--{name}": flags.FLAGS[name].value
+    f"--{name}": _public(name, flags.FLAGS[name].value)
     for name in flags.FLAGS
     if flags.FLAGS[name].present and not name.startswith(apart)
   }
   processes.agree("the flags", given)
+
+
+def _public(name: str, value: Any) -> Any:
+  """A flag's value without secrets; processes exchange and show it."""
+  if name == "judge.base_url":
+    return judge_config.public_address(value)
+  return value
 
 
 def _end(error: BaseException) -> None:
@@ -178,7 +202,7 @@ def _end(error: BaseException) -> None:
   plain = expected and not _TRACEBACK.value
   if not processes.several():
     if plain:
-      sys.exit(f"error: {error}")
+      sys.exit(f"error: {display.visible(str(error))}")
     raise error
   if isinstance(error, processes.Stopped):
     # Not at its end: never status 0.
@@ -187,4 +211,4 @@ def _end(error: BaseException) -> None:
     processes.fail_together(error)
   if not plain and not isinstance(error, SystemExit):
     traceback.print_exception(error)
-  processes.fail(str(error) or type(error).__name__)
+  processes.fail(display.visible(str(error)) or type(error).__name__)

@@ -116,7 +116,7 @@ The base as it is, for `transformers`, without the LoRA weights with which the
 prefixes were trained."""
 
 
-def _encode_code(encoder: prompts_lib.PromptEncoder) -> str:
+def encode_code(encoder: prompts_lib.PromptEncoder) -> str:
   """Code that makes token ids of a prompt as `encoder` does."""
   functions = _FUNCTIONS.format(front=encoder.front.tolist())
   if not encoder.chat:
@@ -191,7 +191,7 @@ def export(
       name=folder.resolve().name,
       weights=_AS_IT_IS if plain else _MERGED,
       parts=_PARTS[policy.prefix_position],
-      encode=_encode_code(encoder),
+      encode=encode_code(encoder),
     )
     (folder / "README.md").write_text(readme)
   lm = base.lm if plain else policy.lm

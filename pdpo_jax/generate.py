@@ -14,7 +14,14 @@ import sys
 
 from absl import flags
 
-from pdpo_jax import command_line, experiment, processes, run_folder, structs
+from pdpo_jax import (
+  command_line,
+  display,
+  experiment,
+  processes,
+  run_folder,
+  structs,
+)
 from pdpo_jax import config as config_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.training import pdpo
@@ -106,14 +113,15 @@ def main() -> None:
     config,
     known,
   )
-  width = max(map(len, texts)) + 2
+  names = {speaker: display.name(speaker) for speaker in texts}
+  width = max(map(len, names.values())) + 2
   for place, prompt in enumerate(prompts):
     if len(prompts) > 1:
-      print(f"{'' if place == 0 else chr(10)}{prompt.strip()}")
+      print(f"{'' if place == 0 else chr(10)}{display.visible(prompt.strip())}")
     for speaker, said in texts.items():
-      text = said[place].strip() or "(empty answer)"
+      text = display.visible(said[place]).strip() or "(empty answer)"
       indented = text.replace("\n", "\n" + " " * width)
-      print(f"{speaker + ':':<{width}}{indented}")
+      print(f"{names[speaker] + ':':<{width}}{indented}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Started again, the same command goes on where it was cut off.
 import contextlib
 import dataclasses
 import pathlib
-import shlex
 import sys
 import textwrap
 import time
@@ -19,6 +18,7 @@ import transformers
 
 from pdpo_jax import (
   command_line,
+  display,
   earlier,
   experiment,
   kept,
@@ -123,7 +123,7 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   with clock.stage("data"):
     dataset = experiment.load_dataset(config, tokenizer, folder)
     if dataset.tally.rows:
-      print(f"data: {dataset.tally}")
+      print(display.visible(f"data: {dataset.tally}"))
   if not config.base.path and not taught:
     processes.from_first(
       lambda: sft.check_data(own, experiment.digest(dataset))
@@ -198,11 +198,12 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   if config.user.kind != "none" and speakers:
     # One who is unlike most, where that is known.
     named = [each for each in dataset.short_users if each in speakers]
-    user = f" --user={shlex.quote(next(iter([*named, *speakers])))}"
+    user = f" --user={display.for_shell(next(iter([*named, *speakers])))}"
+  place = display.for_shell(str(folder))
   print(
-    f"\nReport: {page}\nRun folder: {folder} "
+    f"\nReport: {display.name(str(page), 1000)}\nRun folder: {place} "
     f"({clock.all()['total']:.0f} s)\nTry next:\n"
-    f"  {this_python()} -m pdpo_jax.generate --workdir={folder}{user} "
+    f"  {this_python()} -m pdpo_jax.generate --workdir={place}{user} "
     f"--prompt={example_prompt(prompts)}"
   )
   return results
@@ -249,8 +250,7 @@ def example_prompt(prompts: Sequence[structs.PromptExample]) -> str:
   """A held-out prompt, quoted for bash."""
   prompt = prompts[0].prompt
   text = prompt if isinstance(prompt, str) else prompt[-1].content
-  escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-  return "$'" + escaped.replace("\n", "\\n") + "'"
+  return display.ansi_quoted(text)
 
 
 def main() -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pdpo_jax import contenders, experiment, judged, processes, run_folder
+from pdpo_jax import (
+  contenders,
+  display,
+  experiment,
+  judged,
+  processes,
+  run_folder,
+)
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import sources
@@ -45,8 +52,7 @@ def make_report(
     judge: for win rates; none without.
   """
   found = contenders.open_contenders(workdir, against, base)
-  folder = workdir / "report"
-  drawn = folder / "figures"
+  # First all that is found out: errors there are errors of this command.
   groups = comparison.taste_groups(dataset.short_users, dataset.long_users)
   scores = {each.name: each.scores(dataset) for each in found}
   baseline = _baseline(found)
@@ -54,31 +60,60 @@ def make_report(
   findings: dict[str, Any] = {"accuracy": [row.to_json() for row in rows]}
   oracles = _oracles(found[0], dataset, scores[found[0].name])
   findings["oracle"] = oracles
-  made = [_accuracy(rows, found[0], baseline, oracles, drawn, findings)]
-  made.append(_text(found, dataset, drawn, findings))
+  said = _read_answers(found)
+  rates = None
   if judge:
     rates = judged.win_rates(
       found, base, dataset, scores[found[0].name], judge, workdir
     )
-    made.append(_win_rates(rates, judge, findings))
+    findings["win_rates"] = [
+      {"name": name, "against": other, "of": group, **each.to_json()}
+      for (name, other), by_group in rates.items()
+      for group, each in by_group.items()
+    ]
+    findings["judge"] = judge_config.described(judge)
   vectors, order = _vectors(found[0], dataset)
-  made.append(_controls(found, rows, baseline, dataset, vectors, findings))
-  if vectors:
-    read = experiment.busiest_users(dataset.train, found[0].users, _MOST_READ)
-    made.append(_users(vectors, order, read, base, groups, drawn, findings))
-  made.append(_provenance(found, dataset))
   verdict = comparison.verdict(rows, found[0].name, baseline)
   verdict = verdict or "This run has no held-out choices to evaluate it on."
+  # Then how it is shown.
+  makers = {
+    "Reward accuracy": lambda: _accuracy(rows, found[0], baseline, oracles),
+    "Generated text": lambda: _text(said, dataset, findings),
+    "Win rates": lambda: sections.win_rate_section(
+      rates, f"{judge.kind} {judge.model}".strip()
+    ),
+    "Controls": lambda: _controls(
+      found, rows, baseline, dataset, vectors, findings
+    ),
+    "Users": lambda: _users(
+      vectors, order, found[0], base, dataset, groups, findings
+    ),
+    "What was evaluated": lambda: _provenance(found, dataset),
+  }
+  if not said:
+    del makers["Generated text"]
+  if rates is None:
+    del makers["Win rates"]
+  if vectors is None:
+    del makers["Users"]
+  made = [report.section_or_note(*each) for each in makers.items()]
   findings["verdict"] = verdict
   whole = report.Report(
     f"{found[0].config.name}: does it personalise?",
     verdict,
-    [each for each in made if each.text or each.tables or each.figures],
+    [
+      each
+      for each in made
+      if each.text or each.tables or each.figures or each.problem
+    ],
     findings,
   )
-  page = processes.from_first(lambda: report.write(folder, whole))
-  print(f"\n{textwrap.fill(verdict, 80)}")
-  return page
+  folder = workdir / "report"
+  problems = processes.from_first(lambda: report.write(folder, whole))
+  print(f"\n{textwrap.fill(display.visible(verdict), 80)}")
+  for problem in problems:
+    print(f"\n{textwrap.fill(display.visible(problem), 80)}")
+  return folder / report.PAGE
 
 
 def _baseline(found: Sequence[contenders.Contender]) -> str | None:
@@ -123,61 +158,59 @@ def _oracles(own, dataset, scores) -> dict[str, float]:
   return oracles
 
 
-def _accuracy(rows, own, baseline, oracles, drawn, findings) -> report.Section:
+def _accuracy(rows, own, baseline, oracles) -> report.Section:
   pictures = []
   if any(row.users > 1 for row in rows):
-    file = drawn / "accuracy.png"
-    figures.accuracies(file, rows)
-    caption = "Mean over users, with its 95% interval bootstrapped over users."
-    pictures.append(report.Figure(file, caption))
+    pictures.append(
+      report.figure_or_note(
+        "accuracy",
+        "Mean over users, with its 95% interval bootstrapped over users.",
+        lambda: figures.accuracies(rows),
+      )
+    )
   by_name = {row.name: row for row in rows if row.part == "heldout"}
   both = baseline in by_name and own.name in by_name and own.name != baseline
   if both and by_name[own.name].accuracy.by_user:
-    file = drawn / "by_user.png"
-    figures.by_user(file, by_name[own.name], by_name[baseline])
-    caption = f"Seen users one by one: {own.name} against {baseline}."
-    pictures.append(report.Figure(file, caption))
+    pictures.append(
+      report.figure_or_note(
+        "by_user",
+        f"Seen users one by one: {own.name} against {baseline}.",
+        lambda: figures.by_user(by_name[own.name], by_name[baseline]),
+      )
+    )
   return sections.accuracy_section(rows, baseline, oracles, pictures)
 
 
-def _text(found, dataset, drawn, findings) -> report.Section:
+def _read_answers(found) -> dict[str, dict[str, list[str]]]:
+  """What each run's policies answered, by policy and speaker."""
+  return {
+    each.name: processes.from_first(
+      lambda file=each.workdir / run_folder.ANSWERS: answers.read(file)
+    )[1]
+    for each in found
+    if each.is_own and not each.control
+  }
+
+
+def _text(said, dataset, findings) -> report.Section:
   """Figure 3 of the first run, and how answers differ between users."""
-  said = {}
-  for each in found:
-    if each.is_own and not each.control:
-      file = each.workdir / run_folder.ANSWERS
-      _, said[each.name] = processes.from_first(lambda f=file: answers.read(f))
-  if not said:
-    return report.Section("Generated text")
   own = next(iter(said))
-  file = drawn / "figure3.png"
   words = {
     name: lengths.count_words(texts) for name, texts in said[own].items()
   }
-  if processes.is_first():
-    lengths.figure(file, words, dataset.short_users, "Length of answers")
   claims = lengths.claims(words, dataset.short_users, dataset.long_users)
   findings["claims"] = claims
-  caption = (
+  picture = report.figure_or_note(
+    "figure3",
     "Words per answer by speaker, mean ± standard error: Figure 3 of "
-    "arXiv:2402.05133 for this run."
+    "arXiv:2402.05133 for this run.",
+    lambda: figures.words(words, dataset.short_users),
   )
   section, findings["text"] = sections.text_section(
-    said, answers.OTHERS, own, [report.Figure(file, caption)]
+    said, answers.OTHERS, own, [picture]
   )
   section.text.extend(lengths.describe_claims(claims))
   return section
-
-
-def _win_rates(rates, judge, findings) -> report.Section:
-  findings["win_rates"] = [
-    {"name": name, "against": other, "of": group, **found.to_json()}
-    for (name, other), by_group in rates.items()
-    for group, found in by_group.items()
-  ]
-  findings["judge"] = dataclasses.asdict(judge)
-  who = f"{judge.kind} {judge.model}".strip()
-  return sections.win_rate_section(rates, who)
 
 
 def _vectors(
@@ -262,9 +295,10 @@ def _probes(
 
 
 def _users(
-  vectors, order, read, base, groups, drawn, findings
+  vectors, order, own, base, dataset, groups, findings
 ) -> report.Section:
-  """Embeddings as tokens (of those who are `read`) and as maps."""
+  """Embeddings as tokens, of a few, and as maps."""
+  read = experiment.busiest_users(dataset.train, own.users, _MOST_READ)
   nearest = _nearest(vectors, read, base)
   findings["nearest_tokens"] = nearest
   # Equals side by side, so that groups show as blocks.
@@ -273,24 +307,29 @@ def _users(
   rank = {user: place for place, user in enumerate(grouped)}
   ids = sorted(order, key=lambda each: rank.get(each, len(rank)))
   features = vectors.features[[places[each] for each in ids]]
-  pictures = []
-  file = drawn / "cosines.png"
-  figures.cosines(file, ids, user_space.cosine_map(features))
   kind = "weights" if vectors.weights is not None else "offsets"
-  caption = f"Cosine between users' {kind}; the {len(ids)} busiest users."
-  pictures.append(report.Figure(file, caption))
-  file = drawn / "projection.png"
-  plane, share = user_space.project(vectors.features)
-  figures.projection(file, vectors.ids, plane, share, groups)
-  caption = (
-    f"Principal components of users' {kind}, {len(vectors.ids):,} users."
-  )
-  pictures.append(report.Figure(file, caption))
+  pictures = [
+    report.figure_or_note(
+      "cosines",
+      f"Cosine between users' {kind}; the {len(ids)} busiest users.",
+      lambda: figures.cosines(ids, user_space.cosine_map(features)),
+    ),
+    report.figure_or_note(
+      "projection",
+      f"Principal components of users' {kind}, {len(vectors.ids):,} users.",
+      lambda: figures.projection(
+        vectors.ids, *user_space.project(vectors.features), groups
+      ),
+    ),
+  ]
   if vectors.weights is not None:
-    file = drawn / "clusters.png"
-    figures.cluster_weights(file, ids, features)
-    caption = "Weight of each cluster in a user's embedding."
-    pictures.append(report.Figure(file, caption))
+    pictures.append(
+      report.figure_or_note(
+        "clusters",
+        "Weight of each cluster in a user's embedding.",
+        lambda: figures.cluster_weights(ids, features),
+      )
+    )
   return sections.users_section(nearest, pictures)
 
 
@@ -313,7 +352,7 @@ def _nearest(
     prefix = vectors.prefixes[places[each]]
     prefixes[f"user {each}"] = prefix
     offset = prefix - vectors.generic + table.mean(0)
-    prefixes[f"user {each}, offset alone"] = offset
+    prefixes[f"offset alone of user {each}"] = offset
   return {
     name: [
       base.tokenizer.decode(near)

@@ -13,7 +13,8 @@ MAY_IMPORT = {
   "joining": set(),
   "processes": {"joining", "messages"},
   "kept": set(),
-  "data": {"config", "structs", "kept"},
+  "display": set(),
+  "data": {"config", "structs", "kept", "display"},
   "models": {"structs"},
   "weights": {"config", "structs", "processes", "kept", "data", "models"},
   "training": {
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "structs",
     "processes",
     "kept",
+    "display",
     "data",
     "models",
     "weights",

@@ -48,6 +48,59 @@ def test_wrong_values_are_named(fields, message):
     judge_config.validate(config)
 
 
+@pytest.mark.parametrize(
+  "address,public",
+  [
+    ("", ""),
+    ("http://localhost:8000/v1", "http://localhost:8000/v1"),
+    ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+    ("https://ann:pw@host:1/v1", "https://host:1/v1"),
+    ("https://pw@host/v1", "https://host/v1"),
+    ("https://ann:p@w@host/v1", "https://host/v1"),
+    ("https://host/v1?api_key=pw", "https://host/v1?api_key=…"),
+    ("https://host/v1?pw", "https://host/v1?…"),
+    ("https://host/v1?k=pw&api-version=1", "https://host/v1?k=…&api-version=1"),
+    ("https://host/v1?k=a&k=pw;c", "https://host/v1?k=…&k=…"),
+    ("https://host/v1#pw", "https://host/v1"),
+  ],
+)
+def test_an_address_is_shown_without_secrets(address, public):
+  judge = judge_config.JudgeConfig(kind="openai", model="m", base_url=address)
+  judge_config.validate(judge)
+  assert judge_config.described(judge)["base_url"] == public
+  assert judge.base_url == address
+
+
+@pytest.mark.parametrize(
+  "address",
+  [
+    "ann:pw@host/v1",
+    "https://ann:p/pw@host/v1",
+    "https://ann:p#pw@host/v1",
+    "https://ann:p?pw@host/v1",
+    "http://[pw",
+    "http://host:pw/v1",
+    "pw",
+    "ftp://ann:pw@host",
+    "https://ann:pw@/v1",
+  ],
+)
+@pytest.mark.parametrize("kind", ["openai", "rule"])
+def test_what_is_no_address_is_an_error_that_does_not_show_it(address, kind):
+  judge = judge_config.JudgeConfig(kind=kind, model="m", base_url=address)
+  with pytest.raises(ValueError, match=r"judge\.base_url \(not shown") as error:
+    judge_config.validate(judge)
+  assert "pw" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["sk-abc123", "hf_AbCd", "", "A B"])
+def test_a_key_in_place_of_its_variable_is_not_shown(name):
+  judge = judge_config.JudgeConfig(kind="openai", model="m", key_variable=name)
+  with pytest.raises(ValueError, match="must be the name of an env") as error:
+    judge_config.validate(judge)
+  assert not name or name not in str(error.value)
+
+
 def test_the_defaults_are_valid():
   judge_config.validate(judge_config.JudgeConfig())
   judge_config.validate(judge_config.JudgeConfig(kind="openai", model="m"))

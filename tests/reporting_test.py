@@ -11,9 +11,10 @@ from absl.testing import flagsaver
 
 from pdpo_jax import contenders, evaluate, experiment, main, run_folder
 from pdpo_jax.config import judge as judge_config
-from pdpo_jax.evaluation import answers
+from pdpo_jax.evaluation import answers, comparison, figures, sections
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
+from tests.evaluation import hostile, judge_server
 
 
 def run_config(folder, base):
@@ -396,3 +397,78 @@ def test_without_anything_to_compare_with_the_judge_says_so(runs):
 def test_a_dry_run_without_a_judge_is_an_error(runs):
   with pytest.raises(ValueError, match="--dry_run needs a judge"):
     call(runs / "cluster", dry_run=True)
+
+
+def test_a_run_of_people_with_any_names_ends_with_its_report(
+  runs, tmp_path, capsys
+):
+  names = [*hostile.NAMES[::3], "$a$ $b_{$", "../../up", "--user"]
+  config = run_config(tmp_path / "run", runs / "base")
+  config.name = hostile.NAMES[0]
+  config.vanilla = False
+  config.data.source, config.data.path = "files", str(tmp_path / "rows.jsonl")
+  with (tmp_path / "rows.jsonl").open("w") as out:
+    for name in names:
+      for place in range(4):
+        row = {"user_id": name, "prompt": f"{place}?", "chosen": "yes"}
+        out.write(json.dumps(row | {"rejected": "no, no"}) + "\n")
+  main.train_and_answer(config)
+  said = capsys.readouterr().out
+  assert all(each.isprintable() or each == "\n" for each in said)
+  findings = call(tmp_path / "run")
+  assert "problems" not in findings
+  (speakers,) = findings["text"].values()
+  assert set(names) < set(speakers["speakers"])
+  page = (tmp_path / "run" / "report" / "index.html").read_text()
+  assert page.count("data:image/png") == 4
+  assert "<script" not in page
+  assert {file.name for file in tmp_path.iterdir()} == {"run", "rows.jsonl"}
+
+
+def test_a_figure_that_cannot_be_drawn_is_no_end_of_a_run(
+  runs, tmp_path, monkeypatch, capsys
+):
+  copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
+
+  def fail(*arguments):
+    raise RuntimeError("no such thing")
+
+  monkeypatch.setattr(figures, "cosines", fail)
+  monkeypatch.setattr(sections, "control_section", fail)
+  found = call(copy)
+  before = json.loads((runs / "cluster" / "report" / "report.json").read_text())
+  assert found["accuracy"] == before["accuracy"]
+  assert len(found["problems"]) == 2
+  page = (copy / "report" / "index.html").read_text()
+  assert page.count("no such thing") == 2
+  assert page.count("data:image/png") == 4
+  assert "could not be made (RuntimeError" in capsys.readouterr().out
+
+
+def test_what_would_make_results_wrong_still_ends_the_command(
+  runs, tmp_path, monkeypatch
+):
+  copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
+
+  def fail(*arguments):
+    raise ValueError("not the same samples")
+
+  monkeypatch.setattr(comparison, "compare", fail)
+  with pytest.raises(ValueError, match="not the same samples"):
+    call(copy)
+
+
+def test_no_secret_of_the_judge_is_kept(runs, tmp_path):
+  copy = shutil.copytree(runs / "individual", tmp_path / "copy")
+  with judge_server.Server().running() as url:
+    address = url.replace("//", "//ann:pass-word@") + "?api_key=tok-en"
+    config = judge_server.config_of(
+      address, num_users=1, samples_per_user=1, against=("chosen",)
+    )
+    with flagsaver.flagsaver(judge=config):
+      found = call(copy)
+  assert found["judge"]["base_url"] == f"{url}?api_key=…"
+  for file in copy.rglob("*"):
+    if file.is_file():
+      data = file.read_bytes()
+      assert b"pass-word" not in data and b"tok-en" not in data, file

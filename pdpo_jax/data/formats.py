@@ -82,7 +82,7 @@ def read(
   if path.is_dir():
     reader = table_files.read_saved
   elif not path.is_file():
-    raise ValueError(f"data.path: there is no file {str(path)!r}")
+    raise ValueError(f"there is no file {str(path)!r}")
   elif end is None:
     raise ValueError(
       f"{path}: the format is told by the name, which must end in one of "

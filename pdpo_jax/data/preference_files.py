@@ -106,7 +106,7 @@ def read(path: str, user_column: str, tally: rows.Tally) -> Examples:
     ValueError: if nothing can be read, a column is missing, or user ids are of
       mixed type.
   """
-  location = locations.Location(path)
+  location = _find(path, "data.path")
   return _read(location, location.training_split(), user_column, tally)
 
 
@@ -114,12 +114,12 @@ def _read_both(
   path: str, files: data_config.FilesConfig, tally: rows.Tally
 ) -> tuple[Examples, Examples | None]:
   """What to train on and hold out; None where the former is to be split."""
-  location = locations.Location(path)
+  location = _find(path, "data.path")
   training = location.training_split()
   heldout_split = None
   train = _read(location, training, files.user_column, tally)
   if files.heldout_path:
-    other = locations.Location(files.heldout_path)
+    other = _find(files.heldout_path, "data.files.heldout_path")
     split = other.heldout_split() or other.training_split()
     heldout = _read(other, split, files.user_column, tally)
   elif (heldout_split := location.heldout_split()) is not None:
@@ -135,6 +135,13 @@ def _read_both(
         reason = f"split {split!r} is neither trained on nor held out"
         tally.leave_out(name, reason)
   return train, heldout
+
+
+def _find(path: str, option: str) -> locations.Location:
+  try:
+    return locations.find(path)
+  except ValueError as error:
+    raise ValueError(f"{option}: {error}") from error
 
 
 def _read(

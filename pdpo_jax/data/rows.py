@@ -119,7 +119,7 @@ def load_hub(path: str, name: str | None = None, split: str | None = None):
     ValueError: if it cannot be had, with what to do.
   """
   if path.startswith((".", "/", "~")) or path.count("/") > 1:
-    raise ValueError(f"data.path: there is no file or folder {path!r}")
+    raise ValueError(f"there is no file or folder {path!r}")
   # Imported here: it takes a second, and local files do without it.
   import datasets
 
@@ -139,7 +139,7 @@ def load_hub(path: str, name: str | None = None, split: str | None = None):
       )
   except Exception as error:  # Hub, network, gating and format all differ.
     raise ValueError(
-      f"data.path {path!r} is neither a local path nor a hub data set that "
+      f"{path!r} is neither a local path nor a hub data set that "
       f"could be read ({type(error).__name__}: {error}). Without a network, "
       "download it elsewhere and give its folder; a gated data set needs "
       "`hf auth login` by someone who was granted access"
@@ -151,14 +151,17 @@ def read_hub(
 ) -> PlacedRows:
   """Yields place and row of a split of a hub data set; see `load_hub`."""
   where = path if name is None else f"{path}/{name}"
-  loaded = load_hub(path, name, split)
+  try:
+    loaded = load_hub(path, name, split)
+  except ValueError as error:
+    raise ValueError(f"data.path: {error}") from error
   for number, row in enumerate(loaded):
     tally.read()
     yield f"{where}/{split}:{number}", row
 
 
 def check_header(
-  path: pathlib.Path, names: Sequence[str], columns: Collection[str]
+  path: pathlib.Path | str, names: Sequence[str], columns: Collection[str]
 ) -> None:
   """Raises a ValueError if one of the columns that are read is there twice."""
   for column in columns:

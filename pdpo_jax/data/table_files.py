@@ -72,8 +72,18 @@ def read_saved(
   return _read_tables(batches(), path, name, tally)
 
 
+def select(
+  loaded: Any, name: str, tally: rows.Tally, columns: Collection[str]
+) -> Any:
+  """A loaded data set with wanted columns alone, since others need decoding."""
+  names = getattr(loaded, "column_names", None)
+  if names is None:
+    return loaded
+  return loaded.select_columns(_wanted(name, names, tally, columns))
+
+
 def _wanted(
-  path: pathlib.Path,
+  path: pathlib.Path | str,
   names: Sequence[str],
   tally: rows.Tally,
   columns: Collection[str],

@@ -23,8 +23,10 @@ class Accuracy:
   """Reward accuracy of one policy on one set of samples.
 
   Attributes:
-    pairs: share of all pairs whose chosen response has more reward.
-    by_user: the same for each user's pairs; unknown users are left out.
+    pairs: share of all pairs whose chosen response has more reward; NaN where
+      there is no pair.
+    by_user: the same for each user's pairs; unknown users are left out, and
+      those without a pair.
     margin_by_user: by how much more, on average, in nats.
   """
 
@@ -149,7 +151,11 @@ def reward_accuracy(
   for row, user_id in enumerate(user_ids):
     if user_id is not None:
       rows_of.setdefault(user_id, []).append(row)
-  by_user = {user_id: ratios[rows] for user_id, rows in rows_of.items()}
+  by_user = {
+    user_id: ratios[rows]
+    for user_id, rows in rows_of.items()
+    if not np.isnan(ratios[rows]).all()
+  }
   return Accuracy(
     pairs=_share(ratios),
     by_user={user_id: _share(own) for user_id, own in by_user.items()},
@@ -165,4 +171,5 @@ def of_scores(scores: scores_lib.Scores) -> Accuracy:
 
 
 def _share(ratios: Float[np.ndarray, "examples M"]) -> float:
-  return float(np.mean(ratios[~np.isnan(ratios)] > 0))
+  pairs = ratios[~np.isnan(ratios)]
+  return float(np.mean(pairs > 0)) if pairs.size else float("nan")

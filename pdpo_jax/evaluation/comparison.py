@@ -130,7 +130,7 @@ def verdict(rows: list[Row], name: str, baseline: str | None) -> str:
   """
   sentences = []
   for row in rows:
-    if row.name != name:
+    if row.name != name or not row.pairs:
       continue
     if row.gain is None:
       value, why = row.accuracy.pairs, "since no choice says who made it"

@@ -3,11 +3,13 @@
 import collections
 import concurrent.futures
 import dataclasses
+import logging
 import os
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import openai
 
@@ -15,14 +17,18 @@ from pdpo_jax import config as config_lib
 from pdpo_jax import structs
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.data import prompts as prompts_lib
-from pdpo_jax.evaluation import answers, judge_prompt, pacing
+from pdpo_jax.evaluation import answers, dialects, judge_prompt, pacing
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import base as base_lib
+
+logger = logging.getLogger(__name__)
 
 # Of a local judge.
 _BATCH_SIZE = 8
 # Why no connection was made; by name, as clients differ in their HTTP library.
 _NO_CONNECTION = ("ConnectError", "UnsupportedProtocol")
+# Of what a service says, characters that are shown; some send whole pages.
+_SHOWN = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +107,31 @@ class OpenAIJudge:
         "server by --judge.base_url"
       )
     self._config = config
+    address = urllib.parse.urlsplit(config.base_url)
+    query = urllib.parse.parse_qsl(address.query, keep_blank_values=True)
     self._client = openai.OpenAI(
       # Servers of one's own often want none, and the client wants some.
       api_key=key or "none",
-      base_url=config.base_url or None,
+      base_url=address._replace(query="", fragment="").geturl() or None,
+      default_query=dict(query),
       timeout=config.timeout,
       max_retries=0,
+    )
+    place = judge_config.public_address(
+      config.base_url or str(self._client.base_url)
+    )
+    self._place = f"{place} (model {config.model!r})"
+    password = address.password or ""
+    secrets = {key, password, urllib.parse.unquote(password)}
+    secrets |= {value for name, value in query if value not in place}
+    # The longest first, since one may hold another. One or two characters are
+    # no secret, and would hide much else.
+    self._secrets = sorted(
+      (each for each in secrets if len(each) > 2), key=len, reverse=True
+    )
+    # OpenAI's newer models know the one name, most other servers the other.
+    self._dialect = dialects.Dialect(
+      "max_tokens" if config.base_url else "max_completion_tokens"
     )
     self._reached = False
     self._pace = pacing.Pace(config.requests_per_minute)
@@ -155,58 +180,110 @@ class OpenAIJudge:
         return answer
       except openai.OpenAIError as error:
         self._raise_if_final(error, last)
-        problem, reason = error, f"{type(error).__name__}: {error}"
-      except (ValueError, TypeError, AttributeError, IndexError) as error:
-        problem, reason = error, f"the answer is malformed ({error})"
+        problem = error
+        reason = f"{type(error).__name__}: {self._describe(error)}"
+      except (ValueError, TypeError, AttributeError, LookupError) as error:
+        problem = error
+        reason = f"the answer is malformed ({self._describe(error)})"
       if not last:
         stop.wait(pacing.seconds_after(problem, attempt))
     raise Failed(f"{reason}, after {self._config.retries + 1} tries")
 
   def _ask(self, prompts: judge_prompt.Prompts) -> Answer:
+    """One answer, in the dialect that the service turns out to speak."""
+    dialect, tried = self._dialect, set()
+    while True:
+      try:
+        answer = self._complete(prompts, dialect)
+      except openai.APIStatusError as error:
+        tried.add(dialect)
+        other = dialect.after(_whole_text(error))
+        if other is None or other in tried:
+          raise
+        dialect = other
+        self._pace.wait()
+      else:
+        self._learn(dialect)
+        return answer
+
+  def _learn(self, dialect: dialects.Dialect) -> None:
+    """Keeps what worked, and says what is not asked as it was configured."""
+    before, self._dialect = self._dialect, dialect
+    if before.temperature and not dialect.temperature:
+      logger.warning(
+        "%s takes no temperature: it judges with its own, and not with "
+        "judge.temperature %g",
+        self._place,
+        self._config.temperature,
+      )
+    if before.system and not dialect.system:
+      logger.warning(
+        "%s takes no system message: the user's begins with it", self._place
+      )
+
+  def _complete(
+    self, prompts: judge_prompt.Prompts, dialect: dialects.Dialect
+  ) -> Answer:
     start = time.perf_counter()
-    # OpenAI's newer models know the one name, other servers the other.
-    limit = "max_tokens" if self._config.base_url else "max_completion_tokens"
     completion = self._client.chat.completions.create(
       model=self._config.model,
-      messages=[
-        {"role": "system", "content": prompts.system},
-        {"role": "user", "content": prompts.user},
-      ],
-      temperature=self._config.temperature,
-      **{limit: self._config.max_tokens},
+      **dialect.request(
+        prompts.system,
+        prompts.user,
+        self._config.max_tokens,
+        self._config.temperature,
+      ),
     )
+    if not completion.choices and getattr(completion, "error", None):
+      # With status 200, as OpenRouter does where another service fails.
+      raise ValueError(f"it says {completion.error}")
     choice = completion.choices[0]
-    text = choice.message.content
+    text = _text_of(choice.message.content)
     if not text and choice.finish_reason == "content_filter":
       raise Refused("the answer is withheld by the service's content filter")
+    if not text and choice.finish_reason == "length":
+      # It is paid for, and the next one would end as this one did.
+      logger.warning(
+        "an answer was cut off by judge.max_tokens %d before it began; a model "
+        "that thinks first needs more",
+        self._config.max_tokens,
+      )
+      text = ""
     if not isinstance(text, str):
       raise TypeError("there is no text in it")
     usage = completion.usage
     return Answer(
       text,
-      usage.prompt_tokens or 0 if usage else 0,
-      usage.completion_tokens or 0 if usage else 0,
+      _count(usage, "prompt_tokens"),
+      _count(usage, "completion_tokens"),
       round(time.perf_counter() - start, 3),
     )
+
+  def _describe(self, error: BaseException) -> str:
+    """What an error says, without secrets that a service repeats."""
+    text = _whole_text(error)
+    for secret in self._secrets:
+      text = text.replace(secret, "…")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
   def _raise_if_final(self, error: openai.OpenAIError, last: bool) -> None:
     """Raises what trying again cannot help, or did not at the last try."""
     self._reached |= isinstance(error, openai.APIStatusError)
-    place = f"{self._client.base_url} (model {self._config.model!r})"
+    said = self._describe(error)
     if isinstance(
       error, openai.AuthenticationError | openai.PermissionDeniedError
     ):
       raise ValueError(
-        f"{place} refuses the key in {self._config.key_variable}: {error}"
+        f"{self._place} refuses the key in {self._config.key_variable}: {said}"
       ) from error
     if isinstance(error, openai.NotFoundError):
       raise ValueError(
-        f"{place} has no such model, or --judge.base_url is not its API: "
-        f"{error}"
+        f"{self._place} has no such model, or --judge.base_url is not its API: "
+        f"{said}"
       ) from error
     if getattr(error, "code", None) == "insufficient_quota":
       raise ValueError(
-        f"{place}: the account has no credit: {error}"
+        f"{self._place}: the account has no credit: {said}"
       ) from error
     if (
       isinstance(
@@ -214,14 +291,34 @@ class OpenAIJudge:
       )
       or getattr(error, "status_code", 0) == 413
     ):
-      raise Refused(f"the request is refused: {error}") from error
+      raise Refused(f"the request is refused: {said}") from error
     down = type(error.__cause__).__name__ in _NO_CONNECTION
     down |= last and isinstance(error, openai.APIConnectionError)
     if down and not self._reached:
+      cause = self._describe(error.__cause__ or error)
       raise ValueError(
-        f"nothing answers at {place}: {error.__cause__ or error}; is the "
-        "server running, and --judge.base_url right?"
+        f"nothing answers at {self._place}: {cause}; is the server running, "
+        "and --judge.base_url right?"
       ) from error
+
+
+def _whole_text(error: BaseException) -> str:
+  """What an error says, and what the service sent, where that is more."""
+  text, body = str(error), getattr(error, "body", None)
+  return text if body is None or str(body) in text else f"{text} - {body}"
+
+
+def _text_of(content: Any) -> Any:
+  """The text of an answer that some services send in parts."""
+  if not isinstance(content, list):
+    return content
+  return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def _count(usage: Any, name: str) -> int:
+  """Tokens as the service counts them; 0 where it does not."""
+  count = getattr(usage, name, None)
+  return count if isinstance(count, int) else 0
 
 
 class LocalJudge:

@@ -2,27 +2,32 @@
 
 The journal is a file of JSON lines, one a verdict, with the prompts and the
 whole answer. It is written the moment an answer comes, and read before anything
-is asked: what is in it is never paid for twice.
+is asked, by one process at a time: what is in it is never paid for twice.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, TypedDict
 
 import tqdm
 
-from pdpo_jax import structs
+from pdpo_jax import kept, structs
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.evaluation import evidence as evidence_lib
 from pdpo_jax.evaluation import judge_prompt, judges, winrate
 
 logger = logging.getLogger(__name__)
 
+# A part of a character in UTF-16.
+_HALF = re.compile("[\ud800-\udfff]")
 # Of English text, for the estimate.
 _CHARACTERS_A_TOKEN = 4
 # Of verdicts: more of them refused is no matter of a few prompts.
@@ -80,6 +85,24 @@ class Estimate:
     )
 
 
+class _Line(TypedDict):
+  """Of the journal: a verdict, and what led to it."""
+
+  key: str
+  sample: str
+  user_id: str
+  ours_first: bool
+  judge: str
+  model: str
+  verdict: Literal["a", "b", "tie"] | None
+  answer: str
+  input_tokens: int
+  output_tokens: int
+  seconds: float
+  system: str
+  user: str
+
+
 @dataclasses.dataclass(frozen=True)
 class _Verdict:
   """One question in one order."""
@@ -105,27 +128,45 @@ def judge(
       all others are in the journal then, and the same call goes on from there.
   """
   verdicts = _verdicts(questions, config)
-  kept = _read(journal)
-  missing = _missing(verdicts, kept)
-  if missing:
-    failures = _ask(missing, config, journal, kept)
-    final = all(isinstance(each, judges.Refused) for each in failures)
-    if not final or len(failures) > _REFUSED_SHARE * len(verdicts):
-      remedy = "the same command asks for the rest"
-      if final:
-        remedy = "asking again will not help"
-      raise ValueError(
-        f"{len(failures)} of {len(missing):,} verdicts could not be had (the "
-        f"last: {failures[-1]}); the others are kept in {journal}, and {remedy}"
-      )
-    if failures:
-      logger.warning(
-        "%d of %d verdicts are refused and count as unreadable (the last: %s)",
-        len(failures),
-        len(verdicts),
-        failures[-1],
-      )
-  return [_judgement(each, kept.get(each.key)) for each in verdicts]
+  lines = _read(journal)
+  if _missing(verdicts, lines):
+    with _alone(journal):
+      # Another process may have asked for some by now.
+      lines = _read(journal)
+      missing = _missing(verdicts, lines)
+      failures = _ask(missing, config, journal, lines) if missing else []
+    _check(failures, len(missing), len(verdicts), journal)
+  return [_judgement(each, lines.get(each.key)) for each in verdicts]
+
+
+def _check(
+  failures: Sequence[judges.Failed],
+  asked: int,
+  needed: int,
+  journal: pathlib.Path,
+) -> None:
+  """Checks that few verdicts are missing, and for good.
+
+  Raises:
+    ValueError: if that is not so.
+  """
+  if not failures:
+    return
+  final = all(isinstance(each, judges.Refused) for each in failures)
+  if not final or len(failures) > _REFUSED_SHARE * needed:
+    remedy = "the same command asks for the rest"
+    if final:
+      remedy = "asking again will not help"
+    raise ValueError(
+      f"{len(failures)} of {asked:,} verdicts could not be had (the last: "
+      f"{failures[-1]}); the others are kept in {journal}, and {remedy}"
+    )
+  logger.warning(
+    "%d of %d verdicts are refused and count as unreadable (the last: %s)",
+    len(failures),
+    needed,
+    failures[-1],
+  )
 
 
 def estimate(
@@ -135,8 +176,8 @@ def estimate(
 ) -> Estimate:
   """What `judge` would ask now."""
   verdicts = _verdicts(questions, config)
-  kept = _read(journal)
-  missing = [each.asked.prompts for each in verdicts if each.key not in kept]
+  lines = _read(journal)
+  missing = [each.asked.prompts for each in verdicts if each.key not in lines]
   letters = sum(len(each.system) + len(each.user) for each in missing)
   tokens_in = letters // _CHARACTERS_A_TOKEN
   tokens_out = config.max_tokens * len(missing)
@@ -151,11 +192,11 @@ def estimate(
 
 
 def _missing(
-  verdicts: Sequence[_Verdict], kept: Mapping[str, Any]
+  verdicts: Sequence[_Verdict], lines: Mapping[str, _Line]
 ) -> list[_Verdict]:
   """What is to be asked, each once: two policies may respond the same."""
   by_key = {each.key: each for each in verdicts}
-  return [each for key, each in by_key.items() if key not in kept]
+  return [each for key, each in by_key.items() if key not in lines]
 
 
 def _verdicts(
@@ -186,11 +227,14 @@ def _verdicts(
 def _key(
   asked: judges.Asked, question: Question, config: judge_config.JudgeConfig
 ) -> str:
-  """The same for the same pair, judge and prompts alone."""
+  """The same for the same pair, judge and prompts alone.
+
+  A changed password is no other judge.
+  """
   parts = (
     config.kind,
     config.model,
-    config.base_url,
+    judge_config.public_address(config.base_url),
     config.temperature,
     config.max_tokens,
     question.sample,
@@ -199,45 +243,73 @@ def _key(
     asked.prompts.user,
   )
   text = json.dumps(parts, ensure_ascii=False)
-  return hashlib.sha256(text.encode()).hexdigest()[:24]
+  # Half a character is no text, and may be in data all the same.
+  data = text.encode(errors="surrogatepass")
+  return hashlib.sha256(data).hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def _alone(journal: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process asks for verdicts of this journal.
+
+  The lock is the system's: it goes with a process that is killed. It lies on
+  the journal itself, which is there then, and can be written.
+
+  Raises:
+    kept.Unwritable: if it cannot: before anything is paid for.
+  """
+  kept.append(journal, [])
+  with journal.open("rb") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      logger.warning(
+        "another process asks for verdicts of %s; this one goes on with them "
+        "once it is done",
+        journal,
+      )
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:  # Not every shared file system can.
+      logger.warning(
+        "%s cannot be locked (%s): of several processes that ask at a time, "
+        "each pays for itself",
+        journal,
+        error.strerror,
+      )
+    _mend(journal)
+    yield
 
 
 def _ask(
   missing: Sequence[_Verdict],
   config: judge_config.JudgeConfig,
   journal: pathlib.Path,
-  kept: dict[str, dict[str, Any]],
+  lines: dict[str, _Line],
 ) -> list[judges.Failed]:
-  """Asks for verdicts, writes each to the journal and to `kept`."""
+  """Asks for verdicts, writes each to the journal and to `lines`."""
   judge = judges.make_judge(config)
   failures = []
-  journal.parent.mkdir(parents=True, exist_ok=True)
-  _mend(journal)
-  # A service may send half a character, which is no text but can be escaped.
-  with journal.open("a", errors="backslashreplace") as out:
-    bar = tqdm.tqdm(
-      judge.answers([each.asked for each in missing]),
-      desc="judge",
-      total=len(missing),
-      unit="verdict",
-    )
-    for place, answer in bar:
-      if isinstance(answer, judges.Failed):
-        failures.append(answer)
-        continue
-      line = _line(missing[place], answer, config)
-      out.write(json.dumps(line, ensure_ascii=False) + "\n")
-      out.flush()
-      kept[line["key"]] = line
-    os.fsync(out.fileno())
+  bar = tqdm.tqdm(
+    judge.answers([each.asked for each in missing]),
+    desc="judge",
+    total=len(missing),
+    unit="verdict",
+  )
+  for place, answer in bar:
+    if isinstance(answer, judges.Failed):
+      failures.append(answer)
+      continue
+    line = _line(missing[place], answer, config)
+    kept.append(journal, [line])
+    lines[line["key"]] = line
   return failures
 
 
 def _line(
   verdict: _Verdict, answer: judges.Answer, config: judge_config.JudgeConfig
-) -> dict[str, Any]:
+) -> _Line:
   question, prompts = verdict.question, verdict.asked.prompts
-  return {
+  line = {
     "key": verdict.key,
     "sample": question.sample,
     "user_id": question.user_id,
@@ -252,46 +324,53 @@ def _line(
     "system": prompts.system,
     "user": prompts.user,
   }
+  # A service may send half a character, which no file of text can hold.
+  return {
+    name: _HALF.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, str)
+    else value
+    for name, value in line.items()
+  }
 
 
-def _read(journal: pathlib.Path) -> dict[str, dict[str, Any]]:
+def _read(journal: pathlib.Path) -> dict[str, _Line]:
   """The verdicts of a journal by key, without a last line that was cut off.
 
   Raises:
-    ValueError: if another line is broken.
+    ValueError: if another line is damaged.
   """
-  if not journal.is_file():
-    return {}
-  whole, _, _ = journal.read_bytes().rpartition(b"\n")
-  kept = {}
-  for number, line in enumerate(whole.splitlines(), 1):
-    try:
-      found = json.loads(line)
-      kept[found["key"]] = found
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise ValueError(
-        f"{journal}:{number} is broken ({error}); take the line out, and what "
-        "it said is asked for again"
-      ) from error
-  return kept
+  lines, problems = kept.read_journal(journal, _Line)
+  if problems:
+    raise ValueError(
+      f"{problems[0]}; it is the first of {len(problems)} damaged lines, "
+      f"beside {len(lines)} whole ones. Put the file back from a copy, or take "
+      "those lines out: what they said is asked for again"
+    )
+  return {line["key"]: line for line in lines}
 
 
 def _mend(journal: pathlib.Path) -> None:
-  """Takes out a last line that was cut off."""
-  if not journal.is_file():
+  """Takes out a last line that was cut off, by whoever has the lock."""
+  last = journal.read_bytes().rpartition(b"\n")[2]
+  if not last or _is_json(last):
     return
-  whole, newline, rest = journal.read_bytes().rpartition(b"\n")
-  if rest:
-    logger.warning(
-      "%s: the last line was cut off and is asked for again", journal
-    )
-    with journal.open("r+b") as file:
-      file.truncate(len(whole) + len(newline))
+  logger.warning(
+    "%s: the last line was cut off and is asked for again", journal
+  )
+  with journal.open("r+b") as file:
+    file.seek(-len(last), os.SEEK_END)
+    file.truncate()
 
 
-def _judgement(
-  verdict: _Verdict, line: dict[str, Any] | None
-) -> winrate.Judgement:
+def _is_json(text: bytes) -> bool:
+  try:
+    json.loads(text)
+  except ValueError:
+    return False
+  return True
+
+
+def _judgement(verdict: _Verdict, line: _Line | None) -> winrate.Judgement:
   winner = {
     None: None,
     "tie": winrate.TIE,

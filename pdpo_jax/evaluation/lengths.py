@@ -1,17 +1,12 @@
 """Length of answers by user: Figure 3 of arXiv:2402.05133, and its claims."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-
-from matplotlib import pyplot
-
+from pdpo_jax import display
 from pdpo_jax.evaluation import accuracy
 
 
@@ -58,7 +53,9 @@ def claims(
     short_users: who prefers the shorter of two answers.
     long_users: who prefers the longer one.
   """
-  asked = words.keys() >= {*short_users, *long_users}
+  users = {*short_users, *long_users}
+  # A user by the name of another speaker was not asked.
+  asked = words.keys() >= users and users.isdisjoint("SVG")
   if not (short_users and long_users and asked):
     return {}
   zero = {user: words[user].zero_share for user in short_users}
@@ -102,7 +99,9 @@ def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     holds = "holds" if claim["holds"] else "does NOT hold"
     if name == "E1":
       zero = claim["short_zero_share"]
-      shares = ", ".join(f"{user}: {share:.0%}" for user, share in zero.items())
+      shares = ", ".join(
+        f"{display.name(user)}: {share:.0%}" for user, share in zero.items()
+      )
       text = (
         f"short-preferring users get empty answers ({shares}; claimed 90%), "
         f"the others {_shown(claim['long_over_sft'], '.2f')} times the SFT "
@@ -140,16 +139,18 @@ def table(
   lines = [header, "─" * len(header)]
   for speaker, row in words.items():
     name = names.get(speaker)
-    if name is None:
-      taste = " (prefers short)" if speaker in short_users else ""
-      name = f"{speaker:<3}{taste}" if taste else speaker
+    is_user = name is None
+    if is_user:
+      name = display.name(speaker, 23)
+      if speaker in short_users:
+        name = f"{display.name(speaker, 8):<3} (prefers short)"
     line = (
       f"{name:<24}{row.mean:>8.1f}{row.standard_error:>8.2f}"
       f"{row.zero_share:>8.0%}"
     )
     for found in accuracies.values():
       by_user = found["heldout"].by_user if "heldout" in found else {}
-      value = by_user.get(speaker)
+      value = by_user.get(speaker) if is_user else None
       line += f"{value:>12.3f}" if value is not None else " " * 12
     lines.append(line)
   lines.append("─" * len(header))
@@ -178,60 +179,3 @@ def _summaries(accuracies) -> list[str]:
       values = "".join(f"{f'{a:.3f}–{b:.3f}':>12}" for a, b in low_high)
       lines.append(f"{'  95% interval':<48}{values}")
   return lines
-
-
-def figure(
-  file: pathlib.Path,
-  words: Mapping[str, Words],
-  short_users: Sequence[str],
-  title: str,
-) -> None:
-  """Figure 3: mean words with standard error, a bar a speaker, as PNG."""
-  speakers = list(words)
-  colors = {"S": "#9aa0a6", "V": "#5f6368", "G": "#3c78b4"}
-  known = bool(short_users)
-  shades = [
-    colors.get(name, "#d9822b" if name in short_users else "#5aa469")
-    for name in speakers
-  ]
-  axes_width = max(6.0, 0.55 * len(speakers) + 1.5)
-  chart, axes = pyplot.subplots(figsize=(axes_width, 3.6), dpi=150)
-  means = [words[name].mean for name in speakers]
-  errors = [words[name].standard_error for name in speakers]
-  bars = axes.bar(
-    speakers, means, yerr=errors, color=shades, capsize=3, width=0.7
-  )
-  top = max(m + e for m, e in zip(means, errors, strict=True)) or 1.0
-  for bar, mean, error in zip(bars, means, errors, strict=True):
-    axes.text(
-      bar.get_x() + bar.get_width() / 2,
-      mean + error + 0.015 * top,
-      f"{mean:.1f}",
-      ha="center",
-      va="bottom",
-      fontsize=8,
-    )
-  axes.set_ylim(0, top * 1.12)
-  axes.set_ylabel("words per answer (mean ± s.e.)")
-  axes.set_xlabel("S SFT · V vanilla DPO · G generic user · then each user")
-  axes.set_title(title, fontsize=10, loc="left")
-  axes.spines[["top", "right"]].set_visible(False)
-  if known:
-    handles = [
-      pyplot.Rectangle((0, 0), 1, 1, color="#d9822b"),
-      pyplot.Rectangle((0, 0), 1, 1, color="#5aa469"),
-    ]
-    axes.legend(
-      handles,
-      ["prefers short", "prefers long"],
-      frameon=False,
-      fontsize=8,
-      # Above the bars, whose heights are not known.
-      loc="lower right",
-      bbox_to_anchor=(1.0, 1.0),
-      ncols=2,
-    )
-  chart.tight_layout()
-  file.parent.mkdir(parents=True, exist_ok=True)
-  chart.savefig(file)
-  pyplot.close(chart)

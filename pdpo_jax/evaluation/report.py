@@ -2,17 +2,31 @@
 
 A report is a list of sections with paragraphs, tables and figures; one template
 each turns it into a page and into Markdown. The page holds its figures, so that
-it opens anywhere, without a network.
+it opens anywhere, without a network. Names of users, runs and facts are data,
+and no markup.
+
+What took hours is not lost to a figure: a section or a figure that cannot be
+made leaves a note.
 """
 
 import base64
 import dataclasses
 import json
+import logging
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
+import numpy as np
+
+from pdpo_jax import display, kept, processes
+
+logger = logging.getLogger(__name__)
+
+# What people open.
+PAGE = "index.html"
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
@@ -39,20 +53,32 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """A PNG in the report's folder of figures."""
+  """A PNG.
 
-  file: pathlib.Path
+  Attributes:
+    name: of its file, without a suffix.
+    problem: why there is none.
+  """
+
+  name: str
   caption: str
+  png: bytes
+  problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """Part of a report; what is empty is left out."""
+  """Part of a report; what is empty is left out.
+
+  Attributes:
+    problem: why there is nothing but a title.
+  """
 
   title: str
   text: list[str] = dataclasses.field(default_factory=list)
   tables: list[Table] = dataclasses.field(default_factory=list)
   figures: list[Figure] = dataclasses.field(default_factory=list)
+  problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,47 +97,119 @@ class Report:
   findings: Mapping[str, Any]
 
 
-def write(folder: pathlib.Path, report: Report) -> pathlib.Path:
-  """Writes `index.html`, `report.md` and `report.json`.
+def section_or_note(title: str, make: Callable[[], Section]) -> Section:
+  """A section as it is made, or else one that says why it could not be.
 
-  Args:
-    folder: holds, or its subfolders hold, the figures.
+  For what shows results. What computes them is no part of `make`, since its
+  errors have to stop the command.
+  """
+  try:
+    return make()
+  except Exception as error:
+    return Section(title, problem=_problem(f"Section {title!r}", error))
+
+
+def figure_or_note(
+  name: str, caption: str, draw: Callable[[], bytes]
+) -> Figure:
+  """A figure as it is drawn, or else one that says why it could not be."""
+  try:
+    return Figure(name, caption, draw())
+  except Exception as error:
+    return Figure(name, caption, b"", _problem(f"Figure {name!r}", error))
+
+
+def _problem(what: str, error: Exception) -> str:
+  """What the report says of what is missing; the log has the traceback."""
+  if isinstance(error, kept.Damaged) or (
+    processes.several() and processes.is_broken_off(error)
+  ):
+    raise error
+  logger.error("%s of the report could not be made", what, exc_info=error)
+  return (
+    f"{what} could not be made ({type(error).__name__}: {error}). "
+    "The rest of the report does not hang on it."
+  )
+
+
+def write(folder: pathlib.Path, report: Report) -> list[str]:
+  """Writes `index.html`, `report.md`, `report.json` and the figures.
 
   Returns:
-    The page.
+    What is wrong with sections and figures that could not be made, or that a
+    template could not render.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  findings = json.dumps(report.findings, indent=2, ensure_ascii=False) + "\n"
-  (folder / "report.json").write_text(findings)
-  page = folder / "index.html"
-  for file, template in (
-    (page, "report.html"),
-    (folder / "report.md", "report.md"),
-  ):
-    file.write_text(_environment(folder, template).render(report=report))
-  return page
+  templates = [_template(name) for name in ("report.md", "report.html")]
+  report = dataclasses.replace(
+    report,
+    sections=[_rendered(each, report, templates) for each in report.sections],
+  )
+  problems = [
+    part.problem
+    for section in report.sections
+    for part in (section, *section.figures)
+    if part.problem
+  ]
+  findings = _plain(report.findings)
+  if problems:
+    findings["problems"] = problems
+  numbers = json.dumps(findings, indent=2, ensure_ascii=False, allow_nan=False)
+  text, page = (each.render(report=report) for each in templates)
+  for section in report.sections:
+    for figure in section.figures:
+      if figure.png:
+        kept.write(folder / "figures" / f"{figure.name}.png", figure.png)
+  # Half a character is no text, but can be escaped.
+  kept.write(
+    folder / "report.json", f"{numbers}\n".encode(errors="backslashreplace")
+  )
+  kept.write(folder / "report.md", text)
+  kept.write(folder / PAGE, page)
+  return problems
 
 
-def _environment(folder: pathlib.Path, name: str) -> jinja2.Template:
+def _rendered(
+  section: Section, report: Report, templates: Sequence[jinja2.Template]
+) -> Section:
+  """The section, or what says why no template renders it."""
+
+  def check() -> Section:
+    for template in templates:
+      template.render(report=dataclasses.replace(report, sections=[section]))
+    return section
+
+  return section_or_note(section.title, check)
+
+
+def _plain(value: Any) -> Any:
+  """A value as JSON has it, where a number that is none is null."""
+  if isinstance(value, np.generic | np.ndarray):
+    value = value.tolist()
+  if isinstance(value, Mapping):
+    return {str(key): _plain(each) for key, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(each) for each in value]
+  return (
+    None if isinstance(value, float) and not math.isfinite(value) else value
+  )
+
+
+def _template(name: str) -> jinja2.Template:
+  is_page = name.endswith(".html")
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_TEMPLATES),
-    autoescape=name.endswith(".html"),
+    autoescape=is_page,
+    # In Markdown, that is a filter's work.
+    finalize=(lambda value: display.visible(str(value))) if is_page else None,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
   )
   environment.filters["data_url"] = _data_url
-  environment.filters["beside"] = lambda file: file.relative_to(folder)
-  environment.filters["cell"] = _cell
+  environment.filters["text"] = display.markdown
   return environment.get_template(name)
 
 
-def _cell(text: str) -> str:
-  """In Markdown, a cell is one line."""
-  return " ".join(text.split()).replace("|", "\\|")
-
-
-def _data_url(file: pathlib.Path) -> str:
-  encoded = base64.b64encode(file.read_bytes()).decode()
-  return f"data:image/png;base64,{encoded}"
+def _data_url(png: bytes) -> str:
+  return f"data:image/png;base64,{base64.b64encode(png).decode()}"

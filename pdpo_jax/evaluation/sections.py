@@ -1,5 +1,6 @@
 """What the report says: findings as sections with tables and sentences."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pdpo_jax.evaluation import (
@@ -40,7 +41,8 @@ PAPER_TABLE_1 = {
 
 
 def percent(value: float | None) -> str:
-  return "–" if value is None else f"{100 * value:.1f}"
+  known = value is not None and math.isfinite(value)
+  return f"{100 * value:.1f}" if known else "–"
 
 
 def with_interval(

@@ -119,8 +119,12 @@ def recover_groups(
   features: Float[np.ndarray, "users F"], count: int
 ) -> list[int]:
   """The number of each user's group, found without knowing any (k-means)."""
+  unit = _unit(features)
+  distinct, groups = np.unique(unit, axis=0, return_inverse=True)
+  if len(distinct) <= count:
+    return groups.tolist()
   means = cluster.KMeans(count, n_init=10, random_state=0)
-  return means.fit_predict(_unit(features)).tolist()
+  return means.fit_predict(unit).tolist()
 
 
 def group_agreement(found: Sequence[int], true: Sequence[str]) -> float:
@@ -158,13 +162,13 @@ def probe(
   there are often more of them than users.
 
   Returns:
-    None if fewer than two classes are left.
+    None if fewer than two classes are left, or all users are alike.
   """
   counts = {label: list(labels).count(label) for label in set(labels) - {None}}
   classes = sorted(c for c, n in counts.items() if n >= _LEAST_OF_A_CLASS)
-  if len(classes) < 2:
-    return None
   kept = [place for place, label in enumerate(labels) if label in classes]
+  if len(classes) < 2 or not np.ptp(features[kept], 0).any():
+    return None
   targets = np.array([labels[place] for place in kept])
   inputs = features[kept].astype(np.float64)
   # Once for all folds: it does not look at the labels.

@@ -244,7 +244,7 @@ def test_splits_of_a_saved_dictionary_are_those_that_it_names(folder):
   datasets.DatasetDict(parts).save_to_disk(str(folder))
   with pytest.raises(ValueError, match="splits probe, train_prefs, train_sft"):
     load(folder)
-  location = locations.Location(f"{folder}:probe")
+  location = locations.find(f"{folder}:probe")
   assert location.training_split() == "probe"
 
 
@@ -345,6 +345,34 @@ def test_a_hub_data_set_is_split_as_a_folder_is(folder, monkeypatch):
     folder, path="some/data:train", heldout_path="some/data:test"
   )
   assert (trained, held_out) == ({"train"}, {"test"})
+
+
+def test_columns_of_a_hub_data_set_without_a_use_are_not_decoded(
+  folder, monkeypatch
+):
+  from_list = datasets.Dataset.from_list
+  features = from_list([ROW]).features | {"picture": datasets.Image()}
+  table = [ROW | {"prompt": f"train {n}?", "picture": b"no"} for n in range(9)]
+  fake_hub(
+    monkeypatch,
+    train=from_list(table, features=datasets.Features(features)),
+  )
+  trained, _, tally = load(folder, path="some/data")
+  assert trained == {"train"}
+  assert tally.not_read == {"column without a use": {"picture": None}}
+
+
+@pytest.mark.parametrize(
+  ("options", "option"),
+  [({}, "data.path"), ({"heldout_path": "./no"}, "data.files.heldout_path")],
+)
+def test_an_error_says_which_path_is_meant(folder, options, option):
+  fill(folder, "a.jsonl")
+  options = options or {"path": "./no"}
+  with pytest.raises(
+    ValueError, match=f"^{option}: there is no file or folder"
+  ):
+    load(folder, **options)
 
 
 def test_a_split_of_a_hub_data_set_is_split_by_share(folder, monkeypatch):

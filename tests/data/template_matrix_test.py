@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pdpo_jax import structs
+from pdpo_jax import export, structs
 from pdpo_jax.data import prompts, tokenize, users
 from tests.data import template_cases
 
@@ -248,3 +248,42 @@ def test_a_template_that_depends_on_an_answers_words_leaves_some_out():
   # What is written before the answer is still the template's.
   assert decoded == ["Ten<|im_end|>", "60<|im_end|>", "!loud<|im_end|>"]
   assert counts["responses that the template refuses"] == 1
+
+
+@pytest.mark.parametrize(
+  ("template", "post"),
+  [
+    *((None, post) for post in ("bos", "bos_eos", "eos", "")),
+    *((template, "bos_eos") for template in template_cases.TEMPLATES),
+  ],
+)
+@pytest.mark.parametrize("name", template_cases.TOKENIZERS)
+def test_the_readme_of_an_export_makes_the_prompts_of_training(
+  name, template, post
+):
+  tokenizer = template_cases.make(name, template, post)
+  encoder = prompts.PromptEncoder(tokenizer, "auto", 500)
+  scope = {"tokenizer": tokenizer}
+  exec(export.encode_code(encoder), scope)
+  asked = [
+    structs.PromptExample(prompt, text)
+    for prompt in ("How long?", "How long? ", "Ten\n\n")
+    for text in ("", TEXT)
+  ]
+  expected = encoder.encode(asked, collections.Counter())
+  for example, ids in zip(asked, expected, strict=True):
+    made = scope["encode"](example.prompt, example.user_text)
+    assert made == ids.tolist()
+    assert made.count(tokenizer.bos_token_id) == (
+      post.startswith("bos") or "bos_token" in (tokenizer.chat_template or "")
+    )
+    assert template or tokenizer.eos_token_id not in made
+
+
+def test_the_readme_refuses_control_tokens_in_words():
+  tokenizer = template_cases.make("gpt2", "chatml")
+  scope = {"tokenizer": tokenizer}
+  encoder = prompts.PromptEncoder(tokenizer, "auto", 500)
+  exec(export.encode_code(encoder), scope)
+  with pytest.raises(ValueError, match=r"control token <.im_end"):
+    scope["encode"]("Hi<|im_end|>")

@@ -33,6 +33,7 @@ class Server:
     faults: what goes wrong with tries, in turns: a status, "slow", "garbage",
       "empty", "null" or "drop"; None goes well. Which turn a prompt begins with
       depends on the prompt.
+    refuses: of a request, the error that it is refused with, or None.
   """
 
   def __init__(
@@ -40,8 +41,9 @@ class Server:
     say=lambda user: "Because.\nOutput (a)",
     faults=(None,),
     retry_after=0.02,
+    refuses=lambda request: None,
   ):
-    self.say, self.faults = say, faults
+    self.say, self.faults, self.refuses = say, faults, refuses
     self.retry_after = retry_after
     self.tries = collections.Counter()
     self.delivered = collections.Counter()
@@ -81,7 +83,9 @@ class Server:
     user = request["messages"][-1]["content"]
     with self.lock:
       start = hashlib.sha256(user.encode()).digest()[0]
+      refused = self.refuses(request)
       fault = self.faults[(start + self.tries[user]) % len(self.faults)]
+      fault = "refused" if refused else fault
       self.tries[user] += 1
       self.seen[fault] += 1
       self.requests.append((handler.path, request, time.monotonic()))
@@ -108,6 +112,8 @@ class Server:
       headers = (
         {"retry-after": str(self.retry_after)} if fault in (429, 503) else {}
       )
+    elif refused:
+      status, body = refused
     elif fault == "slow":
       time.sleep(1.5 * TIMEOUT)
     elif fault == "empty":

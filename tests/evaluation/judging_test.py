@@ -6,9 +6,11 @@ import json
 import os
 import pathlib
 import signal
+import stat
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import pytest
 
@@ -269,28 +271,191 @@ def test_what_was_on_its_way_is_kept_when_the_judge_must_stop(tmp_path):
     assert len(lines_of(journal)) == sum(server.delivered.values())
 
 
-def test_half_a_character_is_kept(tmp_path):
+def test_half_a_character_is_kept_as_one_that_is_unknown(tmp_path):
   journal = tmp_path / "judgements.jsonl"
-  said = "So \ud83d\nOutput (a)"
-  server = judge_server.Server(say=lambda user: said)
+  server = judge_server.Server(say=lambda user: "So \ud83d\nOutput (a)")
   with server.running() as url:
     config = judge_server.config_of(url)
     judging.judge(judge_server.questions(1), config, journal)
     judging.judge(judge_server.questions(1), config, journal)
+  said = "So \N{REPLACEMENT CHARACTER}\nOutput (a)"
   assert [line["answer"] for line in lines_of(journal)] == [said] * 2
   assert sum(server.tries.values()) == 2
 
 
-def test_a_dry_run_leaves_a_journal_as_it_is(tmp_path):
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+  """A journal of four verdicts, and a judge that counts what it is asked."""
+  counts = collections.Counter()
+
+  class Counting:
+    def answers(self, asked):
+      for place, _ in enumerate(asked):
+        counts["calls"] += 1
+        yield place, judges.Answer("Output (a)")
+
+  monkeypatch.setattr(judges, "make_judge", lambda config: Counting())
+  journal = tmp_path / "run" / "judgements.jsonl"
+  config = judge_server.config_of("http://localhost:1")
+  judging.judge(judge_server.questions(2), config, journal)
+  counts.clear()
+  return journal, config, counts
+
+
+def test_a_dry_run_leaves_a_journal_as_it_is(asked):
   # Another process may be in the middle of its last line.
-  journal = tmp_path / "judgements.jsonl"
-  journal.write_text('{"key": "x"}\n{"key": "ha')
-  judging.estimate([], judge_server.config_of("http://x"), journal)
-  assert journal.read_text() == '{"key": "x"}\n{"key": "ha'
+  journal, config, _ = asked
+  text = journal.read_text() + '{"key": "ha'
+  journal.write_text(text)
+  assert judging.estimate(judge_server.questions(2), config, journal).kept == 4
+  assert journal.read_text() == text
 
 
-def test_a_broken_journal_names_the_line(tmp_path):
+def damaged(how, lines):
+  """A journal's lines with something wrong in the second."""
+  second = json.loads(lines[1])
+  changes = {
+    "nonsense": "nonsense",
+    "cut": lines[1][: len(lines[1]) // 2],
+    "a list": "[]",
+    "null": "null",
+    "a number for the key": json.dumps(second | {"key": 7}),
+    "another verdict": json.dumps(second | {"verdict": "c"}),
+    "no verdict": json.dumps({"key": second["key"]}),
+    "another's verdict": lines[1].replace('"a"', '"b"', 1),
+    "a flipped letter": lines[1].replace("Output", "Outpuu", 1),
+    "half a character": lines[1].replace("Output", "\udcff", 1),
+  }
+  return [lines[0], changes[how], *lines[2:]]
+
+
+@pytest.mark.parametrize(
+  "how",
+  [
+    "nonsense",
+    "cut",
+    "a list",
+    "null",
+    "a number for the key",
+    "another verdict",
+    "no verdict",
+    "another's verdict",
+    "a flipped letter",
+    "half a character",
+  ],
+)
+def test_a_damaged_journal_names_the_line_and_asks_for_nothing(how, asked):
+  journal, config, counts = asked
+  lines = damaged(how, journal.read_text().splitlines())
+  data = ("\n".join(lines) + "\n").encode(errors="surrogateescape")
+  journal.write_bytes(data)
+  questions = judge_server.questions(3)
+  for call in (judging.estimate, judging.judge):
+    with pytest.raises(ValueError, match=r"judgements\.jsonl:2 is") as error:
+      call(questions, config, journal)
+    assert "beside 3 whole ones" in str(error.value)
+  assert journal.read_bytes() == data and not counts
+  # As it says.
+  journal.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+  assert len(judging.judge(questions, config, journal)) == 6
+  assert counts["calls"] == 3
+
+
+def test_a_last_line_that_only_lacks_its_end_is_not_paid_for_again(asked):
+  journal, config, counts = asked
+  journal.write_text(journal.read_text().removesuffix("\n"))
+  assert len(judging.judge(judge_server.questions(3), config, journal)) == 6
+  assert counts["calls"] == 2
+  assert len(lines_of(journal)) == 6
+
+
+def test_lines_without_a_sum_are_read_as_before(asked):
+  journal, config, counts = asked
+  lines = [line | {"crc32": None} for line in lines_of(journal)]
+  for line in lines:
+    del line["crc32"]
+  journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  judging.judge(judge_server.questions(2), config, journal)
+  assert not counts
+
+
+def test_a_journal_that_cannot_be_written_is_told_before_anything_is_asked(
+  asked, tmp_path
+):
+  _, config, counts = asked
+  (tmp_path / "folder").mkdir()
+  with pytest.raises(ValueError, match=r"folder cannot be written"):
+    judging.judge(judge_server.questions(1), config, tmp_path / "folder")
+  assert not counts
+
+
+def test_only_the_owner_may_read_a_journal(asked):
+  journal, _, _ = asked
+  assert stat.S_IMODE(journal.stat().st_mode) == 0o600
+  assert stat.S_IMODE(journal.parent.stat().st_mode) == 0o700
+
+
+def test_a_changed_password_is_no_other_judge(asked):
+  journal, config, counts = asked
+  questions = judge_server.questions(2)
+  for address in ("http://ann:pw@localhost:1", "http://bob@localhost:1#x"):
+    config.base_url = address
+    assert judging.estimate(questions, config, journal).kept == 4
+  assert "pw" not in journal.read_text()
+  config.base_url = "http://localhost:2"
+  assert judging.estimate(questions, config, journal).kept == 0
+  assert not counts
+
+
+def test_two_processes_that_ask_at_once_pay_once(tmp_path):
   journal = tmp_path / "judgements.jsonl"
-  journal.write_text('{"key": "x"}\nnonsense\n{"key": "y"}\n')
-  with pytest.raises(ValueError, match=r"judgements\.jsonl:2 is broken"):
-    judging.estimate([], judge_server.config_of("http://x"), journal)
+
+  def slowly(user):
+    time.sleep(0.02)
+    return "Output (a)"
+
+  server = judge_server.Server(say=slowly)
+  with server.running() as url, futures.ThreadPoolExecutor() as pool:
+    config = judge_server.config_of(url, timeout=60.0, concurrency=2)
+    # A lock of the system's holds between two openings of a file, whoever has
+    # them.
+    both = [
+      pool.submit(judging.judge, judge_server.questions(9), config, journal)
+      for _ in range(2)
+    ]
+    first, second = (each.result() for each in both)
+  assert first == second and len(first) == 18
+  assert sum(server.tries.values()) == len(lines_of(journal)) == 18
+
+
+def test_who_waits_for_another_process_says_so_and_outlives_it(
+  tmp_path, caplog
+):
+  journal = tmp_path / "judgements.jsonl"
+  journal.touch()
+  other = subprocess.Popen(
+    [
+      sys.executable,
+      "-c",
+      "import fcntl, sys, time\nfile = open(sys.argv[1])\n"
+      "fcntl.flock(file, fcntl.LOCK_EX)\nprint(flush=True)\ntime.sleep(60)",
+      str(journal),
+    ],
+    stdout=subprocess.PIPE,
+  )
+  other.stdout.readline()
+  with (
+    other,
+    judge_server.Server().running() as url,
+    futures.ThreadPoolExecutor() as pool,
+  ):
+    config = judge_server.config_of(url)
+    waiting = pool.submit(
+      judging.judge, judge_server.questions(1), config, journal
+    )
+    deadline = time.monotonic() + 60
+    while "another process asks" not in caplog.text:
+      assert time.monotonic() < deadline and not waiting.done()
+      time.sleep(0.01)
+    other.kill()
+    assert len(waiting.result()) == 2

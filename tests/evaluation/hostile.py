@@ -1,0 +1,25 @@
+"""Names as nobody wants them: of users, facts of a survey, runs."""
+
+NAMES = [
+  "<script>alert(1)</script>",
+  "</td></table><img src=http://example.org/x.png onerror=alert(1)>",
+  "![picture](http://example.org/x.png)",
+  "[link](javascript:alert(1))",
+  "<http://example.org>",
+  "a|b\\|c",
+  "`code` **bold** _it_ ~~off~~",
+  "# heading",
+  "- item",
+  "1. item",
+  "line\n\n# heading\n```\ncode",
+  "$x^2$",
+  "&lt;b&gt; &copy;",
+  '" onmouseover="alert(1)',
+  "{{ 7 * 7 }}{% raw %}",
+  "\x1b[31mred\x00\x07",
+  "\u202egnp.exe",
+  "\ud83d",
+  "😀 田中 שלום",
+  "x" * 3000,
+  "😀" * 30,
+]
