@@ -4,78 +4,42 @@ Each is an Orbax item of one step, so that users can be loaded without LoRA and
 LoRA without users. Item `users` also holds the user ids in row order; `meta`
 names the base weights by fingerprint. Supervised fine-tuning trains the base
 itself, which is then item `base`.
+
+`meta` also has a sum of each array, of the ids, of itself and of the step's
+number. What is not what was saved cannot be read, whatever changed it. A step
+of an earlier version has no sums, and is read as it is.
 """
 
+import contextlib
+import errno
 import itertools
 import json
 import logging
+import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax import sharding as jax_sharding
 from orbax.checkpoint import v1 as ocp
 
-from pdpo_jax import processes, structs
+from pdpo_jax import kept, processes, structs
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.models import layers, user_model
+from pdpo_jax.training import checkpoint_items
+from pdpo_jax.training import sums as sums_lib
 
 logger = logging.getLogger(__name__)
 
-_ITEMS = (
-  ("lora", layers.LoraParam),
-  ("users", user_model.UserParam),
-  ("base", nnx.Param),
-)
+# How TensorStore says why a disk refused.
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
-def _path(path: Sequence[Any]) -> str:
-  return ".".join(map(str, path))
-
-
-def trainable_items(trainable: nnx.State) -> dict[str, dict[str, jax.Array]]:
-  """Arrays by item and parameter path; items without any are left out."""
-  items = {}
-  for path, variable in nnx.to_flat_state(trainable):
-    for name, kind in _ITEMS:
-      if isinstance(variable, kind):
-        items.setdefault(name, {})[_path(path)] = variable.get_value()
-        break
-    else:
-      raise TypeError(f"{_path(path)} is a {type(variable)}, not trainable")
-  return items
-
-
-def _flat_leaves(tree: Any) -> dict[str, jax.Array]:
-  return {
-    jax.tree_util.keystr(path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def state_items(
-  state: structs.TrainState,
-  users: users_lib.UserIndex | None,
-  meta: Mapping[str, Any],
-) -> dict[str, Any]:
-  """What a checkpoint of `state` holds.
-
-  Args:
-    state: on any mesh.
-    users: whose rows the user table has; None where there is no user model.
-    meta: strings and numbers that a later load compares with its own.
-  """
-  items: dict[str, Any] = dict(trainable_items(state.trainable))
-  if "users" in items:
-    ids = json.dumps(users.to_json())
-    items["users"] = {"table": items["users"], "ids": ids}
-  return items | {
-    "optimizer": _flat_leaves(state.opt_state),
-    "meta": dict(meta),
-  }
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  """Keeps out what Orbax logs: what failed, many times over, and raises too."""
+  return "/orbax/checkpoint/" not in record.pathname
 
 
 def _abstract(
@@ -92,22 +56,6 @@ def _abstract(
   )
 
 
-def load_trainable(
-  trainable: nnx.State, items: Mapping[str, Mapping[str, Any]]
-) -> nnx.State:
-  """`trainable` with the values of the items `lora`, `users` or `base`."""
-  flat = {}
-  for path, variable in nnx.to_flat_state(trainable):
-    for name, kind in _ITEMS:
-      if isinstance(variable, kind):
-        if name in items:
-          values = items[name].get("table", items[name])
-          variable = variable.replace(values[_path(path)])
-        break
-    flat[path] = variable
-  return nnx.from_flat_state(list(flat.items()))
-
-
 class Checkpoints:
   """The checkpoints of one training in `folder`, newest last.
 
@@ -115,27 +63,37 @@ class Checkpoints:
     folder: made if it is missing.
     keep: how many of the newest are kept; None only reads, and leaves alone
       whatever a training may be writing there.
+
+  Raises:
+    kept.Unwritable: here and by whatever writes, if the disk refuses.
   """
 
   def __init__(self, folder: pathlib.Path, keep: int | None = None):
     self.folder = folder.absolute()
     self._writes = keep is not None
+    self._saving: tuple[int, Any] | None = None  # a step, and Orbax's response
     training = ocp.training
-    self._checkpointer = training.Checkpointer(
-      self.folder,
-      preservation_policy=training.preservation_policies.LatestN(keep),
-      cleanup_tmp_directories=self._writes,
-    )
-    self._saving: Any = None  # Orbax's response, which has to be asked.
+    if self._writes:
+      kept.make_folder(self.folder)
+    logging.getLogger("absl").addFilter(_is_not_orbax)
+    with self._raising(self.folder):
+      self._checkpointer = training.Checkpointer(
+        self.folder,
+        preservation_policy=training.preservation_policies.LatestN(keep),
+        cleanup_tmp_directories=self._writes,
+      )
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
     try:
-      self.wait()
+      if kind is None:
+        self.wait()
     finally:
-      self._checkpointer.close()
+      # An error of a save was raised before, or there is a worse one.
+      with contextlib.suppress(Exception):
+        self._checkpointer.close()
 
   @property
   def steps(self) -> list[int]:
@@ -146,17 +104,52 @@ class Checkpoints:
     if step in self.steps:
       return
     self.wait()
-    self._saving = self._checkpointer.save_checkpointables_async(
-      step, dict(items), force=True
-    )
+    place = self.folder / str(step)
+    with self._raising(place):
+      if not self.folder.is_dir():  # Orbax would make it again.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+      response = self._checkpointer.save_checkpointables_async(
+        step, sums_lib.add(step, items), force=True
+      )
+    self._saving = step, response
+
+  def check(self) -> None:
+    """Raises what a save in the background came to, if it has ended."""
+    if self._saving and not self._checkpointer.is_saving_in_progress():
+      self.wait()
 
   def wait(self) -> None:
     """Returns once every save is on disk."""
-    if self._saving is not None:
-      saving, self._saving = self._saving, None
+    if self._saving is None:
+      return
+    (step, response), self._saving = self._saving, None
+    with self._raising(self.folder / str(step)):
       # Its thread and its descriptors are kept until it is asked.
-      saving.result()
-    self._checkpointer.wait()
+      response.result()
+      self._checkpointer.wait()
+
+  @contextlib.contextmanager
+  def _raising(self, place: pathlib.Path) -> Iterator[None]:
+    """Turns what Orbax and its storage raise into one clear error."""
+    try:
+      yield
+    except Exception as error:
+      if not self._writes:
+        raise
+      raise kept.Unwritable(place, self._os_error(error)) from error
+
+  def _os_error(self, error: BaseException) -> OSError:
+    """The refusal of the disk that `error` came from."""
+    if not self.folder.is_dir():
+      number = errno.ENOENT
+    elif isinstance(error, OSError) and error.errno:
+      number = error.errno
+    else:
+      number = _OS_ERROR.search(str(error))
+      number = number and int(number[1])
+    if number:
+      return OSError(number, os.strerror(number))
+    return OSError(_first_line(error))
 
   def users(self) -> users_lib.UserIndex:
     """The users of the newest step that can be read; none without a step.
@@ -184,10 +177,20 @@ class Checkpoints:
     return processes.from_first(lambda: self.steps)[::-1]
 
   def meta(self, step: int) -> dict[str, Any]:
-    return self._load_items(step, {"meta": None})["meta"]
+    return self._meta_and_sums(step)[0]
+
+  def _meta_and_sums(self, step: int) -> tuple[dict, dict[str, Any]]:
+    """`meta` as it was saved, and the sums of the other items.
+
+    Raises:
+      ValueError: if it is not what was saved, or is of another step.
+    """
+    meta = self._load_items(step, {"meta": None})["meta"]
+    return sums_lib.take(step, meta)
 
   def _user_ids(self, step: int) -> str | None:
     """The ids alone, however large the table is; None without users."""
+    _, sums = self._meta_and_sums(step)
     found = self._checkpointer.checkpointables_metadata(step).metadata
     if "users" not in found:
       return None
@@ -195,24 +198,59 @@ class Checkpoints:
       raise ValueError("the table of users is damaged")
     table = dict.fromkeys(found["users"]["table"], ocp.PLACEHOLDER)
     like = {"users": {"table": table, "ids": ""}}
-    return self._load_items(step, like)["users"]["ids"]
+    ids = self._load_items(step, like)["users"]["ids"]
+    sums_lib.check({"users": {"ids": ids}}, sums)
+    return ids
 
   def load(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The items of `step` that `like` names, in its shapes and shardings."""
-    return self._load_items(step, _abstract(dict(like), lambda x: x.sharding))
+    """The items of `step` that `like` names, in its shapes and shardings.
+
+    Raises:
+      ValueError: if they cannot be read, or are not what was saved.
+    """
+    like = _abstract(dict(like), lambda x: x.sharding)
+    return self._whole(step, *self._load_checked(step, like))
 
   def load_as_saved(self, step: int, names: Sequence[str]) -> dict[str, Any]:
     """Items of `step` in the shapes they have there, in the host's memory.
 
     The devices that they were saved from need not exist.
+
+    Raises:
+      ValueError: if they cannot be read, or are not what was saved.
     """
-    found = self._checkpointer.checkpointables_metadata(step).metadata
-    like = {name: found[name] for name in names if name in found}
     # A table of users may be larger than an accelerator.
     here = jax_sharding.SingleDeviceSharding(
       jax.local_devices(backend="cpu")[0]
     )
-    return self._load_items(step, _abstract(like, lambda _: here))
+
+    def like():
+      found = self._checkpointer.checkpointables_metadata(step).metadata
+      like = {name: found[name] for name in names if name in found}
+      return _abstract(like, lambda _: here)
+
+    like, problem = _read(like)
+    if not problem:
+      like, problem = self._load_checked(step, like)
+    return self._whole(step, like, problem)
+
+  def _whole(self, step: int, items: Any, problem: str) -> dict[str, Any]:
+    if problem:
+      raise ValueError(f"{self.folder / str(step)} cannot be read ({problem})")
+    return items
+
+  def _load_checked(
+    self, step: int, like: Mapping[str, Any]
+  ) -> tuple[dict[str, Any] | None, str]:
+    """Items, and what is wrong if they are not what was saved."""
+    sums, problem = _read(lambda: self._meta_and_sums(step)[1])
+    items = None
+    if not problem:
+      items, problem = _read(lambda: self._load_items(step, like))
+    # All have read theirs, since summing is done by all together.
+    if not problem:
+      _, problem = _read(lambda: sums_lib.check(items, sums))
+    return items, problem
 
   def _load_items(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
     # One after the other, as Orbax does too. Asked for several of which one
@@ -233,12 +271,13 @@ class Checkpoints:
         says, or none of them can be read.
     """
     problems: dict[int, str] = {}
+    shapes = _abstract(dict(like), lambda x: x.sharding)
     for step in self._newest_first():
       found, problems[step] = _read(lambda step=step: self.meta(step))
       if problems[step]:
         continue
       check_meta(found, meta, self.folder / str(step))
-      items, problems[step] = _read(lambda step=step: self.load(step, like))
+      items, problems[step] = self._load_checked(step, shapes)
       if not problems[step]:
         del problems[step]
         self._pass_over(problems)
@@ -277,13 +316,18 @@ def _read(read: Callable[[], Any]) -> tuple[Any, str]:
   try:
     found = read()
   except Exception as error:  # Orbax raises what its storage raises.
-    problem = (str(error) or type(error).__name__).splitlines()[0][:200]
+    problem = _first_line(error)
   return found, next(filter(None, processes.gather(problem)), "")
+
+
+def _first_line(error: BaseException) -> str:
+  text = str(error.args[0] if isinstance(error, KeyError) else error)
+  return (text.strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _move(place: pathlib.Path, folder: pathlib.Path) -> None:
   """Moves a step's folder, and keeps what was moved there before."""
-  folder.mkdir(exist_ok=True)
+  kept.make_folder(folder)
   name = next(
     name
     for number in itertools.count()
@@ -300,16 +344,22 @@ def check_meta(
   Raises:
     ValueError: naming each difference.
   """
+  there, here = _expand(found), _expand(wanted)
   differences = [
-    f"{name} is {found[name]!r} there and {value!r} here"
-    for name, value in wanted.items()
-    if name in found and found[name] != value
+    f"{name} is {there[name]!r} there and {value!r} here"
+    for name, value in here.items()
+    if name in there and there[name] != value
   ]
   if differences:
     raise ValueError(
       f"checkpoint {place} is of another run: {'; '.join(differences)}. Use "
       "the base and the data it was trained with, or another --config.workdir"
     )
+
+
+def _expand(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """With the fields of its config, if it has one, for what they are."""
+  return {**meta, **json.loads(meta.get("config", "{}")), "config": ""}
 
 
 def restore(
@@ -323,7 +373,7 @@ def restore(
   Raises:
     ValueError: if it is of another base or has other users.
   """
-  like = state_items(state, users, meta)
+  like = checkpoint_items.of_state(state, users, meta)
   like.pop("meta")
   newest = checkpoints.newest(like, meta)
   if newest is None:
@@ -339,6 +389,6 @@ def restore(
   opt_state = treedef.unflatten([items["optimizer"][name] for name in names])
   return structs.TrainState(
     step=jax.device_put(np.int32(step), state.step.sharding),
-    trainable=load_trainable(state.trainable, items),
+    trainable=checkpoint_items.load(state.trainable, items),
     opt_state=opt_state,
   )

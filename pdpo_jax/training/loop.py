@@ -20,7 +20,7 @@ import numpy as np
 from pdpo_jax import config as config_lib
 from pdpo_jax import processes, structs
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.training import checkpoint, metrics
+from pdpo_jax.training import checkpoint, checkpoint_items, metrics
 
 
 class Interrupted(Exception):
@@ -107,20 +107,12 @@ def run(
   Raises:
     Interrupted: after SIGTERM or SIGINT; a checkpoint was saved before.
     NonFiniteLoss: naming the step and the samples.
-    OSError: if the run folder cannot be written; what was saved stays.
+    kept.Unwritable: if the run folder cannot be written; what was saved stays.
     ValueError: if a checkpoint there is of another base or other users.
   """
-  training.folder.mkdir(parents=True, exist_ok=True)
   folder = training.folder / "checkpoints"
-  try:
-    with checkpoint.Checkpoints(folder, cadence.keep_checkpoints) as saved:
-      return _run(training, cadence, saved)
-  except OSError as error:
-    raise OSError(
-      f"run folder {str(training.folder)!r} could not be written: {error}. "
-      "Whole checkpoints stay; free some space, then run the same command to "
-      "go on from the newest"
-    ) from error
+  with checkpoint.Checkpoints(folder, cadence.keep_checkpoints) as saved:
+    return _run(training, cadence, saved)
 
 
 def _run(training, cadence, saved):
@@ -151,9 +143,21 @@ def _run(training, cadence, saved):
     values = jax.device_get(values)
     _check_finite(training, saved, step, batch, values, sample_loss)
     mean.add({name: float(value) for name, value in values.items()})
+    progress.step(step + 1)
+
+  def evaluate(step):
+    row = training.evaluate(state)
+    names = {f"{metrics.HELD_OUT}{name}": row[name] for name in row}
+    writer.write(step, names)
+
+  def is_evaluated(step):
+    # What is done is evaluated by whoever asked for the training.
+    on_the_way = 0 < step < training.total_steps
+    return training.evaluate and on_the_way and step % cadence.eval_every == 0
 
   def save(step):
-    items = checkpoint.state_items(state, training.users, training.meta)
+    writer.flush()
+    items = checkpoint_items.of_state(state, training.users, training.meta)
     saved.save(step, items)
 
   pending = None
@@ -163,7 +167,12 @@ def _run(training, cadence, saved):
     contextlib.closing(writer),
     contextlib.closing(progress),
   ):
+    # One that was stopped may have been killed before it was evaluated.
+    known = processes.from_first(lambda: start in writer.evaluated)
+    if is_evaluated(start) and not known:
+      evaluate(start)
     for step in range(start, training.total_steps):
+      saved.check()
       batch = training.batch(step)
       state, values = training.step(state, batch)
       # The metrics of the step before are read while this one runs.
@@ -176,17 +185,16 @@ def _run(training, cadence, saved):
       number = announcement.exchange(caught[0] if caught else 0)
       stop = number > 0 and done < training.total_steps
       last = stop or done == training.total_steps
-      progress.step(done)
       if last or done % cadence.log_every == 0:
         settle(*pending)
         pending = None
         row = mean.take()
         row["samples_per_second"] = progress.show(done, row)
         writer.write(done, row)
-      # What is done is evaluated by whoever asked for the training.
-      if training.evaluate and not last and done % cadence.eval_every == 0:
-        row = training.evaluate(state)
-        writer.write(done, {f"heldout_{k}": v for k, v in row.items()})
+      if stop:  # Whoever stops it may not wait for an evaluation.
+        save(done)
+      if is_evaluated(done):
+        evaluate(done)
       if last or done % cadence.checkpoint_every == 0:
         if pending is not None:
           settle(*pending)

@@ -1,17 +1,28 @@
 """Metrics of a training: JSONL, TensorBoard, and the progress bar."""
 
+import contextlib
+import errno
 import json
+import logging
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tqdm
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
-from pdpo_jax import processes
+from pdpo_jax import kept, processes
+
+logger = logging.getLogger(__name__)
+
+# What the names of scalars on held-out data begin with.
+HELD_OUT = "heldout_"
+# Between times at which TensorBoard is given what there is.
+_FLUSH_SECONDS = 30.0
 
 
 class Mean:
@@ -38,6 +49,11 @@ def open_writer(folder: pathlib.Path, step: int) -> "Writer | NoWriter":
 class NoWriter:
   """A `Writer` of the other processes."""
 
+  evaluated: frozenset[int] = frozenset()
+
+  def flush(self) -> None:
+    pass
+
   def write(self, step: int, values: Mapping[str, float]) -> None:
     pass
 
@@ -52,45 +68,97 @@ class Writer:
     folder: made if it is missing.
     step: of the checkpoint that training goes on from. What a cut-off run
       wrote beyond it is dropped, since those steps are run again.
+
+  Raises:
+    kept.Unwritable: here and at each call, if the disk refuses.
   """
 
   def __init__(self, folder: pathlib.Path, step: int):
-    folder.mkdir(parents=True, exist_ok=True)
     self.file = folder / "metrics.jsonl"
-    if self.file.exists():
-      _drop_after(self.file, step)
-    self._lines = self.file.open("a")
-    self._board = tensorboardX.SummaryWriter(
-      str(folder / "tensorboard"), purge_step=step + 1
-    )
+    self._flushed = time.monotonic()
+    kept.make_folder(folder / "tensorboard")
+    with self._writing():
+      # Steps with a line of an evaluation.
+      self.evaluated = _keep_until(self.file, step)
+      self._lines = self.file.open("a")
+      # The library's own writer has a thread, which a full disk ends unseen.
+      self._board = event_file_writer.EventsWriter(
+        str(folder / "tensorboard" / "events"), f".{time.time_ns()}"
+      )
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add_event(step=step + 1, session_log=start)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise kept.Unwritable(self.file, error) from error
+
+  def _add_event(self, **fields: Any) -> None:
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    self._board.write_event(event)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    self._lines.write(json.dumps({"step": step, **values}) + "\n")
-    self._lines.flush()
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    with self._writing():
+      # A folder that was moved or removed would swallow all that comes.
+      opened = os.fstat(self._lines.fileno())
+      if not os.path.samestat(opened, self.file.stat()):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+      self._lines.write(json.dumps({"step": step, **values}) + "\n")
+      self._lines.flush()
+      for name, value in values.items():
+        self._add_event(step=step, summary=summary.scalar(name, value))
+    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    """Returns once all is on the disk."""
+    with self._writing():
+      os.fsync(self._lines.fileno())
+      self._board.flush()
+    self._flushed = time.monotonic()
 
   def close(self) -> None:
-    self._lines.close()
-    self._board.close()
+    with self._writing():
+      self._lines.close()
+      self._board.close()
 
 
-def _drop_after(file: pathlib.Path, step: int) -> None:
-  """Keeps the whole lines of steps up to `step`."""
-  kept = []
-  for line in file.read_text().splitlines():
+def _keep_until(file: pathlib.Path, step: int) -> set[int]:
+  """Drops the lines of later steps, and those that are damaged.
+
+  Returns:
+    The steps that are left with a line of an evaluation.
+  """
+  lines, evaluated, damaged = [], set(), 0
+  text = file.read_bytes() if file.is_file() else b""
+  *whole, last = text.split(b"\n")
+  for number, line in enumerate([*whole, last]):
     try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line + "\n")
-    except ValueError:
-      continue  # A line that was cut off while it was written.
-  part = file.with_suffix(".part")
-  part.write_text("".join(kept))
-  os.replace(part, file)
+      row = json.loads(line)
+      late = row["step"] > step
+    except (ValueError, TypeError, KeyError, RecursionError):
+      # The last may have been cut off while it was written.
+      damaged += number < len(whole)
+      continue
+    if not late:
+      lines.append(line + b"\n")
+      if any(name.startswith(HELD_OUT) for name in row):
+        evaluated.add(row["step"])
+  if damaged:
+    logger.warning("%s: %d damaged lines were dropped", file, damaged)
+  if text:
+    with kept.writing(file, summed=False) as out:
+      out.write(b"".join(lines))
+  return evaluated
 
 
 class Progress:
-  """A bar with loss, reward accuracy, margin, samples/s and time left."""
+  """A bar with loss, reward accuracy, margin, samples/s and time left.
+
+  A step is done once its metrics were read: devices are given steps ahead.
+  """
 
   def __init__(self, name: str, step: int, total_steps: int, samples: int):
     self._samples = samples

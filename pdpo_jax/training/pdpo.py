@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -16,12 +17,14 @@ from jaxtyping import Float
 
 from pdpo_jax import config as config_lib
 from pdpo_jax import processes, structs
+from pdpo_jax.config import sections
 from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import kernels, layers, user_model
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import (
   checkpoint,
+  checkpoint_items,
   host_users,
   loop,
   losses,
@@ -33,6 +36,9 @@ from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
+
+# What a policy is, and what it was learnt by, in the config.
+_LEARNT_BY = ("seed", "user.", "lora.", "loss.", "train.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +267,15 @@ def _meta(
     "user_kind": config.user.kind,
     # Without a user model, nothing depends on who there is.
     "num_users": len(users.ids) if config.user.kind != "none" else 0,
+    "config": json.dumps(
+      {
+        name: value
+        for name, value in sections.flatten(
+          json.loads(config.to_json())
+        ).items()
+        if name.startswith(_LEARNT_BY)
+      }
+    ),
   }
 
 
@@ -293,7 +308,8 @@ def train(
   train_config = config.train
   split = make_policy(config, base, users.num_rows)
   if config.start and not is_begun(folder):
-    earlier = load(config, base, config.start / folder.name)
+    place = config.start / folder.name
+    earlier = load(config, base, place, of_run=False)
     split = begin_as(split, earlier.policy, earlier.users)
   total_steps = train_config.epochs * batches.num_batches
   if train_config.warmup_steps >= total_steps:
@@ -433,7 +449,11 @@ def read_users(
 
 
 def load(
-  config: config_lib.Config, base: base_lib.Base, folder: pathlib.Path
+  config: config_lib.Config,
+  base: base_lib.Base,
+  folder: pathlib.Path,
+  *,
+  of_run: bool = True,
 ) -> Loaded:
   """The newest policy of a training that can be read.
 
@@ -441,19 +461,28 @@ def load(
   passed over with a warning. What is made with the policy is to be filed under
   the step that comes with it.
 
+  Args:
+    config: of its run, or of one that starts from it.
+    base: what it was trained on.
+    folder: of the training.
+    of_run: whether `config` is that of its run, and it is checked.
+
   Raises:
-    ValueError: if there is none, or it is of another base.
+    ValueError: if there is none, or it is of another base or run.
   """
   users = read_users(config, folder)
   checkpoints_folder = folder / "checkpoints"
   with checkpoint.Checkpoints(checkpoints_folder) as saved:
     split = make_policy(config, base, users.num_rows)
-    like = checkpoint.trainable_items(split.trainable)
+    like = checkpoint_items.of_trainable(split.trainable)
     if "users" in like:
       like["users"] = {"table": like["users"], "ids": ""}
-    newest = saved.newest(like, _meta(config, base, users))
+    meta = _meta(config, base, users)
+    if not of_run:
+      del meta["config"]
+    newest = saved.newest(like, meta)
   if newest is None:
     raise ValueError(f"{checkpoints_folder} has no whole checkpoint")
   step, items = newest
-  trainable = checkpoint.load_trainable(split.trainable, items)
+  trainable = checkpoint_items.load(split.trainable, items)
   return Loaded(dataclasses.replace(split, trainable=trainable), users, step)

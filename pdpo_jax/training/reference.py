@@ -6,7 +6,6 @@ copy of the weights.
 
 import hashlib
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import tqdm
 from flax import nnx
 
-from pdpo_jax import processes, structs
+from pdpo_jax import kept, processes, structs
 from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import sharding
@@ -25,6 +24,8 @@ from pdpo_jax.weights import base as base_lib
 logger = logging.getLogger(__name__)
 
 _SAVE_SECONDS = 60.0
+# Of the SHA-256 that a file begins with.
+_SUM_BYTES = 32
 
 
 def _key(
@@ -59,8 +60,12 @@ def reference_logps(
     folder: where the cache lies; made if it is missing.
     logits_chunk: as `config.TrainConfig.logits_chunk`.
     title: of the progress bar.
+
+  Raises:
+    kept.Unwritable: if the cache cannot be written.
+    ValueError: if a log-probability is not finite.
   """
-  file = folder / f"{_key(examples, base)}.npy"
+  file = folder / f"{_key(examples, base)}.logps"
   most = max(len(example.responses) for example in examples)
   # Of the first process's cache; hosts need not share one.
   logps = processes.from_first(lambda: _read(file, (len(examples), most)))
@@ -104,25 +109,30 @@ def reference_logps(
 
 def _read(file: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
   """What was kept; NaN where nothing was."""
-  if file.exists():
-    try:
-      kept = np.load(file)
-    except (ValueError, EOFError):
-      logger.warning("%s is damaged and is computed again", file)
-    else:
-      if kept.shape == shape and kept.dtype == np.float32:
-        return kept
-      logger.warning("%s is of another shape and is computed again", file)
-  return np.full(shape, np.nan, np.float32)
+  missing = np.full(shape, np.nan, np.float32)
+  if not file.exists():
+    return missing
+  try:
+    content = file.read_bytes()
+  except OSError as error:
+    problem = f"cannot be read ({error.strerror})"
+  else:
+    total, values = content[:_SUM_BYTES], content[_SUM_BYTES:]
+    if total == _sum(file, values) and len(values) == missing.nbytes:
+      return np.frombuffer(values, np.float32).reshape(shape).copy()
+    problem = "is not what was written"
+  logger.warning("%s %s and is computed again", file, problem)
+  return missing
 
 
 def _write(file: pathlib.Path, logps: np.ndarray) -> None:
-  """By renaming: what is there is whole."""
-  if not processes.is_first():
-    return
-  file.parent.mkdir(parents=True, exist_ok=True)
-  # Of this process alone: runs may share the folder.
-  part = file.with_name(f"{file.stem}.{os.getpid()}.part")
-  with part.open("wb") as out:
-    np.save(out, logps)
-  part.replace(file)
+  if processes.is_first():
+    values = logps.tobytes()
+    # Its sum is inside, since runs share the folder.
+    with kept.writing(file, summed=False) as out:
+      out.write(_sum(file, values) + values)
+
+
+def _sum(file: pathlib.Path, values: bytes) -> bytes:
+  """Of values under the name that they are kept by."""
+  return hashlib.sha256(file.name.encode() + values).digest()

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from orbax.checkpoint import checkpoint_manager
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax import kept, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import user_model
-from pdpo_jax.training import checkpoint, loop
+from pdpo_jax.training import checkpoint, loop, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 CADENCE = config_lib.TrainConfig(
@@ -115,6 +116,60 @@ def test_a_signal_saves_the_state_and_the_next_start_goes_on(tmp_path, number):
   assert total(state) == 28
 
 
+def test_a_signal_at_a_step_of_an_evaluation_loses_none_of_it(tmp_path):
+  def at_step(step):
+    if step == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def held_out():
+    return [row["step"] for row in lines(tmp_path) if "heldout_loss" in row]
+
+  with pytest.raises(loop.Interrupted, match="at step 3 of 7"):
+    loop.run(make_training(tmp_path, at_step=at_step), CADENCE)
+  assert held_out() == [3]
+  # Killed before it was written.
+  file = tmp_path / "metrics.jsonl"
+  kept_lines = file.read_text().splitlines(keepends=True)
+  file.write_text("".join(x for x in kept_lines if "heldout" not in x))
+  for total_steps in (5, 7):
+    loop.run(make_training(tmp_path, total_steps=total_steps), CADENCE)
+  assert held_out() == [3, 6]
+
+
+def test_a_signal_saves_before_it_evaluates(tmp_path):
+  def at_step(step):
+    if step == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def evaluate(state):
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "checkpoints" / "3").is_dir():
+      assert time.monotonic() < deadline, "nothing was saved"
+      time.sleep(0.05)
+    return {"loss": 0.0}
+
+  with pytest.raises(loop.Interrupted, match="at step 3 of 7"):
+    loop.run(
+      make_training(tmp_path, at_step=at_step, evaluate=evaluate), CADENCE
+    )
+
+
+def test_a_step_is_counted_once_its_metrics_were_read(tmp_path, monkeypatch):
+  counted, read = [], []
+  monkeypatch.setattr(
+    loop.jax, "device_get", lambda values: read.append(0) or values
+  )
+
+  class Progress(metrics.Progress):
+    def step(self, step):
+      counted.append((step, len(read)))
+      super().step(step)
+
+  monkeypatch.setattr(metrics, "Progress", Progress)
+  loop.run(make_training(tmp_path), CADENCE)
+  assert counted == [(step, step) for step in range(1, 8)]
+
+
 def test_a_signal_at_the_last_step_is_for_what_comes_after(tmp_path):
   def at_step(step):
     if step == 6:
@@ -201,11 +256,48 @@ def test_checkpoints_that_are_there_need_no_more_space(tmp_path, monkeypatch):
   assert total(loop.run(make_training(tmp_path), CADENCE)) == 28
 
 
+def test_a_run_folder_that_goes_stops_the_training_at_the_next_line(tmp_path):
+  folder, gone = tmp_path / "run", tmp_path / "gone"
+
+  def at_step(step):
+    if step == 7:
+      folder.rename(gone)
+    assert step < 10, "it went on"
+
+  with pytest.raises(kept.Unwritable, match="its folder is gone; put it back"):
+    loop.run(
+      make_training(folder, total_steps=50, at_step=at_step),
+      dataclasses.replace(CADENCE, checkpoint_every=30),
+    )
+  assert not folder.exists()
+
+
+def test_a_save_that_fails_stops_the_training_at_once(tmp_path, monkeypatch):
+  seen = []
+
+  def at_step(step):
+    seen.append(step)
+    if step == 5:
+      time.sleep(1.0)  # Until the save of step 4 has failed.
+
+  def fail(*_):
+    raise ValueError("Error writing \"x\": [os_error_code='28']")
+
+  # Orbax's last step, in the background.
+  monkeypatch.setattr(
+    checkpoint_manager.CheckpointManager, "_finalize_checkpoint", fail
+  )
+  cadence = dataclasses.replace(CADENCE, checkpoint_every=4)
+  with pytest.raises(kept.Unwritable, match=r"checkpoints/4 .*free some space"):
+    loop.run(make_training(tmp_path, total_steps=60, at_step=at_step), cadence)
+  assert seen[-1] < 7
+
+
 # Orbax leaves a directory listing open where it fails; it is collected within
 # this test, lest the warning meets another one.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_stops_with_a_clear_error_and_keeps_what_was_saved(
-  tmp_path,
+  tmp_path, capfd, caplog
 ):
   folder = tmp_path / "small"
   folder.mkdir()
@@ -222,8 +314,13 @@ def test_a_full_disk_stops_with_a_clear_error_and_keeps_what_was_saved(
         with (folder / "other").open("wb") as out, pytest.raises(OSError):
           out.write(b"x" * 2_000_000)
 
-    with pytest.raises(OSError, match="could not be written"):
+    message = rf"^{folder}/.* \(No space left on device\): free some space on"
+    with pytest.raises(kept.Unwritable, match=message):
       loop.run(make_training(folder, at_step=at_step), CADENCE)
+    # The error alone helps: nothing but the progress bar stands beside it.
+    assert not caplog.records
+    _, errors = capfd.readouterr()
+    assert errors.count("\n") <= 1 and "Traceback" not in errors
     (folder / "other").unlink()
     assert total(loop.run(make_training(folder), CADENCE)) == 28
   finally:

@@ -72,6 +72,7 @@ def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
   tiny.train(config, parts)
   assert "warmup_steps" not in caplog.text
   config.train.warmup_steps = parts[2].num_batches
+  config.workdir += "_long"
   tiny.train(config, parts)
   assert "never reach their peak" in caplog.text
 
