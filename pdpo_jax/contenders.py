@@ -49,6 +49,7 @@ class Contender:
   def __init__(self, workdir: pathlib.Path, training: str, base: base_lib.Base):
     whole = run_folder.read_config(workdir)
     self.config = experiment.trainings(whole).get(training, whole)
+    self._trained = self.config  # also where another run's limits hold
     self.workdir = workdir
     self.is_own = training == run_folder.training_name(whole)
     self.folder = self._keeps = workdir / training
@@ -69,7 +70,7 @@ class Contender:
 
   @functools.cached_property
   def _loaded(self) -> pdpo.Loaded:
-    return pdpo.load(self.config, self._base, self.folder)
+    return pdpo.load(self._trained, self._base, self.folder)
 
   @property
   def step(self) -> int:
