@@ -76,7 +76,7 @@ class Checkpoints:
     if self._writes:
       kept.make_folder(self.folder)
     logging.getLogger("absl").addFilter(_is_not_orbax)
-    with self._raising(self.folder):
+    with self._raising(self.folder), _listing(self.folder):
       self._checkpointer = training.Checkpointer(
         self.folder,
         preservation_policy=training.preservation_policies.LatestN(keep),
@@ -134,7 +134,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      if not self._writes:
+      if not self._writes or isinstance(error, kept.Damaged):
         raise
       raise kept.Unwritable(place, self._os_error(error)) from error
 
@@ -318,6 +318,32 @@ def _read(read: Callable[[], Any]) -> tuple[Any, str]:
   except Exception as error:  # Orbax raises what its storage raises.
     problem = _first_line(error)
   return found, next(filter(None, processes.gather(problem)), "")
+
+
+@contextlib.contextmanager
+def _listing(folder: pathlib.Path) -> Iterator[None]:
+  """Names the file that keeps Orbax from listing the steps of a folder."""
+  try:
+    yield
+  except Exception as error:
+    for file in sorted(folder.glob("*/_CHECKPOINT_METADATA")):
+      try:
+        times = json.loads(file.read_bytes())
+        whole = times is None or all(
+          isinstance(time, int | None)
+          for name, time in times.items()
+          if name.endswith("_nsecs")
+        )
+      except (OSError, AttributeError, ValueError):
+        whole = False
+      if not whole:
+        raise kept.Damaged(
+          file,
+          f"is damaged ({_first_line(error)})",
+          "put it back from a copy, or move the folder that it is in away, to "
+          "go on from an earlier step",
+        ) from error
+    raise
 
 
 def _first_line(error: BaseException) -> str:

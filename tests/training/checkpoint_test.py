@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from pdpo_jax import structs
+from pdpo_jax import kept, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import layers, user_model
 from pdpo_jax.training import checkpoint, checkpoint_items, sums
@@ -181,6 +181,16 @@ def test_an_array_of_another_checkpoint_is_refused(tmp_path):
     shutil.copytree(tmp_path / "there" / "3" / name, folder / "3" / name)
     with pytest.raises(ValueError, match=r"\] is not what was saved"):
       restore(folder)
+
+
+@pytest.mark.parametrize("keep", [None, 9])
+def test_what_keeps_steps_from_being_listed_is_named(tmp_path, keep):
+  save(tmp_path, 3, 11)
+  file = tmp_path / "11" / "_CHECKPOINT_METADATA"
+  for content in ("[]", '{"init_timestamp_nsecs": "x"}'):
+    file.write_text(content)
+    with pytest.raises(kept.Damaged, match=f"{file} is damaged .*; put it"):
+      checkpoint.Checkpoints(tmp_path, keep)
 
 
 def test_a_step_under_the_number_of_another_is_refused(tmp_path):

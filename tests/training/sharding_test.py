@@ -26,7 +26,13 @@ from pdpo_jax.data import users as users_lib
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import gptj, layers, llama, user_model
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import checkpoint, optimizer, pdpo, sharding
+from pdpo_jax.training import (
+  checkpoint,
+  checkpoint_items,
+  optimizer,
+  pdpo,
+  sharding,
+)
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 
@@ -244,7 +250,7 @@ def _check_start(config, data, folder):
   _close(*map(_values, found), "users who learn alone")
   with checkpoint.Checkpoints(folder / "one" / "checkpoints") as saved:
     before = saved.load_as_saved(saved.steps[-1], ("lora", "users"))
-  after = checkpoint.trainable_items(split.trainable)
+  after = checkpoint_items.of_trainable(split.trainable)
   for path, value in before["lora"].items():
     np.testing.assert_array_equal(value, np.asarray(after["lora"][path]))
   table = np.asarray(after["users"]["user_model.offsets"])
