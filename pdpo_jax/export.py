@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from pdpo_jax import command_line, run_folder
+from pdpo_jax import command_line, display, run_folder
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import template_worker, templates
 from pdpo_jax.data import users as users_lib
@@ -188,7 +188,7 @@ def export(
   if policy.user_model.num_tokens > 0:
     write_users(folder, policy, users)
     readme = _README.format(
-      name=folder.resolve().name,
+      name=display.markdown(folder.resolve().name),
       weights=_AS_IT_IS if plain else _MERGED,
       parts=_PARTS[policy.prefix_position],
       encode=encode_code(encoder),

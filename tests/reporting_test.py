@@ -9,7 +9,14 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from pdpo_jax import contenders, evaluate, experiment, main, run_folder
+from pdpo_jax import (
+  contenders,
+  evaluate,
+  experiment,
+  generate,
+  main,
+  run_folder,
+)
 from pdpo_jax.config import judge as judge_config
 from pdpo_jax.evaluation import answers, comparison, figures, sections
 from pdpo_jax.weights import base as base_lib
@@ -472,3 +479,19 @@ def test_no_secret_of_the_judge_is_kept(runs, tmp_path):
     if file.is_file():
       data = file.read_bytes()
       assert b"pass-word" not in data and b"tok-en" not in data, file
+
+
+def test_answers_give_a_terminal_no_command(runs, monkeypatch, capsys):
+  texts = {"\x1b]0;title\x07": ["\x1b[31mred\r\nnext"], "x" * 500: [""]}
+  texts = {name: said * 2 for name, said in texts.items()}
+  monkeypatch.setattr(answers, "answer", lambda *arguments: texts)
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["tests"])
+  with flagsaver.flagsaver(
+    workdir=str(runs / "cluster"), prompt=["\x1b[2Jhi", "hi"]
+  ):
+    generate.main()
+  said = capsys.readouterr().out
+  assert all(each.isprintable() or each == "\n" for each in said)
+  assert r"\x1b[31mred\r" in said and "(empty answer)" in said
+  assert max(map(len, said.splitlines())) < 120

@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-from pdpo_jax import command_line, earlier, experiment
+from pdpo_jax import command_line, display, earlier, experiment
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import batching, dataset, parts, tokenize
 from pdpo_jax.data import users as users_lib
@@ -190,6 +190,7 @@ def main() -> None:
     texts = (prompt + answer for prompt, answer in found.sft_pairs)
     tokenizer = tokenize.train_tokenizer(texts, config.sft.vocab_size)
   text, lengths = make_report(config, found, tokenizer)
+  text = display.visible(text)
   print(text)
   folder = config.folder
   folder.mkdir(parents=True, exist_ok=True)
