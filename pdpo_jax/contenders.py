@@ -67,6 +67,7 @@ class Contender:
         f"{base.fingerprint}; only runs on the same base say anything about "
         "each other"
       )
+    checkpoint.check_meta(meta, base.names, self.folder)
 
   @functools.cached_property
   def _loaded(self) -> pdpo.Loaded:

@@ -19,6 +19,7 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import answers
 from pdpo_jax.training import checkpoint, pdpo
+from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
 
@@ -130,13 +131,13 @@ def users(
 
 
 def check_base(
-  config: config_lib.Config, folder: pathlib.Path, base: str
+  config: config_lib.Config, folder: pathlib.Path, base: base_lib.Base
 ) -> None:
   """Checks that a run that begins is on the base of the one it starts from.
 
   Args:
     folder: of the run.
-    base: its fingerprint.
+    base: of the run.
 
   Raises:
     ValueError: if it is on another.
@@ -149,13 +150,14 @@ def check_base(
   place = config.start / name / "checkpoints"
   with checkpoint.Checkpoints(place) as saved:
     described = saved.described()
-  if described is None or described[1]["base"] != base:
-    there = "gone" if described is None else described[1]["base"]
+  there = "gone" if described is None else described[1]["base"]
+  if there != base.fingerprint:
     raise ValueError(
-      f"{_FIELD}: the base of {place} is {there}, and this run's is {base}; "
-      "leave base.path empty for the same, or name what it was trained on by "
-      "base.path and base.param_dtype"
+      f"{_FIELD}: the base of {place} is {there}, and this run's is "
+      f"{base.fingerprint}; leave base.path empty for the same, or name what "
+      "it was trained on by base.path and base.param_dtype"
     )
+  checkpoint.check_meta(described[1], base.names, place)
 
 
 def user_texts(

@@ -34,6 +34,10 @@ CHECKSUMS = "checksums.json"
 # What was being written when a process was killed ends in this.
 UNFINISHED = ".part"
 _REMEDY = "put it back from a copy"
+_CHANGED = (
+  f"is not what was written: its sum is not the one in {CHECKSUMS} beside it "
+  "(if you changed the file on purpose, remove its entry there)"
+)
 _LINE_SUM = re.compile(r', "crc32": "([0-9a-f]{8})"\}$')
 _lock = threading.Lock()
 
@@ -199,13 +203,29 @@ def read(file: pathlib.Path, remedy: str = _REMEDY) -> bytes:
   # Read after the file, whose sum was there before it.
   sums = _read_sums(file.parent).get(file.name)
   if sums and hashlib.sha256(content).hexdigest() not in sums:
-    raise Damaged(
-      file,
-      f"is not what was written: its sum is not the one in {CHECKSUMS} beside "
-      "it (if you changed the file on purpose, remove its entry there)",
-      remedy,
-    )
+    raise Damaged(file, _CHANGED, remedy)
   return content
+
+
+def check(folder: pathlib.Path, remedy: str = _REMEDY) -> None:
+  """Checks each file of a folder that has a sum, however large.
+
+  Raises:
+    Damaged: if one is missing, or is not what was written.
+  """
+  for name, sums in _read_sums(folder).items():
+    file = folder / name
+    try:
+      with file.open("rb") as opened:
+        total = hashlib.file_digest(opened, "sha256").hexdigest()
+    except FileNotFoundError as error:
+      raise Damaged(file, "is missing", remedy) from error
+    except OSError as error:
+      raise Damaged(
+        file, f"cannot be read ({error.strerror or error})", remedy
+      ) from error
+    if total not in sums:
+      raise Damaged(file, _CHANGED, remedy)
 
 
 def read_text(file: pathlib.Path, remedy: str = _REMEDY) -> str:

@@ -142,7 +142,7 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   else:
     with clock.stage("base"):
       base = experiment.read_base(config, folder)
-  earlier.check_base(config, folder, base.fingerprint)
+  earlier.check_base(config, folder, base)
   data, prompts, speakers = prepared.data, prepared.prompts, prepared.speakers
   for part in data.parts.values():
     print(part)

@@ -7,18 +7,36 @@ Parameter paths follow Hugging Face's `GPTJForCausalLM`, less `transformer.`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import pydantic
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from pdpo_jax.models import kernels, layers
+from pdpo_jax.models import hf_fields, kernels, layers
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
 LORA_TARGETS = (*LINEARS, "wte")
+
+
+class _HfConfig(pydantic.BaseModel):
+  """The fields of `config.json` that mean something, and their defaults."""
+
+  model_config = hf_fields.STRICT
+
+  vocab_size: hf_fields.Size = 50_400
+  n_positions: hf_fields.Size = 2048
+  n_embd: hf_fields.Size = 4096
+  n_layer: hf_fields.Layers = 28
+  n_head: hf_fields.Size = 16
+  rotary_dim: hf_fields.Size = 64
+  n_inner: hf_fields.Size | None = None
+  activation_function: Literal["gelu_new"] = "gelu_new"
+  layer_norm_epsilon: hf_fields.Epsilon = 1e-5
+  tie_word_embeddings: Literal[False] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,30 +74,23 @@ class Architecture:
 
   @classmethod
   def from_hf(cls, config: Mapping[str, Any]) -> "Architecture":
-    """Reads the fields of a Hugging Face `config.json`."""
-    activation = config.get("activation_function", "gelu_new")
-    if activation != "gelu_new":
-      raise ValueError(
-        f"GPT-J activation_function {activation!r} is not supported; "
-        "only 'gelu_new' is"
-      )
-    if config.get("tie_word_embeddings", False):
-      raise ValueError("GPT-J with tie_word_embeddings is not supported")
-    if not config.get("rotary_dim"):
-      raise ValueError(
-        f"GPT-J rotary_dim {config.get('rotary_dim')!r} is not supported; it "
-        "must be the number of features that turn, from 2 to the head size"
-      )
-    width = config["n_embd"]
+    """Reads the fields of a Hugging Face `config.json`.
+
+    What is missing is what it is for `transformers`.
+
+    Raises:
+      ValueError: naming a field that is of no use or not supported.
+    """
+    fields = hf_fields.parse(_HfConfig, config, "GPT-J")
     return cls(
-      vocab_size=config["vocab_size"],
-      width=width,
-      num_layers=config["n_layer"],
-      num_heads=config["n_head"],
-      mlp_width=config.get("n_inner") or 4 * width,
-      rotary_dim=config["rotary_dim"],
-      max_positions=config["n_positions"],
-      epsilon=config.get("layer_norm_epsilon", 1e-5),
+      vocab_size=fields.vocab_size,
+      width=fields.n_embd,
+      num_layers=fields.n_layer,
+      num_heads=fields.n_head,
+      mlp_width=fields.n_inner or 4 * fields.n_embd,
+      rotary_dim=fields.rotary_dim,
+      max_positions=fields.n_positions,
+      epsilon=fields.layer_norm_epsilon,
     )
 
   def to_hf(self) -> dict[str, Any]:

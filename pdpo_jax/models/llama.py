@@ -8,15 +8,16 @@ head. Parameter paths follow Hugging Face's `LlamaForCausalLM`, less `model.`.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import pydantic
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from pdpo_jax.models import kernels, layers
+from pdpo_jax.models import hf_fields, kernels, layers
 
 LINEARS = (
   "q_proj",
@@ -55,6 +56,80 @@ class RopeScaling:
     return frequencies * (kept + (1 - kept) / self.factor)
 
 
+class _HfRope(pydantic.BaseModel):
+  """How `config.json` describes rotary embedding."""
+
+  model_config = hf_fields.STRICT
+
+  rope_type: Literal["default", "llama3"] = pydantic.Field(
+    "default", validation_alias=pydantic.AliasChoices("rope_type", "type")
+  )
+  rope_theta: hf_fields.Positive | None = None
+  partial_rotary_factor: hf_fields.One | None = None
+  factor: hf_fields.Positive | None = None
+  low_freq_factor: hf_fields.Positive | None = None
+  high_freq_factor: hf_fields.Positive | None = None
+  original_max_position_embeddings: hf_fields.Size | None = None
+
+  @pydantic.model_validator(mode="before")
+  @classmethod
+  def _one_for_all_layers(cls, fields: Any) -> Any:
+    if isinstance(fields, Mapping):
+      for name, value in fields.items():
+        if isinstance(value, Mapping):
+          raise ValueError(f"{name}: all layers have to turn alike")
+    return fields
+
+
+class _HfConfig(pydantic.BaseModel):
+  """The fields of `config.json` that mean something, and their defaults."""
+
+  model_config = hf_fields.STRICT
+
+  vocab_size: hf_fields.Size = 32_000
+  hidden_size: hf_fields.Size = 4096
+  intermediate_size: hf_fields.Size = 11_008
+  num_hidden_layers: hf_fields.Layers = 32
+  num_attention_heads: hf_fields.Size = 32
+  num_key_value_heads: hf_fields.Size | None = None
+  head_dim: hf_fields.Size | None = None
+  hidden_act: Literal["silu", "swish"] = "silu"
+  attention_bias: Literal[False] = False
+  mlp_bias: Literal[False] = False
+  sliding_window: Literal[False] | None = None
+  max_position_embeddings: hf_fields.Size = 2048
+  original_max_position_embeddings: hf_fields.Size | None = None
+  rms_norm_eps: hf_fields.Epsilon = 1e-6
+  tie_word_embeddings: bool = False
+  rope_theta: hf_fields.Positive = 10_000.0
+  partial_rotary_factor: hf_fields.One | None = None
+  rope_scaling: _HfRope | None = None
+  # Its name since transformers 5, with `rope_theta` inside.
+  rope_parameters: _HfRope | None = None
+
+
+def _rope_scaling(rope: _HfRope, fields: _HfConfig) -> RopeScaling | None:
+  if rope.rope_type == "default":
+    return None
+  for name in ("factor", "low_freq_factor", "high_freq_factor"):
+    if getattr(rope, name) is None:
+      raise ValueError(f"Llama rope_scaling of type 'llama3' lacks {name}")
+  if rope.high_freq_factor <= rope.low_freq_factor:
+    raise ValueError(
+      f"Llama high_freq_factor {rope.high_freq_factor} is not supported; it "
+      f"has to be above low_freq_factor, {rope.low_freq_factor}"
+    )
+  return RopeScaling(
+    factor=rope.factor,
+    low_factor=rope.low_freq_factor,
+    high_factor=rope.high_freq_factor,
+    # Where a model trained for no longer context has it.
+    original_positions=fields.original_max_position_embeddings
+    or rope.original_max_position_embeddings
+    or fields.max_position_embeddings,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
   """Sizes of a Llama, named as in this project; `from_hf` reads theirs."""
@@ -82,7 +157,7 @@ class Architecture:
         f"Llama num_heads {self.num_heads} is not divisible by num_kv_heads "
         f"{self.num_kv_heads}; choose a divisor"
       )
-    if self.head_size % 2:
+    if self.head_size % 2 or self.head_size < 2:
       raise ValueError(
         f"Llama head_size {self.head_size} must be even: rotary embedding "
         "turns pairs of features"
@@ -90,51 +165,47 @@ class Architecture:
 
   @classmethod
   def from_hf(cls, config: Mapping[str, Any]) -> "Architecture":
-    """Reads the fields of a Hugging Face `config.json`, old or new style."""
-    for name, only in (
-      ("hidden_act", "silu"),
-      ("attention_bias", False),
-      ("mlp_bias", False),
+    """Reads the fields of a Hugging Face `config.json`, old or new style.
+
+    What is missing is what it is for `transformers`.
+
+    Raises:
+      ValueError: naming a field that is of no use or not supported.
+    """
+    fields = hf_fields.parse(_HfConfig, config, "Llama")
+    old, new = fields.rope_scaling, fields.rope_parameters
+    without_theta = {"rope_theta": None}
+    if (
+      old
+      and new
+      and old.model_copy(update=without_theta)
+      != new.model_copy(update=without_theta)
     ):
-      if config.get(name, only) != only:
-        raise ValueError(
-          f"Llama {name} {config[name]!r} is not supported; only {only!r} is"
-        )
-    # transformers 5 moved both rope fields into `rope_parameters`.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    partial = {**config, **rope}.get("partial_rotary_factor") or 1.0
-    if partial != 1.0:
       raise ValueError(
-        f"Llama partial_rotary_factor {partial!r} is not supported; only 1 is"
+        "Llama rope_scaling and rope_parameters, two names of the same, "
+        "differ; remove the one that is wrong"
       )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    scaling = None
-    if kind == "llama3":
-      scaling = RopeScaling(
-        factor=rope["factor"],
-        low_factor=rope["low_freq_factor"],
-        high_factor=rope["high_freq_factor"],
-        original_positions=rope["original_max_position_embeddings"],
-      )
-    elif kind != "default":
+    rope = new or old or _HfRope()
+    num_heads = fields.num_attention_heads
+    if fields.head_dim is None and fields.hidden_size % num_heads:
       raise ValueError(
-        f"Llama rope_type {kind!r} is not supported; 'default' and 'llama3' are"
+        f"Llama hidden_size {fields.hidden_size} is not divisible by "
+        f"num_attention_heads {num_heads}, and there is no head_dim"
       )
-    base = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
-    num_heads = config["num_attention_heads"]
+    head_size = fields.head_dim or fields.hidden_size // num_heads
     return cls(
-      vocab_size=config["vocab_size"],
-      width=config["hidden_size"],
-      num_layers=config["num_hidden_layers"],
+      vocab_size=fields.vocab_size,
+      width=fields.hidden_size,
+      num_layers=fields.num_hidden_layers,
       num_heads=num_heads,
-      num_kv_heads=config.get("num_key_value_heads") or num_heads,
-      head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
-      mlp_width=config["intermediate_size"],
-      rope_base=float(base),
-      rope_scaling=scaling,
-      tied_head=config.get("tie_word_embeddings", False),
-      max_positions=config["max_position_embeddings"],
-      epsilon=config.get("rms_norm_eps", 1e-6),
+      num_kv_heads=fields.num_key_value_heads or num_heads,
+      head_size=head_size,
+      mlp_width=fields.intermediate_size,
+      rope_base=rope.rope_theta or fields.rope_theta,
+      rope_scaling=_rope_scaling(rope, fields),
+      tied_head=fields.tie_word_embeddings,
+      max_positions=fields.max_position_embeddings,
+      epsilon=fields.rms_norm_eps,
     )
 
   def to_hf(self) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def _meta(
 ) -> dict[str, Any]:
   """What must be the same where a checkpoint is loaded."""
   return {
-    "base": base.fingerprint,
+    **base.names,
     "user_kind": config.user.kind,
     # Without a user model, nothing depends on who there is.
     "num_users": len(users.ids) if config.user.kind != "none" else 0,

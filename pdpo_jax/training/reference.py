@@ -32,7 +32,8 @@ def _key(
   examples: Sequence[structs.TokenizedExample], base: base_lib.Base
 ) -> str:
   """Names the log-probabilities of these token ids under these weights."""
-  digest = hashlib.sha256(f"{base.fingerprint} {base.lm.dtype}".encode())
+  weights = f"{base.fingerprint} {base.lm.arch} {base.lm.dtype}"
+  digest = hashlib.sha256(weights.encode())
   for example in examples:
     for ids in (example.prompt, *example.responses):
       digest.update(np.int64(ids.size).tobytes())

@@ -243,7 +243,7 @@ def train_base(
     base = base_lib.Base(
       lm, start.tokenizer, base_lib.fingerprint(lm), start.end_of_turn
     )
-    base_lib.write_base(folder, base)
+    base_lib.write_base(folder, base, summed=True)
     del own, lm, base
   processes.wait_for_all()
   del params, start

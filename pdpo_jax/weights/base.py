@@ -1,11 +1,16 @@
 """The frozen base: a language model with its tokenizer, and its fingerprint."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
+import os
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +20,25 @@ from flax import nnx
 from jax import sharding as jax_sharding
 
 from pdpo_jax import config as config_lib
-from pdpo_jax import processes
+from pdpo_jax import kept, processes
 from pdpo_jax.models import kernels
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import (
   gguf,
   gguf_tokenizer,
   hf_safetensors,
+  hf_tokenizer,
   hub,
   loading,
   tensor_files,
+  vocabulary,
 )
 
 # Pieces that a checksum reads a tensor in.
 _BLOCKS = 64
 # Bytes at each end of a file that are compared between processes.
 _READ = 1_000_000
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Base:
   Attributes:
     lm: the language model, without LoRA.
     tokenizer: with the end-of-text token that ends a response.
-    fingerprint: names the weights.
+    fingerprint: names the weights; `names` has the rest.
     end_of_turn: tokens that end an answer besides that one.
   """
 
@@ -54,6 +62,20 @@ class Base:
     """The frozen variables, by the paths they have in a `Policy`."""
     flat = nnx.to_flat_state(nnx.state(self.lm, nnx.Param))
     return nnx.from_flat_state([(("lm", *path), var) for path, var in flat])
+
+  @functools.cached_property
+  def tokenizer_fingerprint(self) -> str:
+    """Names the tokenizer, its chat templates, and what ends an answer."""
+    return vocabulary.fingerprint(self.tokenizer, self.stop_tokens)
+
+  @property
+  def names(self) -> dict[str, str]:
+    """What another base does not share, for whatever hangs on this one."""
+    return {
+      "base": self.fingerprint,
+      "architecture": str(self.lm.arch),
+      "tokenizer": self.tokenizer_fingerprint,
+    }
 
   @property
   def stop_tokens(self) -> tuple[int, ...]:
@@ -129,46 +151,48 @@ def digest_of(arrays: Mapping[tuple[str, ...], jax.Array]) -> str:
   return digest.hexdigest()[:16]
 
 
-def _end_of_turn(folder: pathlib.Path) -> tuple[int, ...]:
-  """What `generation_config.json` ends an answer with, if it is there."""
-  if not (folder / "generation_config.json").is_file():
-    return ()
-  tokens = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
-  if tokens is None:
-    return ()
-  return tuple(tokens) if isinstance(tokens, list) else (tokens,)
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """All of a base but its weights, which are known to fit.
+
+  Attributes:
+    load: gives the model, of a sharding and its types.
+  """
+
+  tokenizer: transformers.PreTrainedTokenizerBase
+  end_of_turn: tuple[int, ...]
+  load: Callable[..., nnx.Module]
+
+
+def _open(place: pathlib.Path, name: str) -> _Source:
+  """Opens a base, which messages call `name`."""
+  if place.suffix == ".gguf":
+    file = gguf.open_file(place)
+    arch = gguf.read_architecture(file)
+    tokenizer = gguf_tokenizer.read_tokenizer(file)
+    end_of_turn = gguf_tokenizer.end_of_turn(file)
+    load = functools.partial(gguf.read_model, file)
+  else:
+    kept.check(place)
+    # The first thing to know of a folder is whether it is a model's.
+    hf_safetensors.read_architecture(place)
+    tokenizer = hf_tokenizer.read(place)
+    end_of_turn = hf_tokenizer.end_of_turn(place)
+    arch, places = hf_safetensors.read_places(place)
+    load = functools.partial(hf_safetensors.load_model, arch, places)
+  tokenizer.name_or_path = name
+  vocabulary.check_spaces(tokenizer, place)
+  vocabulary.fit(tokenizer, end_of_turn, arch.vocab_size, place)
+  return _Source(tokenizer, end_of_turn, load)
 
 
 def read_tokenizer(path: str) -> transformers.PreTrainedTokenizerBase:
-  """The tokenizer alone of what `read_base` reads."""
-  place = hub.find(path)
-  if place.suffix == ".gguf":
-    tokenizer = gguf_tokenizer.read_tokenizer(gguf.open_file(place))
-  else:
-    tokenizer = _read_tokenizer(place)
-  tokenizer.name_or_path = path  # By which messages call it.
-  return tokenizer
+  """The tokenizer alone of what `read_base` reads.
 
-
-def _read_tokenizer(
-  place: pathlib.Path,
-) -> transformers.PreTrainedTokenizerBase:
-  """The tokenizer in a folder in Hugging Face format."""
-  remedy = "copy the tokenizer's files there from where the model came"
-  try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-    ids = tokenizer("x", add_special_tokens=False)["input_ids"]
-  except Exception as error:  # Libraries below raise what they like.
-    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-    raise ValueError(
-      f"{place}: its tokenizer cannot be read ({reason}); {remedy}"
-    ) from error
-  if not ids:
-    raise ValueError(
-      f"{place} has no tokenizer: the one that transformers makes of it has no "
-      f"token for 'x'; {remedy}"
-    )
-  return tokenizer
+  Raises:
+    ValueError: as `read_base`: all is checked but the values of weights.
+  """
+  return _open(hub.find(path), path).tokenizer
 
 
 def read_architecture(path: str) -> policy_lib.Architecture:
@@ -184,7 +208,7 @@ def read_base(
   config: config_lib.BaseConfig,
   sharding: loading.ShardingOf | None = None,
 ) -> Base:
-  """Reads weights and tokenizer.
+  """Reads weights and tokenizer, whose code is never run.
 
   Args:
     path: of a folder in Hugging Face format or a `.gguf` file, as `hub.find`
@@ -194,47 +218,31 @@ def read_base(
 
   Raises:
     ValueError: if files are missing or damaged, weights do not fit, or the
-      tokenizer has more tokens than the model.
+      tokenizer loses spaces or has tokens that the model does not; before
+      weights are read.
   """
   place = hub.find(path)
   if processes.several():
     # Each reads its parts; a mixture of two bases would be noticed by none.
     processes.agree(f"base {path}", _digests(place))
-  kwargs = {
-    "dtype": jnp.dtype(config.dtype),
-    "param_dtype": jnp.dtype(config.param_dtype),
-    "remat": config.remat,
-    "kernel": kernels.Kernel(config.attention),
-  }
-  if place.suffix == ".gguf":
-    file = gguf.open_file(place)
-    tokenizer = gguf_tokenizer.read_tokenizer(file)
-    end_of_turn = gguf_tokenizer.end_of_turn(file)
-    lm = gguf.read_model(file, sharding, **kwargs)
-  else:
-    lm = hf_safetensors.read_model(place, sharding, **kwargs)
-    tokenizer = _read_tokenizer(place)
-    end_of_turn = _end_of_turn(place)
-  tokenizer.name_or_path = path
-  if len(tokenizer) > lm.arch.vocab_size:
-    raise ValueError(
-      f"{path}: the tokenizer has {len(tokenizer)} tokens and the model "
-      f"{lm.arch.vocab_size}; use the tokenizer the model was trained with"
-    )
-  if tokenizer.eos_token_id is None:
-    raise ValueError(
-      f"{path}: the tokenizer has no eos_token, which ends a response; set "
-      "one in tokenizer_config.json"
-    )
-  return Base(lm, tokenizer, fingerprint(lm), end_of_turn)
+  source = _open(place, path)
+  lm = source.load(
+    sharding,
+    dtype=jnp.dtype(config.dtype),
+    param_dtype=jnp.dtype(config.param_dtype),
+    remat=config.remat,
+    kernel=kernels.Kernel(config.attention),
+  )
+  return Base(lm, source.tokenizer, fingerprint(lm), source.end_of_turn)
 
 
 def _digests(place: pathlib.Path) -> dict[str, str]:
   """A hash of size, beginning and end of each file of a base."""
   files = [place]
   if place.is_dir():
-    kinds = (".safetensors", ".json")
-    files = [each for each in sorted(place.iterdir()) if each.suffix in kinds]
+    patterns = (*hub.TEXT_FILES, "*.safetensors", "*.safetensors.index.json")
+    matching = itertools.chain.from_iterable(map(place.glob, patterns))
+    files = sorted(filter(pathlib.Path.is_file, set(matching)))
   found = {}
   for file in files:
     size = file.stat().st_size
@@ -247,21 +255,54 @@ def _digests(place: pathlib.Path) -> dict[str, str]:
   return found
 
 
-def write_base(folder: pathlib.Path, base: Base) -> None:
+def write_base(
+  folder: pathlib.Path, base: Base, *, summed: bool = False
+) -> None:
   """Writes a folder that `read_base` and `transformers` read; weights last.
 
+  Args:
+    summed: whether `read_base` shall see that nothing was changed since.
+
   Raises:
-    ValueError: if the folder has weights already.
+    ValueError: if the folder has weights already, or cannot be written.
   """
   tensor_files.refuse_weights(folder)
-  base.tokenizer.save_pretrained(folder)
+  kept.make_folder(folder)
   special = {
     name: getattr(base.tokenizer, name)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id")
   }
   generation = special | {"eos_token_id": list(base.stop_tokens)}
-  transformers.GenerationConfig(**generation).save_pretrained(folder)
-  hf_safetensors.write_model(folder, base.lm, special)
+  with _copied_to(folder, summed) as place:
+    base.tokenizer.save_pretrained(place)
+    transformers.GenerationConfig(**generation).save_pretrained(place)
+  hf_safetensors.write_model(folder, base.lm, special, summed=summed)
+
+
+@contextlib.contextmanager
+def _copied_to(folder: pathlib.Path, summed: bool) -> Iterator[pathlib.Path]:
+  """A folder for a library to write to, whose files are then put in place."""
+  try:
+    with tempfile.TemporaryDirectory(
+      dir=folder, prefix=".", suffix=kept.UNFINISHED
+    ) as place:
+      yield pathlib.Path(place)
+      for file in sorted(pathlib.Path(place).rglob("*")):
+        if file.is_file():
+          target = folder / file.relative_to(place)
+          with kept.writing(target, summed=summed) as out:
+            out.write(file.read_bytes())
+  except OSError as error:
+    raise kept.Unwritable(folder, error) from error
+  except Exception as error:
+    # Rust's errors have no type of their own.
+    code = _OS_ERROR.search(str(error))
+    if not code:
+      raise
+    number = int(code[1])
+    raise kept.Unwritable(
+      folder, OSError(number, os.strerror(number))
+    ) from error
 
 
 def is_whole(folder: pathlib.Path) -> bool:

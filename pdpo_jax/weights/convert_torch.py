@@ -10,11 +10,12 @@ import argparse
 import json
 import pathlib
 import pickle
-import shutil
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 
+from pdpo_jax import kept
 from pdpo_jax.weights import hf_safetensors, hub, loading, tensor_files
 
 try:
@@ -34,8 +35,7 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
   """
   names = ["pytorch_model.bin"]
   if (folder / _INDEX).is_file():
-    index = json.loads((folder / _INDEX).read_text())
-    names = sorted(set(index["weight_map"].values()))
+    names = sorted(set(hf_safetensors.index_files(folder / _INDEX).values()))
   missing = [name for name in names if not (folder / name).is_file()]
   if missing:
     raise ValueError(f"{folder} lacks {', '.join(missing)}; download it again")
@@ -59,11 +59,16 @@ def load(file: pathlib.Path) -> "dict[str, torch.Tensor]":
       f"{file} is not loaded: it holds something else than tensors, which "
       "could run code, or is damaged. Get the model from a place you trust"
     ) from error
-  except (RuntimeError, EOFError) as error:
+  except Exception as error:  # torch raises what zip and pickle raise.
     raise ValueError(
       f"{file} is cut off or damaged ({type(error).__name__}); download it "
       "again"
     ) from error
+  if not isinstance(tensors, dict):
+    raise ValueError(
+      f"{file} holds a {type(tensors).__name__}; only a model's plain state "
+      "dict can be converted"
+    )
   others = [name for name, x in tensors.items() if not torch.is_tensor(x)]
   if others:
     raise ValueError(
@@ -73,17 +78,20 @@ def load(file: pathlib.Path) -> "dict[str, torch.Tensor]":
   return tensors
 
 
+def _array(tensor: "torch.Tensor") -> np.ndarray:
+  array = tensor.detach().contiguous()
+  if array.dtype == torch.bfloat16:  # which torch does not hand to numpy
+    return array.view(torch.int16).numpy().view(jnp.bfloat16)
+  return array.numpy()
+
+
 def _lazy(
   tensor: "torch.Tensor", dtype: "torch.dtype"
 ) -> tensor_files.LazyTensor:
-  def make():
-    array = tensor.detach().to(dtype).contiguous()
-    if dtype == torch.bfloat16:  # which torch does not hand to numpy
-      return array.view(torch.int16).numpy().view(jnp.bfloat16)
-    return array.numpy()
-
   name = str(dtype).removeprefix("torch.")
-  return tensor_files.LazyTensor(tuple(tensor.shape), jnp.dtype(name), make)
+  return tensor_files.LazyTensor(
+    tuple(tensor.shape), jnp.dtype(name), lambda: _array(tensor.to(dtype))
+  )
 
 
 def convert(
@@ -105,27 +113,33 @@ def convert(
       this package reads.
   """
   tensor_files.refuse_weights(target)
-  lm = loading.abstract_model(hf_safetensors.read_architecture(source))
+  described = hf_safetensors.read_architecture(source)
   tensors = {}
   for file in find_files(source):
     tensors |= load(file)
+  arch, tensors = hf_safetensors.own_head(described, tensors, _array)
+  lm = loading.abstract_model(arch)
   loading.check_names(lm, set(tensors))
   loading.check_shapes(lm, {name: x.shape for name, x in tensors.items()})
-  # What is not needed are buffers, and the second name of a tied table.
+  # What is not needed are buffers.
   wanted = None if dtype is None else getattr(torch, dtype)
   lazy = {
     name: _lazy(tensors[name], wanted or tensors[name].dtype)
     for name in loading.tensor_shapes(lm)
   }
-  target.mkdir(parents=True, exist_ok=True)
+  kept.make_folder(target)
   for pattern in hub.TEXT_FILES:
-    for file in source.glob(pattern):
-      shutil.copy(file, target)
+    for file in filter(pathlib.Path.is_file, source.glob(pattern)):
+      with kept.writing(target / file.name, summed=False) as out:
+        out.write(file.read_bytes())
+  config = hf_safetensors.read_config(source)
   if dtype is not None:
-    config = json.loads((source / "config.json").read_text())
-    config.pop("torch_dtype", None)
-    text = json.dumps(config | {"dtype": dtype}, indent=2)
-    (target / "config.json").write_text(text + "\n")
+    config = {k: v for k, v in config.items() if k != "torch_dtype"}
+    config["dtype"] = dtype
+  if arch != described:
+    config["tie_word_embeddings"] = False
+  with kept.writing(target / "config.json", summed=False) as out:
+    out.write((json.dumps(config, indent=2) + "\n").encode())
   tensor_files.write_shards(target, lazy, shard_bytes)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from pdpo_jax.models import layers, llama
+from pdpo_jax.models import hf_fields, layers, llama
 from pdpo_jax.weights import loading
 
 # What to do about a file that is not as it should be.
@@ -34,23 +34,36 @@ class File:
   def error(self, message: str) -> ValueError:
     return ValueError(f"{self.path}: {message}")
 
-  def get(self, name: str, default: Any = None) -> Any:
-    """A metadata field, or `default` where the file has none."""
-    field = self.reader.get_field(name)
-    return default if field is None else field.contents()
+  def get(self, name: str, kind: Any, default: Any = None) -> Any:
+    """A metadata field, or `default` where the file has none.
 
-  def require(self, name: str) -> Any:
-    """A metadata field.
+    Args:
+      kind: its type, as in `hf_fields`.
 
     Raises:
-      ValueError: if the file has none.
+      ValueError: if it is of another.
+    """
+    field = self.reader.get_field(name)
+    if field is None:
+      return default
+    try:
+      value = field.contents()
+    except Exception as error:  # The library checks nothing.
+      raise self.error(f"{name} is damaged ({error!r:.80}); {AGAIN}") from error
+    return hf_fields.parse(dict[str, kind], {name: value}, self.path)[name]
+
+  def require(self, name: str, kind: Any) -> Any:
+    """A metadata field; see `get`.
+
+    Raises:
+      ValueError: also if the file has none.
     """
     if self.reader.get_field(name) is None:
       raise self.error(
         f"the metadata field {name!r} is missing; convert the model again with "
         "llama.cpp's convert_hf_to_gguf.py"
       )
-    return self.get(name)
+    return self.get(name, kind)
 
   @functools.cached_property
   def tensors(self) -> dict[str, gguf.gguf_reader.ReaderTensor]:
@@ -79,7 +92,7 @@ def open_file(path: pathlib.Path) -> File:
       )
   try:
     reader = gguf.GGUFReader(path)
-  except (ValueError, IndexError, KeyError) as error:
+  except Exception as error:
     # The library checks no lengths: it stumbles over what is not there.
     raise ValueError(
       f"{path} is truncated or damaged ({error}); copy or download it again"
@@ -90,7 +103,7 @@ def open_file(path: pathlib.Path) -> File:
       "the bytes are in the other order than this machine's; convert it with "
       "`gguf-convert-endian FILE little`"
     )
-  parts = file.get("split.count", 1)
+  parts = file.get("split.count", int, 1)
   if parts > 1:
     raise file.error(
       f"this is one of {parts} parts; join them with "
@@ -102,29 +115,33 @@ def open_file(path: pathlib.Path) -> File:
 def _sizes(file: File) -> dict[str, Any]:
   """The fields of an architecture that are numbers in the metadata."""
 
-  def number(name: str, default: int | float | None = None) -> Any:
+  def number(name: str, kind: Any, default: Any = None) -> Any:
     name = f"llama.{name}"
-    value = file.require(name) if default is None else file.get(name, default)
-    if isinstance(value, list):
+    if isinstance(file.get(name, Any), list):
       raise file.error(f"{name} differs between layers, which Llama's does not")
-    return value
+    if default is None:
+      return file.require(name, kind)
+    return file.get(name, kind, default)
 
-  def decimal(name: str, default: float | None = None) -> float:
+  def size(name: str, default: int | None = None) -> int:
+    return number(name, hf_fields.Size, default)
+
+  def decimal(name: str, kind: Any, default: float | None = None) -> float:
     # The shortest decimal of a float32: 1e-05, not 9.999999747378752e-06.
-    return float(str(np.float32(number(name, default))))
+    return float(str(np.float32(number(name, kind, default))))
 
-  width = number("embedding_length")
-  num_heads = number("attention.head_count")
+  width = size("embedding_length")
+  num_heads = size("attention.head_count")
   return {
     "width": width,
-    "num_layers": number("block_count"),
+    "num_layers": number("block_count", hf_fields.Layers),
     "num_heads": num_heads,
-    "num_kv_heads": number("attention.head_count_kv", num_heads),
-    "head_size": number("attention.key_length", width // num_heads),
-    "mlp_width": number("feed_forward_length"),
-    "rope_base": decimal("rope.freq_base", 10_000.0),
-    "max_positions": number("context_length"),
-    "epsilon": decimal("attention.layer_norm_rms_epsilon"),
+    "num_kv_heads": size("attention.head_count_kv", num_heads),
+    "head_size": size("attention.key_length", width // num_heads),
+    "mlp_width": size("feed_forward_length"),
+    "rope_base": decimal("rope.freq_base", hf_fields.Positive, 10_000.0),
+    "max_positions": size("context_length"),
+    "epsilon": decimal("attention.layer_norm_rms_epsilon", hf_fields.Epsilon),
   }
 
 
@@ -170,7 +187,7 @@ def read_architecture(file: File) -> llama.Architecture:
   Raises:
     ValueError: if it is not Llama, or has something that Llama does not.
   """
-  kind = file.require("general.architecture")
+  kind = file.require("general.architecture", str)
   if kind != "llama":
     raise file.error(
       f"general.architecture {kind!r} is not supported; only 'llama' is"
@@ -182,20 +199,27 @@ def read_architecture(file: File) -> llama.Architecture:
     ("rope.dimension_count", sizes["head_size"]),
     ("attention.value_length", sizes["head_size"]),
   ):
-    value = file.get(f"llama.{name}", only)
+    value = file.get(f"llama.{name}", Any, only)
     if value != only:
       raise file.error(
         f"llama.{name} {value!r} is not supported; only {only!r} is"
       )
   if _TABLE not in file.tensors:
     raise file.error(f"the tensor {_TABLE} is missing; {AGAIN}")
-  return llama.Architecture(
-    # Sizes are in llama.cpp's order, the reverse of numpy's.
-    vocab_size=int(file.tensors[_TABLE].shape[1]),
-    **sizes,
-    rope_scaling=_rope_scaling(file, sizes["head_size"], sizes["rope_base"]),
-    tied_head="output.weight" not in file.tensors,
-  )
+  shape = file.tensors[_TABLE].shape
+  if len(shape) != 2:
+    raise file.error(f"the tensor {_TABLE} is no table; {AGAIN}")
+  scaling = _rope_scaling(file, sizes["head_size"], sizes["rope_base"])
+  try:
+    return llama.Architecture(
+      # Sizes are in llama.cpp's order, the reverse of numpy's.
+      vocab_size=int(shape[1]),
+      **sizes,
+      rope_scaling=scaling,
+      tied_head="output.weight" not in file.tensors,
+    )
+  except ValueError as error:
+    raise file.error(str(error)) from error
 
 
 def _gguf_names(lm: nnx.Module) -> dict[str, str]:
@@ -212,12 +236,12 @@ def _check_tensors(file: File, needed: set[str]) -> None:
   found = set(file.tensors) - {_ROPE_FREQS}
   if needed - found:
     raise file.error(
-      f"tensors are missing: {', '.join(sorted(needed - found))}; {AGAIN}"
+      f"tensors are missing: {loading.listed(needed - found)}; {AGAIN}"
     )
   if found - needed:
     raise file.error(
       "these tensors have no place in a Llama: "
-      f"{', '.join(sorted(found - needed))}"
+      f"{loading.listed(found - needed)}"
     )
   for kind in {file.tensors[name].tensor_type for name in needed}:
     block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)

@@ -13,6 +13,7 @@ import tokenizers
 import transformers
 from tokenizers import pre_tokenizers, processors
 
+from pdpo_jax.models import hf_fields
 from pdpo_jax.weights import gguf as gguf_lib
 
 _LLAMA_3 = (
@@ -60,20 +61,20 @@ _WHOLE = (
 
 
 def _words(file: gguf_lib.File) -> _Words:
-  kind = file.require("tokenizer.ggml.model")
+  kind = file.require("tokenizer.ggml.model", str)
   if kind != "gpt2":
     raise file.error(
       f"tokenizer.ggml.model {kind!r} is not supported; only 'gpt2', "
       "byte-level BPE, is. Use the model in Hugging Face format"
     )
-  name = file.require("tokenizer.ggml.pre")
+  name = file.require("tokenizer.ggml.pre", str)
   if name not in _PRE_TOKENIZERS:
     raise file.error(
       f"tokenizer.ggml.pre {name!r} is not supported; "
       f"{', '.join(map(repr, _PRE_TOKENIZERS))} are. Use the model in Hugging "
       "Face format"
     )
-  if file.get("tokenizer.ggml.add_eos_token", False):
+  if file.get("tokenizer.ggml.add_eos_token", bool, False):
     raise file.error(
       "tokenizer.ggml.add_eos_token ends every prompt; set it to false with "
       "`gguf-set-metadata FILE tokenizer.ggml.add_eos_token 0`"
@@ -92,7 +93,9 @@ def _special_tokens(file: gguf_lib.File, tokens: list[str]) -> dict[str, str]:
   ):
     name = f"tokenizer.ggml.{theirs}_token_id"
     # A response could not end without.
-    index = file.require(name) if theirs == "eos" else file.get(name)
+    kind = hf_fields.TokenId
+    known = file.require if theirs == "eos" else file.get
+    index = known(name, kind)
     if index is None:
       continue
     if index >= len(tokens):
@@ -105,7 +108,7 @@ def _backend(
   file: gguf_lib.File, words: _Words, tokens: list[str]
 ) -> tokenizers.Tokenizer:
   """Everything but what is put around a text."""
-  kinds = file.require("tokenizer.ggml.token_type")
+  kinds = file.require("tokenizer.ggml.token_type", list[int])
   if len(kinds) != len(tokens):
     raise file.error(
       f"there are {len(tokens)} tokens and {len(kinds)} token types; "
@@ -117,7 +120,9 @@ def _backend(
     for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
     if kind != gguf.TokenType.UNUSED
   }
-  merges = file.require("tokenizer.ggml.merges")
+  if len(vocab) < sum(kind != gguf.TokenType.UNUSED for kind in kinds):
+    raise file.error(f"a token is there twice; {gguf_lib.AGAIN}")
+  merges = file.require("tokenizer.ggml.merges", list[str])
   try:
     model = tokenizers.models.BPE(
       vocab=vocab,
@@ -160,10 +165,10 @@ def read_tokenizer(
       it has no end-of-text token.
   """
   words = _words(file)
-  tokens = file.require("tokenizer.ggml.tokens")
+  tokens = file.require("tokenizer.ggml.tokens", list[str])
   special = _special_tokens(file, tokens)
   backend = _backend(file, words, tokens)
-  if file.get("tokenizer.ggml.add_bos_token", words.adds_bos):
+  if file.get("tokenizer.ggml.add_bos_token", bool, words.adds_bos):
     bos = special.get("bos_token")
     if bos is None:
       raise file.error(
@@ -178,8 +183,8 @@ def read_tokenizer(
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend,
     **special,
-    chat_template=file.get("tokenizer.chat_template"),
-    model_max_length=file.require("llama.context_length"),
+    chat_template=file.get("tokenizer.chat_template", str),
+    model_max_length=file.require("llama.context_length", hf_fields.Size),
     clean_up_tokenization_spaces=False,
   )
 
@@ -187,5 +192,5 @@ def read_tokenizer(
 def end_of_turn(file: gguf_lib.File) -> tuple[int, ...]:
   """Tokens that end an answer besides the end-of-text token."""
   fields = (f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom"))
-  found = (file.get(name) for name in fields)
+  found = (file.get(name, hf_fields.TokenId) for name in fields)
   return tuple(index for index in found if index is not None)

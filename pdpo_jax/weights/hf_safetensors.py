@@ -8,16 +8,25 @@ import collections
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pydantic
 from flax import nnx
 
+from pdpo_jax import kept
+from pdpo_jax.models import hf_fields
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.weights import loading, tensor_files
+from pdpo_jax.weights import json_files, loading, tensor_files
+
+logger = logging.getLogger(__name__)
+
+_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def read_headers(folder: pathlib.Path) -> dict[str, tensor_files.TensorPlace]:
@@ -41,62 +50,174 @@ def read_headers(folder: pathlib.Path) -> dict[str, tensor_files.TensorPlace]:
         f"pdpo_jax.weights.convert_torch {folder} OUTPUT`"
       )
     raise ValueError(f"{folder} has no *.safetensors file{hint}")
-  headers = [tensor_files.read_header(file) for file in files]
-  count = collections.Counter(name for header in headers for name in header)
-  twice = [name for name, times in count.items() if times > 1]
-  if twice:
-    raise ValueError(
-      f"{folder} has {', '.join(sorted(twice))} in more than one of "
-      f"{', '.join(file.name for file in files)}; keep the files of one model"
-    )
-  return dict(collections.ChainMap(*headers))
+  return _joined(
+    folder, {file.name: tensor_files.read_header(file) for file in files}
+  )
+
+
+class _Index(pydantic.BaseModel):
+  model_config = hf_fields.STRICT
+
+  weight_map: dict[str, str] = pydantic.Field(min_length=1)
+
+
+def index_files(index: pathlib.Path) -> dict[str, str]:
+  """Tensors and their files, as an index of shards has them.
+
+  Raises:
+    ValueError: if it is damaged, or names anything but files of its folder.
+  """
+  place = json_files.read(index, _Index).weight_map
+  for tensor, name in place.items():
+    # A path could lead anywhere. The hub's cache has links of plain names.
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+      raise ValueError(
+        f"{index}: {tensor} is said to be in {name!r}, which is no plain file "
+        "name; keep shards beside their index"
+      )
+  return place
 
 
 def _read_indexed(folder: pathlib.Path) -> dict[str, tensor_files.TensorPlace]:
   index = folder / tensor_files.INDEX
-  try:
-    place = json.loads(index.read_text())["weight_map"]
-  except (ValueError, KeyError) as error:
-    raise ValueError(
-      f"{index} is damaged ({error!r}); download it again"
-    ) from error
-  files = {name: folder / name for name in sorted(set(place.values()))}
-  missing = [name for name, file in files.items() if not file.is_file()]
+  place = index_files(index)
+  files = [folder / name for name in sorted(set(place.values()))]
+  missing = [file.name for file in files if not file.is_file()]
   if missing:
     raise ValueError(
       f"{folder} lacks {', '.join(missing)}, which {index.name} names; "
       "download what is missing"
     )
-  headers = {
-    name: tensor_files.read_header(file) for name, file in files.items()
-  }
+  headers = {file.name: tensor_files.read_header(file) for file in files}
   lost = [name for name, shard in place.items() if name not in headers[shard]]
   if lost:
     raise ValueError(
       f"{index} names tensors that are not in their files: "
-      f"{', '.join(sorted(lost))}; download the folder again"
+      f"{loading.listed(lost)}; download the folder again"
     )
-  return {name: headers[shard][name] for name, shard in place.items()}
+  return _joined(folder, headers)
 
 
-def read_architecture(folder: pathlib.Path) -> policy_lib.Architecture:
-  """The architecture that a folder's `config.json` describes."""
+def _joined(
+  folder: pathlib.Path,
+  headers: Mapping[str, Mapping[str, tensor_files.TensorPlace]],
+) -> dict[str, tensor_files.TensorPlace]:
+  """The tensors of several files, by file name; none is in two."""
+  count = collections.Counter(
+    name for header in headers.values() for name in header
+  )
+  twice = [name for name, times in count.items() if times > 1]
+  if twice:
+    raise ValueError(
+      f"{folder} has {loading.listed(twice)} in more than one of "
+      f"{', '.join(headers)}; keep the files of one model"
+    )
+  return dict(collections.ChainMap(*map(dict, headers.values())))
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+  """The fields of a folder's `config.json`.
+
+  Raises:
+    ValueError: if there is none, or it is damaged.
+  """
   file = folder / "config.json"
   if not file.is_file():
     raise ValueError(
       f"{folder} has no config.json; name a folder in Hugging Face format"
     )
-  try:
-    fields = json.loads(file.read_text())
-  except ValueError as error:
-    raise ValueError(f"{file} is no JSON ({error})") from error
+  return json_files.read(file, dict[str, Any])
+
+
+def read_architecture(folder: pathlib.Path) -> policy_lib.Architecture:
+  """The architecture that a folder's `config.json` describes.
+
+  Raises:
+    ValueError: naming what is missing, of no use, or not supported.
+  """
+  file, fields = folder / "config.json", read_config(folder)
   kind = fields.get("model_type")
-  if kind not in policy_lib.ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in policy_lib.ARCHITECTURES:
     raise ValueError(
-      f"{file}: model_type {kind!r} is not supported; "
-      f"{tuple(policy_lib.ARCHITECTURES)} are"
+      f"{file}: model_type {kind!r:.80} is not supported; "
+      f"{' and '.join(map(repr, policy_lib.ARCHITECTURES))} are"
     )
-  return policy_lib.ARCHITECTURES[kind].from_hf(fields)
+  if fields.get("quantization_config"):
+    raise ValueError(
+      f"{file}: quantization_config says that the weights are quantized, which "
+      "is not supported; use the model as it was before (base.param_dtype can "
+      "make it int8)"
+    )
+  try:
+    return policy_lib.ARCHITECTURES[kind].from_hf(fields)
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from error
+
+
+def own_head(
+  arch: policy_lib.Architecture,
+  places: Mapping[str, Any],
+  read: Callable[[Any], np.ndarray],
+) -> tuple[policy_lib.Architecture, dict[str, Any]]:
+  """Architecture and tensors of a model whose files have a head of its own.
+
+  Where `config.json` says that the head is the token table, and the files have
+  both: two copies are one. Of two that differ the head is kept, as by
+  `transformers` from 5.0 on; an adapter that was merged into one of them leaves
+  that behind. Where the files have the head alone, it is the table.
+
+  Args:
+    places: what is known of each tensor, by name.
+    read: gives its values.
+  """
+  places = dict(places)
+  if not getattr(arch, "tied_head", False) or _HEAD not in places:
+    return arch, places
+  if _TABLE not in places:
+    places[_TABLE] = places.pop(_HEAD)
+  elif tensor_files.same_values(read(places[_TABLE]), read(places[_HEAD])):
+    del places[_HEAD]
+  else:
+    logger.warning(
+      "config.json says tie_word_embeddings, but %s and %s differ; both are "
+      "kept, as transformers does",
+      _HEAD,
+      _TABLE,
+    )
+    arch = dataclasses.replace(arch, tied_head=False)
+  return arch, places
+
+
+def read_places(
+  folder: pathlib.Path,
+) -> tuple[policy_lib.Architecture, dict[str, tensor_files.TensorPlace]]:
+  """A folder's architecture, and where each of its tensors lies.
+
+  Raises:
+    ValueError: if files are missing or damaged, or tensors do not fit the
+      architecture. Of weights nothing is read but copies of a tied head.
+  """
+  arch, places = read_architecture(folder), read_headers(folder)
+  try:
+    quantized = [
+      f"{name} is {place.kind}"
+      for name, place in places.items()
+      if place.kind not in tensor_files.DTYPES
+      and not name.endswith(loading.BUFFERS)
+    ]
+    if quantized:
+      raise ValueError(
+        f"there are weights that are not one of {tuple(tensor_files.DTYPES)}: "
+        f"{loading.listed(quantized)}; use the model as it was before "
+        "quantization"
+      )
+    arch, places = own_head(arch, places, lambda place: place.read())
+    lm = loading.abstract_model(arch)
+    loading.check_names(lm, set(places))
+    loading.check_shapes(lm, {name: x.shape for name, x in places.items()})
+  except ValueError as error:
+    raise ValueError(f"{folder}: {error}") from error
+  return arch, places
 
 
 def read_model(
@@ -112,23 +233,19 @@ def read_model(
     **kwargs: `dtype`, `param_dtype`, `remat`, `kernel` of the model.
 
   Raises:
-    ValueError: if files are missing or damaged, or tensors do not fit the
-      architecture, before any is read.
+    ValueError: as `read_places`.
   """
-  lm = loading.abstract_model(read_architecture(folder), **kwargs)
-  places = read_headers(folder)
-  loading.check_names(lm, set(places))
-  loading.check_shapes(lm, {name: x.shape for name, x in places.items()})
-  quantized = [
-    f"{name} is {places[name].kind}"
-    for name in loading.tensor_shapes(lm)
-    if places[name].kind not in tensor_files.DTYPES
-  ]
-  if quantized:
-    raise ValueError(
-      f"{folder} has weights that are not one of {tuple(tensor_files.DTYPES)}: "
-      f"{', '.join(quantized)}; use the model as it was before quantization"
-    )
+  return load_model(*read_places(folder), sharding, **kwargs)
+
+
+def load_model(
+  arch: policy_lib.Architecture,
+  places: Mapping[str, tensor_files.TensorPlace],
+  sharding: loading.ShardingOf | None = None,
+  **kwargs: Any,
+) -> nnx.Module:
+  """The language model that `read_places` found; see `read_model`."""
+  lm = loading.abstract_model(arch, **kwargs)
   loading.load_tensors(
     lm, set(places), lambda name: places[name].read(), sharding
   )
@@ -228,6 +345,8 @@ def write_model(
   lm: nnx.Module,
   extra: Mapping[str, Any] | None = None,
   shard_bytes: int = tensor_files.SHARD_BYTES,
+  *,
+  summed: bool = False,
 ) -> None:
   """Writes `config.json` and safetensors, which `transformers` reads.
 
@@ -239,12 +358,13 @@ def write_model(
     lm: a language model; its LoRA is merged in.
     extra: more fields for `config.json`.
     shard_bytes: where to begin another file.
+    summed: whether sums of the files are kept beside them.
 
   Raises:
-    ValueError: if the folder has weights already.
+    ValueError: if the folder has weights already, or cannot be written.
   """
   config = merged_architecture(lm).to_hf() | dict(extra or {})
-  folder.mkdir(parents=True, exist_ok=True)
   tensor_files.refuse_weights(folder)
-  (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-  tensor_files.write_shards(folder, to_tensors(lm), shard_bytes)
+  with kept.writing(folder / "config.json", summed=summed) as out:
+    out.write((json.dumps(config, indent=2) + "\n").encode())
+  tensor_files.write_shards(folder, to_tensors(lm), shard_bytes, summed=summed)

@@ -7,7 +7,7 @@ Parameter paths follow Hugging Face's names, so one rule names them all:
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +35,8 @@ BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")
 # What goes to the device at once. Small blocks stay in cache where they are
 # transposed: three times faster on a CPU than a whole matrix at once.
 _BLOCK_BYTES = 4_000_000
+# Names in an error.
+_MOST_LISTED = 8
 
 
 def is_stacked(arch: policy_lib.Architecture, path: tuple[str, ...]) -> bool:
@@ -101,6 +103,14 @@ def tensor_shapes(lm: nnx.Module) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+  """Names for an error: all, or the first of a great many."""
+  names = sorted(names)
+  more = len(names) - _MOST_LISTED
+  text = separator.join(names[:_MOST_LISTED])
+  return f"{text} and {more} more" if more > 0 else text
+
+
 def check_names(lm: nnx.Module, names: set[str]) -> None:
   """Compares the tensors that there are with those that `lm` needs.
 
@@ -114,7 +124,7 @@ def check_names(lm: nnx.Module, names: set[str]) -> None:
   if getattr(lm.arch, "tied_head", False):
     unused.discard("lm_head.weight")
   problems = [
-    f"{what}: {', '.join(sorted(which))}"
+    f"{what}: {listed(which)}"
     for what, which in (("missing", needed - names), ("unused", unused))
     if which
   ]
@@ -140,7 +150,9 @@ def check_shapes(lm: nnx.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if tuple(shapes[name]) != shape
   ]
   if misshapen:
-    raise ValueError("weights do not fit config.json; " + "; ".join(misshapen))
+    raise ValueError(
+      f"weights do not fit config.json; {listed(misshapen, '; ')}"
+    )
 
 
 @functools.cache

@@ -7,6 +7,7 @@ and a whole file; these hold a page and a tensor.
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 
 import huggingface_hub
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+
+from pdpo_jax import kept
 
 DTYPES = {
   "F64": np.dtype("float64"),
@@ -25,6 +28,8 @@ _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
+# Values that are compared at once.
+_COMPARED = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ def read_header(file: pathlib.Path) -> dict[str, TensorPlace]:
   try:
     with safetensors.safe_open(file, framework="np"):
       pass  # It saw a sound header and as many bytes as that speaks of.
-  except safetensors.SafetensorError as error:
+  except (safetensors.SafetensorError, OSError) as error:
     raise ValueError(
       f"{file} is cut off or damaged ({error}); download it again"
     ) from error
@@ -69,6 +74,24 @@ def read_header(file: pathlib.Path) -> dict[str, TensorPlace]:
   }
 
 
+def same_values(first: np.ndarray, second: np.ndarray) -> bool:
+  """Whether two arrays are the same numbers, whatever their types.
+
+  Little of them is copied.
+  """
+  if first.shape != second.shape:
+    return False
+  first, second = first.reshape(-1), second.reshape(-1)
+  return all(
+    np.array_equal(
+      first[start : start + _COMPARED].astype(np.float32),
+      second[start : start + _COMPARED].astype(np.float32),
+      equal_nan=True,
+    )
+    for start in range(0, first.size, _COMPARED)
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
   """A tensor that is made when it is written."""
@@ -82,8 +105,20 @@ class LazyTensor:
     return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def write_file(file: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> None:
-  """Writes one file, which has its name only once it is whole."""
+def write_file(
+  file: pathlib.Path,
+  tensors: Mapping[str, LazyTensor],
+  *,
+  summed: bool = False,
+) -> None:
+  """Writes one file, which has its name only once it is whole.
+
+  Args:
+    summed: whether its sum is kept beside it.
+
+  Raises:
+    ValueError: if it cannot be written.
+  """
   # Wide types first, so that every tensor is aligned.
   names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
   header, offset = {"__metadata__": {"format": "pt"}}, 0
@@ -98,14 +133,12 @@ def write_file(file: pathlib.Path, tensors: Mapping[str, LazyTensor]) -> None:
     offset = end
   encoded = json.dumps(header).encode()
   encoded += b" " * (-len(encoded) % 8)
-  part = file.with_name(f"{file.name}.part")
-  with part.open("wb") as out:
+  with kept.writing(file, summed=summed) as out:
     out.write(len(encoded).to_bytes(8, "little") + encoded)
     for name in names:
       array = np.ascontiguousarray(tensors[name].make(), tensors[name].dtype)
       # As bytes: bfloat16 has no buffer protocol.
       out.write(array.reshape(-1).view(np.uint8))
-  part.rename(file)
 
 
 def refuse_weights(folder: pathlib.Path) -> None:
@@ -124,19 +157,27 @@ def refuse_weights(folder: pathlib.Path) -> None:
 def remove_unfinished(folder: pathlib.Path) -> None:
   """Removes the shards of a `write_shards` that was cut off there."""
   if not is_whole(folder):
-    for file in folder.glob("model*.safetensors*"):
-      file.unlink()
+    for file in folder.glob("model*.safetensors"):
+      kept.remove(file)
+    for file in folder.glob(f".*{kept.UNFINISHED}"):
+      if file.is_file():
+        file.unlink()
+      else:
+        shutil.rmtree(file)
 
 
 def write_shards(
   folder: pathlib.Path,
   tensors: Mapping[str, LazyTensor],
   shard_bytes: int = SHARD_BYTES,
+  *,
+  summed: bool = False,
 ) -> None:
   """Writes `model.safetensors`, or shards of it and then their index.
 
   Args:
     shard_bytes: the most that a file's tensors take, where none takes more.
+    summed: whether sums of the files are kept beside them.
   """
   sizes = {name: tensor.num_bytes for name, tensor in tensors.items()}
   split = huggingface_hub.split_state_dict_into_shards_factory(
@@ -146,15 +187,15 @@ def write_shards(
     max_shard_size=shard_bytes,
   )
   for file_name, names in split.filename_to_tensors.items():
-    write_file(folder / file_name, {name: tensors[name] for name in names})
+    wanted = {name: tensors[name] for name in names}
+    write_file(folder / file_name, wanted, summed=summed)
   if split.is_sharded:
     index = {
       "metadata": {"total_size": sum(sizes.values())},
       "weight_map": split.tensor_to_filename,
     }
-    part = folder / f"{INDEX}.part"
-    part.write_text(json.dumps(index, indent=2) + "\n")
-    part.rename(folder / INDEX)
+    with kept.writing(folder / INDEX, summed=summed) as out:
+      out.write((json.dumps(index, indent=2) + "\n").encode())
 
 
 def is_whole(folder: pathlib.Path) -> bool:

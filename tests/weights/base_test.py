@@ -53,7 +53,7 @@ def test_a_folder_without_a_tokenizer_and_a_damaged_one_are_named(
   file = tmp_path / "tokenizer.json"
   file.write_text(file.read_text()[:99])
   for reader in (read, lambda folder: base_lib.read_tokenizer(str(folder))):
-    with pytest.raises(ValueError, match="its tokenizer cannot be read"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no JSON"):
       reader(tmp_path)
   for name in ("tokenizer.json", "tokenizer_config.json"):
     (tmp_path / name).unlink()

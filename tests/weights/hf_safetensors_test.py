@@ -202,7 +202,7 @@ def test_a_tensor_that_is_in_no_file_is_named(tmp_path):
 def test_a_damaged_index_is_named(tmp_path):
   write(tmp_path, shard_bytes=1_000)
   (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
-  with pytest.raises(ValueError, match=r"index\.json is damaged .* again"):
+  with pytest.raises(ValueError, match=r"index\.json is no JSON .* again"):
     hf_safetensors.read_model(tmp_path)
 
 

@@ -68,7 +68,7 @@ def test_tensors_are_made_one_at_a_time(tmp_path):
   def lazy(name):
     def make():
       order.append(name)
-      assert (tmp_path / "x.part").is_file()
+      assert list(tmp_path.glob(".x.*.part"))
       return np.zeros(3, np.float32)
 
     return tensor_files.LazyTensor((3,), np.dtype("float32"), make)
@@ -86,7 +86,7 @@ def test_a_file_that_was_not_finished_does_not_have_its_name(tmp_path):
   lazy = tensor_files.LazyTensor((3,), np.dtype("float32"), fail)
   with pytest.raises(KeyboardInterrupt):
     tensor_files.write_file(tmp_path / "x", {"a": lazy})
-  assert not (tmp_path / "x").exists()
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("change", ["empty", "cut", "header", "page", "longer"])
