@@ -23,9 +23,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 ROOT = pathlib.Path(__file__).parents[1]
 # Seconds and rates, by name, wherever they stand.
 _TIMES = ("seconds", "samples_per_second")
@@ -207,6 +204,10 @@ def _without_times(value: Any) -> Any:
 
 def _arrays(folder: pathlib.Path) -> dict[str, bytes]:
   """The bytes of all arrays of a training's checkpoints."""
+  # Not before a child has set its traps, for which it needs none of them.
+  import jax
+  import numpy as np
+
   from pdpo_jax.training import checkpoint
 
   found = {}
