@@ -1,5 +1,8 @@
 import ast
+import importlib.metadata
 import pathlib
+import re
+import sys
 
 import pytest
 
@@ -92,3 +95,33 @@ def test_torch_is_imported_by_nothing_but_its_converter():
   for file in PACKAGE.rglob("*.py"):
     if file != converter:
       assert not {"torch", "convert_torch"} & imported_names(file), file
+
+
+def test_typed_dicts_are_those_that_pydantic_takes_with_any_python():
+  for file in PACKAGE.rglob("*.py"):
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, ast.ImportFrom) and node.module == "typing":
+        names = {alias.name for alias in node.names}
+        assert "TypedDict" not in names, f"{file}: use typing_extensions"
+
+
+def test_what_is_imported_is_a_requirement():
+  lines = (PACKAGE.parent / "requirements.txt").read_text().splitlines()
+  required = {
+    re.split(r"[>=<\[ ]", line)[0].lower().replace("_", "-")
+    for line in lines
+    if line and not line.startswith("#")
+  }
+  imported = set()
+  for file in PACKAGE.rglob("*.py"):
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, ast.ImportFrom) and node.module:
+        imported.add(node.module.partition(".")[0])
+      elif isinstance(node, ast.Import):
+        imported |= {alias.name.partition(".")[0] for alias in node.names}
+  # The converter's, for whoever has it, and what comes with JAX for a TPU.
+  imported -= {*sys.stdlib_module_names, "pdpo_jax", "torch", "libtpu"}
+  packages = importlib.metadata.packages_distributions()
+  for name in imported:
+    names = {each.lower().replace("_", "-") for each in packages[name]}
+    assert names & required, f"{name} is imported and not required"

@@ -15,9 +15,12 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Literal
 
 import tqdm
+
+# Pydantic refuses that of `typing` before Python 3.12.
+from typing_extensions import TypedDict
 
 from pdpo_jax import kept, structs
 from pdpo_jax.config import judge as judge_config
