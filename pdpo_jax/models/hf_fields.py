@@ -35,7 +35,7 @@ def parse(kind: Any, fields: Any, place: object) -> Any:
       value, and what is allowed.
   """
   try:
-    return _adapter(kind).validate_python(fields)
+    return _adapter(kind).validate_python(fields, strict=True)
   except pydantic.ValidationError as error:
     first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "missing":

@@ -110,6 +110,16 @@ def test_a_tied_table_is_written_once(tied, tmp_path):
   assert "lm_head.weight" not in found
 
 
+def test_a_head_that_differs_from_a_tied_table_is_converted(tied, tmp_path):
+  # As a merged adapter leaves it.
+  tied.lm_head.weight = torch.nn.Parameter(tied.lm_head.weight + 0.25)
+  save(tied, tmp_path / "in")
+  convert_torch.convert(tmp_path / "in", tmp_path / "out")
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert config["tie_word_embeddings"] is False
+  assert_holds(tmp_path / "out", tied)
+
+
 class Payload:
   def __reduce__(self):
     return os.mkdir, ("ran",)

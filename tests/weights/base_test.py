@@ -1,13 +1,16 @@
 import dataclasses
 import json
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from pdpo_jax import config as config_lib
 from pdpo_jax.data import tokenize
 from pdpo_jax.models import gptj
+from pdpo_jax.training import checkpoint
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import hf_safetensors, loading
 from tests.weights import models
@@ -114,6 +117,22 @@ def test_fingerprint_depends_on_values_names_and_types():
   lm = loading.abstract_model(models.TIED)
   loading.load_tensors(lm, set(tensors), tensors.__getitem__)
   assert base_lib.fingerprint(lm) != found[names.index("llama_tied") * 2]
+
+
+def test_a_checkpoint_of_another_tokenizer_or_architecture_is_refused(base):
+  arch = dataclasses.replace(base.lm.arch, epsilon=1e-4)
+  other = models.make(arch)
+  nnx.update(other, nnx.state(base.lm))
+  changed = {
+    "architecture": dataclasses.replace(base, lm=other),
+    "tokenizer": dataclasses.replace(base, end_of_turn=(7,)),
+  }
+  for name, another in changed.items():
+    with pytest.raises(ValueError, match=f"another run: {name} is"):
+      checkpoint.check_meta(base.names, another.names, pathlib.Path("x"))
+  # Of before there were names but that of the weights.
+  before = {"base": base.fingerprint}
+  checkpoint.check_meta(before, base.names, pathlib.Path("x"))
 
 
 def test_fingerprint_does_not_depend_on_how_the_weights_were_loaded(tmp_path):

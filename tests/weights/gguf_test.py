@@ -222,6 +222,12 @@ def test_other_architectures_are_named(tmp_path):
     ({"value_length": 8}, "value_length 8 is not supported; only 24 is"),
     ({"head_count_kv": [2, 1]}, "head_count_kv differs between layers"),
     ({"block_count": None}, "field 'llama.block_count' is missing"),
+    ({"block_count": 10**6}, "llama.block_count 1000000 is not supported"),
+    ({"block_count": 0}, "llama.block_count 0 is not supported"),
+    ({"head_count": 0}, "llama.attention.head_count 0 is not supported"),
+    ({"layer_norm_rms_eps": float("nan")}, "rms_epsilon nan is not supported"),
+    ({"rope_freq_base": -1.0}, "rope.freq_base -1.0 is not supported"),
+    ({"name": "x", "key_length": 7}, "is not supported; only 7 is"),
   ],
 )
 def test_architectures_that_are_not_quite_llama_are_named(
@@ -233,6 +239,20 @@ def test_architectures_that_are_not_quite_llama_are_named(
     tiny_gguf.model(make())[1],
   )
   assert message in error_of(file)
+
+
+@pytest.mark.parametrize(
+  "name", ["llama.block_count", "llama.rope.freq_base", "llama.context_length"]
+)
+@pytest.mark.parametrize("value", ["2", True])
+def test_metadata_of_another_type_is_named(name, value, tmp_path):
+  def add(writer):
+    writer.kv_data[0][name] = gguf.gguf_writer.GGUFValue(
+      value, gguf.GGUFValueType.get_type(value)
+    )
+
+  file = tiny_gguf.write(tmp_path / "x.gguf", *tiny_gguf.model(make()), add)
+  assert f"{name} {value!r} is not supported" in error_of(file)
 
 
 def test_divisors_of_another_rope_scaling_are_an_error(tmp_path):
