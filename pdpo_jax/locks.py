@@ -175,7 +175,13 @@ def _describe_other(lease: filelock.SoftFileLease, holder: pathlib.Path) -> str:
 
 def _end(lost: filelock.LeaseCompromise) -> None:
   """Ends this process, whose folder is no longer its own."""
-  folder = pathlib.Path(lost.lock_file).parent
+  file = pathlib.Path(lost.lock_file)
+  with contextlib.suppress(OSError):
+    if f"token={lost.token}\n".encode() in file.read_bytes():
+      # A file system whose files do not keep their numbers.
+      logger.warning("%s is ours, but cannot be kept fresh", file)
+      return
+  folder = file.parent
   if lost.reason == "refresh-failed":
     problem = f"cannot be reached any more ({lost.error})"
   elif lost.reason == "owner-changed":

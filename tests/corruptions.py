@@ -1,0 +1,310 @@
+"""Damages files of a run, and asks the commands that read them what they see.
+
+  python -m tests.corruptions --count=300
+
+makes a tiny run, damages one of its files at a time, and prints how often that
+was a clear error, was said and made again, or changed nothing; and each
+traceback, and each silent change, of which there must be none.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import fnmatch
+import functools
+import hashlib
+import logging
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pdpo_jax import config as config_lib
+from pdpo_jax import experiment, kept, run_folder
+from pdpo_jax.evaluation import answers, judging, responses, scores
+from pdpo_jax.training import loop, metrics, pdpo, sft
+from tests import tiny_run
+
+Kind = Callable[[bytes, random.Random], bytes | None]
+
+
+def _flip(content: bytes, rng: random.Random) -> bytes:
+  if not content:
+    return b"\0"
+  changed = bytearray(content)
+  changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+  return bytes(changed)
+
+
+# What is left of a file; None removes it.
+KINDS: dict[str, Kind] = {
+  "truncated": lambda content, rng: content[: rng.randrange(len(content) or 1)],
+  "emptied": lambda content, rng: b"",
+  "flipped": _flip,
+  "another type": lambda content, rng: rng.choice(
+    [b"[]", b"{}", b"null", b'"text"\n', b"7", b"\xff\xfe\0", b"{}\n{}\n"]
+  ),
+  "zeros": lambda content, rng: bytes(len(content)),
+  "removed": lambda content, rng: None,
+}
+# Files that commands write and never read.
+WRITTEN_ONLY = (
+  run_folder.RESULTS,
+  f"{run_folder.REPORT}/",
+  f"{run_folder.BASE}/checkpoints",
+  f"{run_folder.BASE}/metrics.jsonl",
+  "tensorboard",
+)
+# The only one that writes.
+_WRITES = "train again"
+
+
+def files_of(run: pathlib.Path) -> list[str]:
+  """The files of a run, relative to it."""
+  return sorted(
+    str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()
+  )
+
+
+class _Said(logging.Handler):
+  """What was logged."""
+
+  def __init__(self):
+    super().__init__(logging.WARNING)
+    self.texts: list[str] = []
+
+  def emit(self, record: logging.LogRecord) -> None:
+    self.texts.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[str]]:
+  handler, root = _Said(), logging.getLogger()
+  root.addHandler(handler)
+  try:
+    yield handler.texts
+  finally:
+    root.removeHandler(handler)
+
+
+def _digest(value: Any) -> str:
+  return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
+
+
+def _config(run: pathlib.Path) -> config_lib.Config:
+  return dataclasses.replace(run_folder.read_config(run), workdir=str(run))
+
+
+def _policy(run: pathlib.Path, name: str) -> Any:
+  """What `generate` and `export` read, of one training."""
+  config = experiment.trainings(_config(run))[name]
+  users = pdpo.read_users(config, run / name)
+  base = experiment.read_base(config, run, reading=True)
+  loaded = pdpo.load(config, base, run / name)
+  tokens = base.tokenizer("a story of Dana, burned lamps.").input_ids
+  return (
+    users.ids,
+    loaded.step,
+    loaded.policy.digest(),
+    base.fingerprint,
+    base.stop_tokens,
+    tokens,
+    base.tokenizer.decode(tokens),
+  )
+
+
+def _kept_scores(run: pathlib.Path, originals: list[str]) -> Any:
+  """What `evaluate` reads besides the policy."""
+  found = {}
+  for name in originals:
+    if "/scores/" in name and not name.endswith(kept.CHECKSUMS):
+      lines = scores.read(run / name)
+      found[name] = lines and _digest(lines)
+    if "responses/" in name and not name.endswith(kept.CHECKSUMS):
+      found[name] = _digest(responses.read(run / name))
+  return found
+
+
+def _train_again(run: pathlib.Path) -> Any:
+  """What the training command reads before it goes on."""
+  config = _config(run)
+  run_folder.open_run(config)
+  dataset = experiment.load_dataset(config, None, run)
+  sft.check_data(run / run_folder.BASE, experiment.digest(dataset))
+  metrics.Writer(run / run_folder.PDPO, 3).close()
+  return run_folder.is_done(run, config)
+
+
+def _known_verdicts(run: pathlib.Path, original: pathlib.Path) -> bool:
+  """Whether a journal says nothing new; what it lacks is asked for again."""
+  now, before = (
+    judging._read(place / run_folder.JOURNAL) for place in (run, original)
+  )
+  return now.items() <= before.items()
+
+
+def commands(
+  run: pathlib.Path, original: pathlib.Path
+) -> dict[str, Callable[[], Any]]:
+  """What the commands read of a run, by what they read it for.
+
+  Args:
+    original: the run before it was damaged.
+  """
+  originals = files_of(original)
+  return {
+    "config": lambda: _config(run),
+    "versions": lambda: sorted(run_folder.read_versions(run)),
+    "user texts": lambda: run_folder.read_user_texts(run),
+    "held out": lambda: run_folder.read_held_out(run),
+    "answers": lambda: answers.read(run / run_folder.ANSWERS),
+    "scores": lambda: _kept_scores(run, originals),
+    "journal": lambda: _known_verdicts(run, original),
+    _WRITES: lambda: _train_again(run),
+    run_folder.VANILLA: lambda: _policy(run, run_folder.VANILLA),
+    run_folder.PDPO: lambda: _policy(run, run_folder.PDPO),
+  }
+
+
+def _asked(name: str, command: str) -> bool:
+  """Whether a command reads a file, for all that is known."""
+  if name.startswith(f"{run_folder.BASE}/"):
+    return command in (_WRITES, run_folder.PDPO)
+  for training in (run_folder.VANILLA, run_folder.PDPO):
+    if name.startswith(f"{training}/checkpoints"):
+      return command == training
+  return command not in (run_folder.VANILLA, run_folder.PDPO)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What one command made of a damaged file.
+
+  Attributes:
+    kind: "error", "said", "untouched", "traceback" or "silent".
+    text: of the error or the warning.
+  """
+
+  kind: str
+  text: str = ""
+
+
+def ask(command: Callable[[], Any], before: Any) -> Outcome:
+  """What a command sees, and what it saw `before` the damage."""
+  with _listening() as texts:
+    try:
+      now = command()
+    # What `command_line` prints as one line.
+    except (ValueError, OSError, loop.NonFiniteLoss) as error:
+      return Outcome("error", str(error))
+    except Exception as error:
+      return Outcome("traceback", repr(error))
+  try:
+    np.testing.assert_equal(now, before)
+  except AssertionError:
+    return Outcome("said" if texts else "silent", "; ".join(texts))
+  return Outcome("untouched", "; ".join(texts))
+
+
+def damage(file: pathlib.Path, kind: str, seed: float) -> None:
+  """Damages a file in place, the same for the same seed."""
+  content = KINDS[kind](file.read_bytes(), random.Random(seed))
+  if content is None:
+    file.unlink()
+  else:
+    file.write_bytes(content)
+
+
+class Subject:
+  """A run that is damaged, and put back, again and again.
+
+  Args:
+    original: a whole run; stays as it is.
+    folder: gets a copy, and is damaged there.
+  """
+
+  def __init__(self, original: pathlib.Path, folder: pathlib.Path):
+    self.original, self.run = original, folder
+    self.names = files_of(original)
+    self._put_back()
+    self._before = {
+      name: command() for name, command in self._commands().items()
+    }
+
+  def _commands(self) -> dict[str, Callable]:
+    return commands(self.run, self.original)
+
+  def _put_back(self) -> None:
+    shutil.rmtree(self.run, ignore_errors=True)
+    shutil.copytree(self.original, self.run)
+
+  def outcomes(
+    self, name: str, change: Callable[[pathlib.Path], None]
+  ) -> dict[str, Outcome]:
+    """What each command that reads a file makes of its change."""
+    outcomes = {}
+    for title, command in self._commands().items():
+      if _asked(name, title):
+        change(self.run / name)
+        outcomes[title] = ask(command, self._before[title])
+        shutil.copyfile(self.original / name, self.run / name)
+        if title == _WRITES:
+          self._put_back()
+    return outcomes
+
+
+def parse_arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--count", type=int, default=300)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument(
+    "--run", type=pathlib.Path, help="of tests.tiny_run; default: a new one"
+  )
+  return parser.parse_args()
+
+
+def run() -> None:
+  arguments = parse_arguments()
+  rng = random.Random(arguments.seed)
+  counts: collections.Counter[str] = collections.Counter()
+  with tempfile.TemporaryDirectory() as place:
+    folder = pathlib.Path(place)
+    original = arguments.run
+    if original is None:
+      tiny_run.make(folder)
+      original = folder / "run"
+    subject = Subject(original, folder / "damaged")
+    names = [
+      name
+      for name in subject.names
+      if not any(part in name for part in WRITTEN_ONLY)
+    ]
+    # As often a file of few as one of a checkpoint's many.
+    groups = [fnmatch.filter(names, pattern) for pattern in run_folder.FILES]
+    groups = [group for group in groups if group]
+    for number in range(arguments.count):
+      name, kind = rng.choice(rng.choice(groups)), rng.choice([*KINDS])
+      outcomes = subject.outcomes(
+        name, functools.partial(damage, kind=kind, seed=rng.random())
+      )
+      for command, outcome in outcomes.items():
+        counts[outcome.kind] += 1
+        if outcome.kind in ("traceback", "silent"):
+          print(f"{name} {kind}: {command} {outcome.kind}: {outcome.text}")
+      if not any(each.kind != "untouched" for each in outcomes.values()):
+        counts["files that nobody missed"] += 1
+      if number % 20 == 19:
+        print(f"{number + 1}: {dict(counts)}", flush=True)
+  print(dict(counts))
+  if counts["traceback"] or counts["silent"]:
+    sys.exit("error: a damaged file ended in a traceback, or was not noticed")
+
+
+if __name__ == "__main__":
+  run()
