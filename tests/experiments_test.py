@@ -197,6 +197,8 @@ def test_prism_runs_from_its_files_to_results(
   config.base.path = str(prism / "base")
   config.data.path = str(prism / "data")
   shrink(config, tmp_path)
+  if config.loss.mixing == "batch":
+    config.train.batch_size = 32  # Of four times as many rows.
   results = main.train_and_answer(config)
   name = "vanilla" if variant == "vanilla" else "pdpo"
   accuracy = results["reward_accuracy"][name]
