@@ -182,7 +182,8 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   difference = abs(float(loss) - expected.item())
   record_property("loss difference", difference)
   print(f"{name} {case} {kind}: loss differs by {difference:.2g}")
-  assert difference < 1e-5
+  # IPO squares the margin's distance from 1 / (2 beta), and its error with it.
+  assert difference < (1e-4 if kind == "ipo" else 1e-5)
   trained = theirs.lora | theirs.users
   found = golden_cases.named(ours.lm.arch, gradients)
   for key, value in zip(
