@@ -26,6 +26,8 @@ from pdpo_jax.weights import json_files, loading, tensor_files
 
 logger = logging.getLogger(__name__)
 
+# Bytes that a file system allows.
+_LONGEST_NAME = 255
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -70,10 +72,11 @@ def index_files(index: pathlib.Path) -> dict[str, str]:
   place = json_files.read(index, _Index).weight_map
   for tensor, name in place.items():
     # A path could lead anywhere. The hub's cache has links of plain names.
-    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+    is_long = len(name.encode(errors="surrogatepass")) > _LONGEST_NAME
+    if name in ("", ".", "..") or set(name) & set("/\\\0") or is_long:
       raise ValueError(
-        f"{index}: {tensor} is said to be in {name!r}, which is no plain file "
-        "name; keep shards beside their index"
+        f"{index}: {tensor} is said to be in {name!r:.80}, which is no plain "
+        "file name; keep shards beside their index"
       )
   return place
 

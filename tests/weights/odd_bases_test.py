@@ -247,7 +247,17 @@ def test_a_tied_table_may_be_there_as_the_head_alone(folder):
 
 @pytest.mark.parametrize(
   "name",
-  ["../x.safetensors", "/etc/passwd", "a/b", "..", "", "a\0b", "c:\\x", "sub/"],
+  [
+    "../x.safetensors",
+    "/etc/passwd",
+    "a/b",
+    "..",
+    "",
+    "a\0b",
+    "c:\\x",
+    "sub/",
+    "x" * 300,
+  ],
 )
 def test_an_index_that_names_files_elsewhere_is_refused(name, tmp_path):
   folder = odd_bases.write(tmp_path / "base", sharded=True)
