@@ -127,9 +127,11 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
     name: experiment.make_batches(config, base, part)
     for name, part in data.parts.items()
   }
-  before, index = pdpo.load(config, base, config.start / "pdpo")
+  earlier_one = pdpo.load(config, base, config.start / "pdpo", of_run=False)
   before = pdpo.begin_as(
-    pdpo.make_policy(config, base, users.num_rows), before, index
+    pdpo.make_policy(config, base, users.num_rows),
+    earlier_one.policy,
+    earlier_one.users,
   )
   after = pdpo.train(
     config,

@@ -19,6 +19,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -29,6 +30,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pydantic
+
+logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
 # What was being written when a process was killed ends in this.
@@ -272,6 +275,8 @@ def read_jsonl(
 def append(file: pathlib.Path, records: Iterable[Mapping]) -> None:
   """Adds lines to a journal; once it returns, they are on the disk.
 
+  A last line that a kill cut off goes, which is said.
+
   Raises:
     Unwritable: if they cannot be written.
   """
@@ -279,16 +284,30 @@ def append(file: pathlib.Path, records: Iterable[Mapping]) -> None:
   try:
     handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "r+b") as out:
-      # What a kill cut off must not spoil the line that comes.
-      size = out.seek(0, os.SEEK_END)
-      out.seek(max(0, size - 1))
-      if size and out.read(1) != b"\n":
-        out.write(b"\n")
+      _end_last_line(file, out)
       out.write("".join(map(_summed_line, records)).encode())
       out.flush()
       os.fsync(out.fileno())
   except OSError as error:
     raise Unwritable(file, error) from error
+
+
+def _end_last_line(file: pathlib.Path, out: BinaryIO) -> None:
+  """Ends the last line of a journal where it has no end, or takes it out."""
+  size = out.seek(0, os.SEEK_END)
+  out.seek(max(0, size - 1))
+  if not size or out.read() == b"\n":
+    return
+  out.seek(0)
+  last = out.read().rpartition(b"\n")[2]
+  try:
+    json.loads(last)
+  except ValueError:
+    logger.warning("%s: the last line was cut off, and is taken out", file)
+    out.truncate(size - len(last))
+    out.seek(0, os.SEEK_END)
+  else:
+    out.write(b"\n")
 
 
 def _summed_line(record: Mapping) -> str:

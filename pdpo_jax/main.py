@@ -63,6 +63,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   config = earlier.resolve(config)
   experiment.check_specs(config)
   sharding.check_batch(config)
+  run_folder.check_processes(config)
   with locks.writing(config.folder):
     return _train_and_answer(config)
 

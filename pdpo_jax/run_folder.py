@@ -123,17 +123,24 @@ def versions() -> dict[str, str]:
   return found | {"devices": f"{jax.device_count()} x {', '.join(kinds)}"}
 
 
+def check_processes(config: config_lib.Config) -> None:
+  """Checks that all processes are of one run, before any writes to its folder.
+
+  Raises:
+    ValueError: if they have different configurations or versions.
+  """
+  described = sections.flatten(json.loads(config.to_json()))
+  processes.agree("the configuration", described)
+  processes.agree("versions", versions())
+
+
 def open_run(config: config_lib.Config) -> pathlib.Path:
   """Makes the run folder, or goes on in one with the same config.
 
   Raises:
     ValueError: if the folder cannot be written, or holds a run whose config
-      differs, naming each difference; or if processes have different
-      configurations, versions or folders.
+      differs, naming each difference; or if processes have different folders.
   """
-  described = sections.flatten(json.loads(config.to_json()))
-  processes.agree("the configuration", described)
-  processes.agree("versions", versions())
   folder = processes.from_first(lambda: _open(config))
   _check_shared(folder)
   return folder

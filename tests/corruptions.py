@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import fnmatch
-import functools
 import hashlib
 import logging
 import pathlib
@@ -31,10 +30,11 @@ from pdpo_jax.evaluation import answers, judging, responses, scores
 from pdpo_jax.training import loop, metrics, pdpo, sft
 from tests import tiny_run
 
-Kind = Callable[[bytes, random.Random], bytes | None]
+# From a file's content, and that of the same file of another run.
+Kind = Callable[[bytes, bytes, random.Random], bytes | None]
 
 
-def _flip(content: bytes, rng: random.Random) -> bytes:
+def _flip(content: bytes, other: bytes, rng: random.Random) -> bytes:
   if not content:
     return b"\0"
   changed = bytearray(content)
@@ -44,14 +44,17 @@ def _flip(content: bytes, rng: random.Random) -> bytes:
 
 # What is left of a file; None removes it.
 KINDS: dict[str, Kind] = {
-  "truncated": lambda content, rng: content[: rng.randrange(len(content) or 1)],
-  "emptied": lambda content, rng: b"",
+  "truncated": lambda content, other, rng: content[
+    : rng.randrange(len(content) or 1)
+  ],
+  "emptied": lambda content, other, rng: b"",
   "flipped": _flip,
-  "another type": lambda content, rng: rng.choice(
+  "another type": lambda content, other, rng: rng.choice(
     [b"[]", b"{}", b"null", b'"text"\n', b"7", b"\xff\xfe\0", b"{}\n{}\n"]
   ),
-  "zeros": lambda content, rng: bytes(len(content)),
-  "removed": lambda content, rng: None,
+  "another run's": lambda content, other, rng: other,
+  "zeros": lambda content, other, rng: bytes(len(content)),
+  "removed": lambda content, other, rng: None,
 }
 # Files that commands write and never read.
 WRITTEN_ONLY = (
@@ -212,9 +215,11 @@ def ask(command: Callable[[], Any], before: Any) -> Outcome:
   return Outcome("untouched", "; ".join(texts))
 
 
-def damage(file: pathlib.Path, kind: str, seed: float) -> None:
+def damage(
+  file: pathlib.Path, kind: str, seed: float, other: bytes = b""
+) -> None:
   """Damages a file in place, the same for the same seed."""
-  content = KINDS[kind](file.read_bytes(), random.Random(seed))
+  content = KINDS[kind](file.read_bytes(), other, random.Random(seed))
   if content is None:
     file.unlink()
   else:
@@ -226,11 +231,14 @@ class Subject:
 
   Args:
     original: a whole run; stays as it is.
+    other: another one, of another seed.
     folder: gets a copy, and is damaged there.
   """
 
-  def __init__(self, original: pathlib.Path, folder: pathlib.Path):
-    self.original, self.run = original, folder
+  def __init__(
+    self, original: pathlib.Path, other: pathlib.Path, folder: pathlib.Path
+  ):
+    self.original, self.other, self.run = original, other, folder
     self.names = files_of(original)
     self._put_back()
     self._before = {
@@ -244,14 +252,24 @@ class Subject:
     shutil.rmtree(self.run, ignore_errors=True)
     shutil.copytree(self.original, self.run)
 
-  def outcomes(
-    self, name: str, change: Callable[[pathlib.Path], None]
-  ) -> dict[str, Outcome]:
-    """What each command that reads a file makes of its change."""
+  def _of_other(self, name: str) -> bytes:
+    """The other run's file of a name, or of its kind, as digests differ."""
+    pattern = next(
+      pattern
+      for pattern in run_folder.FILES
+      if fnmatch.fnmatchcase(name, pattern)
+    )
+    names = files_of(self.other)
+    alike = fnmatch.filter(names, pattern)
+    return (self.other / (name if name in names else alike[0])).read_bytes()
+
+  def outcomes(self, name: str, kind: str, seed: float) -> dict[str, Outcome]:
+    """What each command that reads a file makes of its damage."""
     outcomes = {}
+    other = self._of_other(name)
     for title, command in self._commands().items():
       if _asked(name, title):
-        change(self.run / name)
+        damage(self.run / name, kind, seed, other)
         outcomes[title] = ask(command, self._before[title])
         shutil.copyfile(self.original / name, self.run / name)
         if title == _WRITES:
@@ -264,7 +282,10 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument("--count", type=int, default=300)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
-    "--run", type=pathlib.Path, help="of tests.tiny_run; default: a new one"
+    "--runs",
+    type=pathlib.Path,
+    nargs=2,
+    help="of tests.tiny_run, of other seeds; default: new ones",
   )
   return parser.parse_args()
 
@@ -275,11 +296,10 @@ def run() -> None:
   counts: collections.Counter[str] = collections.Counter()
   with tempfile.TemporaryDirectory() as place:
     folder = pathlib.Path(place)
-    original = arguments.run
-    if original is None:
-      tiny_run.make(folder)
-      original = folder / "run"
-    subject = Subject(original, folder / "damaged")
+    original, other = arguments.runs or (
+      tiny_run.make(folder / str(seed), seed).folder for seed in (0, 1)
+    )
+    subject = Subject(original, other, folder / "damaged")
     names = [
       name
       for name in subject.names
@@ -290,9 +310,7 @@ def run() -> None:
     groups = [group for group in groups if group]
     for number in range(arguments.count):
       name, kind = rng.choice(rng.choice(groups)), rng.choice([*KINDS])
-      outcomes = subject.outcomes(
-        name, functools.partial(damage, kind=kind, seed=rng.random())
-      )
+      outcomes = subject.outcomes(name, kind, rng.random())
       for command, outcome in outcomes.items():
         counts[outcome.kind] += 1
         if outcome.kind in ("traceback", "silent"):

@@ -369,7 +369,7 @@ def test_what_cannot_be_started_from_is_named(runs, tmp_path):
     ("is no run folder", set_to("train.start_from", str(tmp_path / "none"))),
     ("start its training command", set_to(
       "train.start_from", str(tmp_path / "cut"))),
-    ("nobody knows which comparisons", set_to(
+    ("held_out.json is missing", set_to(
       "train.start_from", str(tmp_path / "old"))),
     ("is this run's own folder", set_to("workdir", str(runs / "individual"))),
     ("user.num_tokens is 3 there and 4 here", set_to("user.num_tokens", 4)),

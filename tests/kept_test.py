@@ -180,16 +180,25 @@ def test_a_journal_loses_the_lines_that_are_damaged_and_names_them(tmp_path):
     assert problems and all("journal.jsonl:2" in each for each in problems[:1])
 
 
-def test_a_journal_goes_on_after_a_line_that_a_kill_cut_off(tmp_path):
+@pytest.mark.parametrize("left", [1, 20, 47, 48, 49, 70, 95, 96])
+def test_a_journal_goes_on_after_a_line_that_a_kill_cut_off(
+  tmp_path, left, caplog
+):
   file = tmp_path / "journal.jsonl"
-  kept.append(file, [{"name": "a", "number": 1}, {"name": "b", "number": 2}])
+  first, second, third = [
+    {"name": name, "number": number} for number, name in enumerate("abc")
+  ]
+  kept.append(file, [first, second])
   content = file.read_bytes()
-  file.write_bytes(content[:-9])
-  assert kept.read_journal(file, _Record) == ([{"name": "a", "number": 1}], [])
-  kept.append(file, [{"name": "c", "number": 3}])
-  records, problems = kept.read_journal(file, _Record)
-  assert [each["name"] for each in records] == ["a", "c"]
-  assert len(problems) == 1 and "journal.jsonl:2" in problems[0]
+  file.write_bytes(content[:left])
+  known, problems = kept.read_journal(file, _Record)
+  assert known == [first, second][: len(known)] and not problems
+  kept.append(file, [])
+  assert kept.read_journal(file, _Record) == (known, [])
+  kept.append(file, [third])
+  assert kept.read_journal(file, _Record) == ([*known, third], [])
+  whole = content[:left].endswith((b"}", b"\n"))
+  assert ("the last line was cut off" in caplog.text) == (not whole)
 
 
 def test_lines_of_a_journal_without_a_sum_are_read(tmp_path):

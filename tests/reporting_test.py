@@ -355,7 +355,7 @@ def test_responses_are_kept_with_their_seeds(runs):
   again = contenders.open_contenders(runs / "individual", [], base)[0]
   kept = again.kept_responses(config)
   assert {key: kept[key] for key in said} == said
-  (file,) = (runs / "individual" / "pdpo" / "responses").iterdir()
+  (file,) = (runs / "individual" / "pdpo" / "responses").glob("*.jsonl")
   lines = [json.loads(line) for line in file.read_text().splitlines()]
   rows = {line["user_id"]: line["row"] for line in lines}
   assert rows == {user: again.users.row_of(user) for user in rows}

@@ -12,8 +12,9 @@ from pdpo_jax.config import judge as judge_config
 from tests import tiny
 
 
-def make_config(folder: pathlib.Path) -> config_lib.Config:
+def make_config(folder: pathlib.Path, seed: int = 0) -> config_lib.Config:
   config = tiny.tiny_config(folder / "run")
+  config.seed = seed
   config.cache = str(folder / "cache")
   config.sft.num_layers = config.sft.num_heads = 1
   config.sft.width, config.sft.mlp_width, config.sft.rotary_dim = 16, 16, 8
@@ -25,9 +26,9 @@ def make_config(folder: pathlib.Path) -> config_lib.Config:
   return config
 
 
-def make(folder: pathlib.Path) -> config_lib.Config:
+def make(folder: pathlib.Path, seed: int = 0) -> config_lib.Config:
   """Trains and judges `folder / "run"`, with its cache beside it."""
-  config = make_config(folder)
+  config = make_config(folder, seed)
   main.train_and_answer(config)
   base = experiment.read_base(config, config.folder)
   dataset = experiment.load_dataset(config, base.tokenizer, config.folder)

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -279,7 +278,6 @@ def _alone(journal: pathlib.Path) -> Iterator[None]:
         journal,
         error.strerror,
       )
-    _mend(journal)
     yield
 
 
@@ -350,27 +348,6 @@ def _read(journal: pathlib.Path) -> dict[str, _Line]:
       "those lines out: what they said is asked for again"
     )
   return {line["key"]: line for line in lines}
-
-
-def _mend(journal: pathlib.Path) -> None:
-  """Takes out a last line that was cut off, by whoever has the lock."""
-  last = journal.read_bytes().rpartition(b"\n")[2]
-  if not last or _is_json(last):
-    return
-  logger.warning(
-    "%s: the last line was cut off and is asked for again", journal
-  )
-  with journal.open("r+b") as file:
-    file.seek(-len(last), os.SEEK_END)
-    file.truncate()
-
-
-def _is_json(text: bytes) -> bool:
-  try:
-    json.loads(text)
-  except ValueError:
-    return False
-  return True
 
 
 def _judgement(verdict: _Verdict, line: _Line | None) -> winrate.Judgement:

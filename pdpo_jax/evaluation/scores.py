@@ -90,7 +90,8 @@ def write(file: pathlib.Path, scores: Scores) -> None:
         {
           "sample": sample,
           "user_id": user_id,
-          "ratios": [round(float(x), 6) for x in row[~np.isnan(row)]],
+          # The fewest digits that are read back as the same float32.
+          "ratios": [float(str(x)) for x in row[~np.isnan(row)]],
         }
         for sample, user_id, row in zip(
           scores.samples, scores.user_ids, scores.ratios, strict=True

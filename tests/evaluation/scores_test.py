@@ -11,7 +11,8 @@ EXAMPLES = [
   structs.PreferenceExample("p", "y", ("r", "s"), "ann"),
   structs.PreferenceExample("p", "r", ("y",), None),
 ]
-RATIOS = np.array([[0.5, -1.0], [2.0, np.nan]], np.float32)
+# One needs all nine digits.
+RATIOS = np.array([[0.5, -0.123456791], [2.0, np.nan]], np.float32)
 
 
 def test_scores_come_back_as_they_were(tmp_path):
@@ -21,7 +22,7 @@ def test_scores_come_back_as_they_were(tmp_path):
   scores.write(file, made)
   found = scores.from_lines(scores.read(file))
   assert (found.samples, found.user_ids) == (made.samples, ["ann", None])
-  np.testing.assert_allclose(found.ratios, RATIOS, atol=1e-6)
+  np.testing.assert_array_equal(found.ratios, RATIOS)
   assert {each.name for each in file.parent.iterdir()} == {
     "heldout_75_ab12.jsonl",
     kept.CHECKSUMS,
