@@ -46,6 +46,7 @@ class Dialogue:
   turns: tuple[Turn, ...]  # those that are comparisons; may be empty
   feedback: str  # what the user said of it afterwards; may be empty
   authors_keep: bool  # whether it is part of the authors' split
+  place: str  # file and line
 
 
 @dataclasses.dataclass
@@ -123,7 +124,8 @@ def _read_survey(
   texts: dict[str, str] = {}
   personas: dict[str, structs.Persona] = {}
 
-  def read(row: rows.Row) -> tuple[str, str, structs.Persona]:
+  def read(row: rows.Row, place: str) -> tuple[str, str, structs.Persona]:
+    del place  # Only dialogues become examples.
     user_id = _new_id(row, "user_id", texts)
     text = prism_survey.user_text(row, prism)
     persona = prism_survey.persona(row)
@@ -144,7 +146,7 @@ def _read_dialogues(
   """All dialogues, in the file's order, those without a comparison too."""
   seen: set[str] = set()
 
-  def read(row: rows.Row) -> Dialogue:
+  def read(row: rows.Row, place: str) -> Dialogue:
     dialogue_id = _new_id(row, "conversation_id", seen)
     user_id = rows.field(row, "user_id", str)
     if user_id not in texts:
@@ -159,6 +161,7 @@ def _read_dialogues(
       authors_keep=any(
         turn.within(prism_authors.SAMPLE_LIMIT) for turn in spoken
       ),
+      place=place,
     )
 
   found = _read(config, "conversations", tally)
@@ -370,6 +373,7 @@ def _examples(
         user_text=user_text,
         dialogue_id=dialogue.dialogue_id,
         feedback=dialogue.feedback,
+        place=dialogue.place,
       )
 
 

@@ -210,12 +210,14 @@ def optional(row: Row, name: str, kind: type[T]) -> T | None:
 
 
 def parse(
-  found: Iterable[tuple[str, Row]], make: Callable[[Row], T], tally: Tally
+  found: Iterable[tuple[str, Row]],
+  make: Callable[[Row, str], T],
+  tally: Tally,
 ) -> Iterator[T]:
-  """Yields what `make` makes of rows, and counts those it finds broken."""
+  """Yields what `make` makes of rows and places; counts what is broken."""
   for place, row in found:
     try:
-      made = make(row)
+      made = make(row, place)
     except BrokenRow as broken:
       tally.break_(place, broken.reason, broken.detail)
     else:

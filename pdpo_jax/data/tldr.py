@@ -35,6 +35,7 @@ class Comparison:
   prompt: str
   summaries: tuple[str, str]
   policies: tuple[str, str]
+  place: str  # file and line
 
   @property
   def from_sft(self) -> bool:
@@ -128,7 +129,7 @@ def _read(
   return of_posts
 
 
-def _comparison(row: rows.Row) -> Comparison | None:
+def _comparison(row: rows.Row, place: str) -> Comparison | None:
   """The comparison of a post; None if it is of an article."""
   info = rows.field(row, "info", dict)
   post = rows.optional(info, "post", str)
@@ -159,6 +160,7 @@ def _comparison(row: rows.Row) -> Comparison | None:
       rows.field(first, "policy", str),
       rows.field(second, "policy", str),
     ),
+    place=place,
   )
 
 
@@ -258,7 +260,9 @@ def _prefer(
     )
     chosen, rejected = pair[::-1] if second_is_chosen else pair
     examples.append(
-      structs.PreferenceExample(prompt, chosen, (rejected,), user)
+      structs.PreferenceExample(
+        prompt, chosen, (rejected,), user, place=each.place
+      )
     )
   return examples
 

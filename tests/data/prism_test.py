@@ -87,6 +87,9 @@ def test_a_sample_says_which_dialogue_it_is_of_and_what_was_said_of_it(
   dataset = prism.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   said = {(x.dialogue_id, x.feedback) for x in dataset.train + dataset.heldout}
   assert said == {("c0", "Too long."), ("c1", "")}
+  places = {x.dialogue_id: x.place for x in dataset.train + dataset.heldout}
+  file = "conversations.jsonl"
+  assert places == {"c0": f"{file}:1", "c1": f"{file}:2"}
 
 
 @pytest.mark.parametrize(

@@ -89,12 +89,12 @@ def test_an_error_names_the_first_place_of_each_reason():
 
 
 def test_broken_rows_are_counted_with_their_places_and_the_others_made():
-  def make(row):
-    return rows.field(row, "x", int)
+  def make(row, place):
+    return place, rows.field(row, "x", int)
 
   found = [("f:1", {"x": 1}), ("f:2", {"x": "2"}), ("f:3", {"x": 3})]
   tally = rows.Tally()
   tally.read(3)
-  assert list(rows.parse(found, make, tally)) == [1, 3]
+  assert list(rows.parse(found, make, tally)) == [("f:1", 1), ("f:3", 3)]
   with pytest.raises(ValueError, match=r"1 of 3 rows(.|\n)*f:2: wrong type: x"):
     tally.check(0.3)

@@ -73,6 +73,9 @@ def test_a_prompt_is_the_post_in_the_form_that_the_policies_saw(tmp_path):
   )
   assert dataset.prompts[0].prompt == dataset.heldout[0].prompt
   assert dataset.heldout[0].prompt.endswith("POST: post held\nTL;DR:")
+  assert [each.place for each in dataset.train] == [
+    f"train.jsonl:{line}" for line in (1, 2, 3)
+  ]
 
 
 def test_workers_prefer_by_length_wherever_the_summary_stands(tmp_path):
