@@ -31,10 +31,10 @@ from flax import nnx
 
 from benchmarks import naive, work
 from configs import prism, tldr
-from pdpo_jax import config as config_lib
-from pdpo_jax import run_folder
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, flops
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.training import pdpo
 from pdpo_jax.training import step as step_lib
 

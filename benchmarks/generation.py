@@ -23,9 +23,9 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import side_by_side
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import prompts as prompts_lib
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
 

@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import side_by_side
-from pdpo_jax import config as config_lib
-from pdpo_jax import run_folder
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.models import user_model
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.weights import base as base_lib
 
 

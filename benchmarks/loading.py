@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import side_by_side
-from pdpo_jax import run_folder
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.weights import hf_safetensors, loading, tensor_files
 
 _THREADS = 2

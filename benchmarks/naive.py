@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import attention
 from pdpo_jax.training import losses
 from pdpo_jax.training import objective as objective_lib

@@ -24,12 +24,14 @@ matplotlib.use("Agg")
 from absl import flags
 from matplotlib import pyplot
 
-from pdpo_jax import command_line, earlier, experiment, run_folder
-from pdpo_jax import config as config_lib
+from pdpo_jax import command_line
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import held_out, synthetic
+from pdpo_jax.data import held_out
+from pdpo_jax.data.sources import synthetic
 from pdpo_jax.evaluation import accuracy
-from pdpo_jax.evaluation import scores as scores_lib
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import earlier, experiment, run_folder
+from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.training import pdpo
 
 _WORKDIR = command_line.workdir_flag()

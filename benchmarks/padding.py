@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import side_by_side
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import batching
 
 _SAMPLES = flags.DEFINE_integer("samples", 5000, "Of each kind.")

@@ -23,8 +23,9 @@ import numpy as np
 from scipy import sparse
 from sklearn import linear_model, model_selection, pipeline, preprocessing
 
-from pdpo_jax import command_line, experiment, run_folder
+from pdpo_jax import command_line
 from pdpo_jax.evaluation import accuracy
+from pdpo_jax.runs import experiment, run_folder
 from pdpo_jax.weights import base as base_lib
 
 _CONFIG = command_line.config_flag()

@@ -34,7 +34,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import side_by_side, work
-from pdpo_jax import config as config_lib
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import base as base_lib
 
 # Prompt, prefix included, responses, and the length of each.

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import kernels
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import optimizer, pdpo
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib

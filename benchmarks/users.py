@@ -23,10 +23,11 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import run_folder, structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import gptj, layers, user_model
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.training import optimizer
 from pdpo_jax.training import step as step_lib

@@ -9,11 +9,11 @@ A line of the file is a choice that somebody made:
 
 `prompt`, `chosen` and `rejected` are texts or lists of messages; `rejected` may
 be several; `user_text` (optional) is what the user says of themselves. JSONL,
-Parquet, CSV or a hub data set; the docstring of `data/preference_files.py` has
-the details. One comparison in ten is held out. Vanilla DPO is trained as well,
-to compare with; `--config.vanilla=False` does without. What becomes of a file:
+Parquet, CSV or a hub data set; `data/sources/preference_files.py` says more.
+One comparison in ten is held out. Vanilla DPO is trained as well, to compare
+with; `--config.vanilla=False` does without. What becomes of a file:
 
-  python -m pdpo_jax.data.report --config=configs/preferences.py \
+  python -m pdpo_jax.preview --config=configs/preferences.py \
     --config.data.path=choices.jsonl
 
 Hardware: a GPU with 12 GB for the base named here, of which a step needs 7.3
@@ -27,7 +27,7 @@ learns the embeddings of people who come later, and nothing else, on top of
 what `:individual` left in `train.start_from`.
 """
 
-from pdpo_jax import config as config_lib
+from pdpo_jax.runs import config as config_lib
 
 VARIANTS = ("individual", "cluster", "newcomers")
 

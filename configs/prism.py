@@ -24,13 +24,13 @@ login`). Both may be local folders:
 `--config.data.path=data/prism --config.base.path=models/llama-3-8b-instruct`.
 See what becomes of the data first:
 
-  python -m pdpo_jax.data.report --config=configs/prism.py
+  python -m pdpo_jax.preview --config=configs/prism.py
 
 Expected: the paper reports win rates over vanilla DPO of 60 to 66%, by GPT-4o
 on 76 samples; it reports no reward accuracy. Not yet run at this size.
 """
 
-from pdpo_jax import config as config_lib
+from pdpo_jax.runs import config as config_lib
 
 # The released code's: the user's text without a header, and a line break after
 # each turn.

@@ -20,7 +20,7 @@ and not for every setting (docs/results.md); `:smoke`, a minute's run that only
 shows that everything works.
 """
 
-from pdpo_jax import config as config_lib
+from pdpo_jax.runs import config as config_lib
 
 VARIANTS = ("individual", "cluster", "smoke")
 

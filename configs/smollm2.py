@@ -15,7 +15,7 @@ Hardware: 2 CPU cores and 6 GB. A step takes 1.4 s a sample of 70 prompt and
 2 · 96 response tokens: 100 people with 20 choices each take about 50 minutes.
 """
 
-from pdpo_jax import config as config_lib
+from pdpo_jax.runs import config as config_lib
 
 VARIANTS = ("individual", "cluster", "vanilla", "newcomers")
 

@@ -18,7 +18,7 @@ The base is the paper's, published as pytorch_model.bin only. Convert it once,
 where torch is installed:
 
   hf download CarperAI/openai_summarize_tldr_sft --local-dir models/tldr_sft_bin
-  python -m pdpo_jax.weights.convert_torch models/tldr_sft_bin models/tldr_sft
+  python -m pdpo_jax.convert models/tldr_sft_bin models/tldr_sft
 
 Hardware: the base in bfloat16 is 12 GB, and a step needs 14.3 GiB: one GPU with
 24 GB. Any base will do, and any folder with train.jsonl and validation.jsonl in
@@ -30,7 +30,7 @@ vanilla DPO's 55%; but of those who prefer short summaries, two get broken text
 and one gets long ones (docs/results.md).
 """
 
-from pdpo_jax import config as config_lib
+from pdpo_jax.runs import config as config_lib
 
 VARIANTS = ("individual", "vanilla", "authors", "smollm2")
 

@@ -13,10 +13,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import display, processes
-from pdpo_jax.config import judge as judge_config
-from pdpo_jax.config import sections
+from pdpo_jax.core import display, processes, sections
+from pdpo_jax.evaluation.judge import config as judge_config
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import loop
 
 _TRACEBACK = flags.DEFINE_bool(

@@ -19,17 +19,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pdpo_jax import (
-  command_line,
-  contenders,
-  experiment,
-  judged,
-  locks,
-  reporting,
-  run_folder,
-)
-from pdpo_jax import config as config_lib
-from pdpo_jax.config import judge as judge_config
+from pdpo_jax import command_line
+from pdpo_jax.evaluation.judge import config as judge_config
+from pdpo_jax.evaluation.judge import judged
+from pdpo_jax.evaluation.report import reporting
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import contenders, experiment, locks, run_folder
 from pdpo_jax.weights import base as base_lib
 
 _WORKDIR = command_line.workdir_flag()

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from pdpo_jax import command_line, display, run_folder
+from pdpo_jax import command_line
+from pdpo_jax.core import display
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import template_worker, templates
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.training import host_users, pdpo
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import tensor_files

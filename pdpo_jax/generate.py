@@ -14,16 +14,10 @@ import sys
 
 from absl import flags
 
-from pdpo_jax import (
-  command_line,
-  display,
-  experiment,
-  processes,
-  run_folder,
-  structs,
-)
-from pdpo_jax import config as config_lib
-from pdpo_jax.evaluation import answers
+from pdpo_jax import command_line
+from pdpo_jax.core import display, processes, structs
+from pdpo_jax.runs import answers, experiment, run_folder
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import pdpo
 
 _WORKDIR = command_line.workdir_flag()

@@ -16,23 +16,22 @@ from typing import Any
 
 import transformers
 
-from pdpo_jax import (
-  command_line,
-  display,
-  earlier,
-  experiment,
-  kept,
-  locks,
-  processes,
-  reporting,
-  run_folder,
-  structs,
-)
-from pdpo_jax import config as config_lib
+from pdpo_jax import command_line
+from pdpo_jax.core import display, kept, processes, structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out
-from pdpo_jax.evaluation import accuracy, answers, lengths, scores
+from pdpo_jax.evaluation import accuracy, lengths
+from pdpo_jax.evaluation.report import reporting
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import (
+  answers,
+  earlier,
+  experiment,
+  locks,
+  run_folder,
+  scores,
+)
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import pdpo, sft, sharding
 from pdpo_jax.weights import base as base_lib
 

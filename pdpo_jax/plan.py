@@ -22,11 +22,12 @@ import pathlib
 
 from absl import flags
 
-from pdpo_jax import command_line, earlier
-from pdpo_jax import config as config_lib
+from pdpo_jax import command_line
 from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, planner, report, topologies
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import earlier
 from pdpo_jax.weights import hf_safetensors
 
 _CONFIG = command_line.config_flag()

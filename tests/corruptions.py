@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import experiment, kept, run_folder
-from pdpo_jax.evaluation import answers, judging, responses, scores
+from pdpo_jax.core import kept
+from pdpo_jax.evaluation.judge import judging
+from pdpo_jax.runs import answers, experiment, responses, run_folder, scores
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import loop, metrics, pdpo, sft
 from tests import tiny_run
 

@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
-from pdpo_jax import contenders, experiment, kept, locks, main, run_folder
-from pdpo_jax.evaluation import scores
-from tests import corruptions, reporting_test, tiny_run
+from pdpo_jax import main
+from pdpo_jax.core import kept
+from pdpo_jax.runs import contenders, experiment, locks, run_folder, scores
+from tests import corruptions, tiny_run
+from tests.evaluation.report import reporting_test
 
 pytestmark = [
   pytest.mark.slow,

@@ -10,7 +10,7 @@ import nbclient
 import nbformat
 import pytest
 
-from pdpo_jax import config as config_lib
+from pdpo_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEMOS = sorted((ROOT / "demos").glob("*.ipynb"))

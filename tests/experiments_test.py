@@ -12,13 +12,13 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import experiment as experiment_lib
-from pdpo_jax import generate, main, run_folder, structs
-from pdpo_jax.config import sections
+from pdpo_jax import generate, main
+from pdpo_jax.core import sections, structs
 from pdpo_jax.data import prompts, tokenize
-from pdpo_jax.evaluation import answers
 from pdpo_jax.models import gptj, llama
+from pdpo_jax.runs import answers, run_folder
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import experiment as experiment_lib
 from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
 from tests import prism_files

@@ -8,9 +8,11 @@ import pytest
 import safetensors.numpy
 import transformers
 
-from pdpo_jax import export, run_folder, structs
+from pdpo_jax import export
+from pdpo_jax.core import structs
 from pdpo_jax.data import prompts
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import hf_safetensors, tensor_files
 from tests import tiny

@@ -9,8 +9,8 @@ import re
 import tempfile
 from collections.abc import Callable
 
-from pdpo_jax import config as config_lib
-from pdpo_jax.data import preference_files
+from pdpo_jax.data.sources import preference_files
+from pdpo_jax.runs import config as config_lib
 from tests import fuzz_faults, fuzz_formats
 
 

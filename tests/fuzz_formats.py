@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from pdpo_jax.data import turns
+from pdpo_jax.data.sources import turns
 
 _PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 

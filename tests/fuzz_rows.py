@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from pdpo_jax.data import preference_files, rows
+from pdpo_jax.data import rows
+from pdpo_jax.data.sources import preference_files
 from tests import fuzz_faults, fuzz_formats
 
 Row = dict[str, Any]

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import attention, layers, policy, user_model
 from pdpo_jax.training import losses
 from pdpo_jax.training import objective as objective_lib

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from pdpo_jax import config as config_lib
 from pdpo_jax import plan
 from pdpo_jax.models import policy
+from pdpo_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pdpo_jax import config as config_lib
+from pdpo_jax.runs import config as config_lib
 
 FULL_USERS, FULL_SURVEY_ONLY, FULL_DIALOGUES = 1500, 104, 8011
 # Of users with dialogues; they cannot be split.

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import experiment
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts, sources, tokenize
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import gptj
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import experiment
 from pdpo_jax.training import checkpoint, pdpo
 from pdpo_jax.weights import base as base_lib
 

@@ -6,9 +6,11 @@ python -m tests.tiny_run FOLDER
 import pathlib
 import sys
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import experiment, main, reporting
-from pdpo_jax.config import judge as judge_config
+from pdpo_jax import main
+from pdpo_jax.evaluation.judge import config as judge_config
+from pdpo_jax.evaluation.report import reporting
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import experiment
 from tests import tiny
 
 

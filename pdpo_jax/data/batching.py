@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import packing, rectangles
 
 Shape = rectangles.Shape

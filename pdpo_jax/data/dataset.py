@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import rows
 
 

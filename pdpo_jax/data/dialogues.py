@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 
 _SPEAKERS = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Set
 
 from typing_extensions import TypedDict
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import splits
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import dealing
 
 # Cuts between classes are sought at so many places, evenly spread.

@@ -12,11 +12,11 @@ import numpy as np
 import transformers
 from jaxtyping import Float
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
-from pdpo_jax.config import data as data_config
+from pdpo_jax.core import structs
 from pdpo_jax.data import batching, prompts, tokenize
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import users as users_lib
+from pdpo_jax.runs import config as config_lib
 
 TRAIN = "train"
 

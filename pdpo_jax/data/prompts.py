@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import transformers
 
-from pdpo_jax import structs
-from pdpo_jax.config import data as data_config
+from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dialogues, templates, text_tokens
 
 PROMPT_CUT = "prompts cut"

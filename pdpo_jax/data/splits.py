@@ -7,8 +7,8 @@ import collections
 import random
 from collections.abc import Iterable
 
-from pdpo_jax import structs
-from pdpo_jax.config import data as data_config
+from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import rows
 
 Examples = list[structs.PreferenceExample]

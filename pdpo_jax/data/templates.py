@@ -14,7 +14,7 @@ from typing import Any
 
 import transformers
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import template_worker
 
 # Stand for a question and an answer in probes. Digits stay what they are in a

@@ -10,7 +10,7 @@ import tokenizers
 import transformers
 from jaxtyping import Int
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import dialogues, rows
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import users as users_lib

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 
 # Near ids are looked for among so many, so that an error stays quick.
 _SEARCHED = 100_000

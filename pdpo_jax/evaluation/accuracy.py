@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from pdpo_jax.evaluation import scores as scores_lib
+from pdpo_jax.runs import scores as scores_lib
 
 _RESAMPLES = 10_000
 # Users whose signs are turned round in all ways: 4,096.

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 
 from pdpo_jax.evaluation import accuracy
-from pdpo_jax.evaluation import scores as scores_lib
+from pdpo_jax.runs import scores as scores_lib
 
 PARTS = {"heldout": "seen users", "unseen": "unseen users"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pdpo_jax import display
+from pdpo_jax.core import display
 from pdpo_jax.evaluation import accuracy
 
 

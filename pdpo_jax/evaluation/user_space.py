@@ -15,7 +15,7 @@ from sklearn import (
   model_selection,
 )
 
-from pdpo_jax import processes
+from pdpo_jax.core import processes
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import user_model
 from pdpo_jax.training import host_users

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from flax import nnx
 
-from pdpo_jax import processes
+from pdpo_jax.core import processes
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import host_users

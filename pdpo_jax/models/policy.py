@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import (
   attention,
   gptj,

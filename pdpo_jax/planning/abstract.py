@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import placement
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import optimizer, pdpo, sharding
 
 # Of a schedule; nothing that is planned depends on it.

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from jax.experimental import topologies as jax_topologies
 
-from pdpo_jax import config as config_lib
 from pdpo_jax.models import kernels
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, collectives, flops, gpus, topologies
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import optimizer, sharding
 
 _USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")

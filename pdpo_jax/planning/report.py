@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from pdpo_jax import config as config_lib
 from pdpo_jax.planning import planner, topologies
+from pdpo_jax.runs import config as config_lib
 
 # Of the chips' peak, as good programs reach it.
 _UTILISATION = 0.5

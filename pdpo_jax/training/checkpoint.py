@@ -26,7 +26,7 @@ import numpy as np
 from jax import sharding as jax_sharding
 from orbax.checkpoint import v1 as ocp
 
-from pdpo_jax import kept, processes, structs
+from pdpo_jax.core import kept, processes, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.training import checkpoint_items
 from pdpo_jax.training import sums as sums_lib

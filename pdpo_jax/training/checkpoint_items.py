@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import layers, user_model
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import user_model
 from pdpo_jax.training import sharding, sparse_users
 

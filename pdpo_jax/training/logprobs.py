@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import layers, placement
 from pdpo_jax.models import packing as packing_lib
 

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import processes, structs
+from pdpo_jax.core import processes, structs
 from pdpo_jax.data import users as users_lib
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import checkpoint, checkpoint_items, metrics
 
 

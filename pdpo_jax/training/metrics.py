@@ -15,7 +15,7 @@ import tqdm
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from pdpo_jax import kept, processes
+from pdpo_jax.core import kept, processes
 
 logger = logging.getLogger(__name__)
 

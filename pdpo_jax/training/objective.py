@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import logprobs, losses
 

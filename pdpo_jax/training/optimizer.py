@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pdpo_jax import config as config_lib
 from pdpo_jax.models import user_model
+from pdpo_jax.runs import config as config_lib
 
 
 def cosine_schedule(

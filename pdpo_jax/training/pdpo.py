@@ -15,13 +15,12 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import processes, structs
-from pdpo_jax.config import sections
+from pdpo_jax.core import processes, sections, structs
 from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import kernels, layers, user_model
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import (
   checkpoint,
   checkpoint_items,

@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from flax import nnx
 
-from pdpo_jax import kept, processes, structs
+from pdpo_jax.core import kept, processes, structs
 from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import sharding

@@ -16,12 +16,12 @@ import transformers
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import kept, processes, structs
+from pdpo_jax.core import kept, processes, structs
 from pdpo_jax.data import batching, parts, prompts, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import attention, gptj
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import loop, optimizer, sharding
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import tensor_files

@@ -20,9 +20,9 @@ import numpy as np
 from flax import nnx
 from jax import sharding as jax_sharding
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import placement
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import loading
 
 AXES = (*placement.BATCH_AXES, "tensor")

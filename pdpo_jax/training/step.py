@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.training import optimizer
 from pdpo_jax.training import sparse_users as sparse_users_lib

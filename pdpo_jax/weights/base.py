@@ -19,10 +19,10 @@ import transformers
 from flax import nnx
 from jax import sharding as jax_sharding
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import kept, processes
+from pdpo_jax.core import kept, processes
 from pdpo_jax.models import kernels
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import (
   gguf,
   gguf_tokenizer,

@@ -19,7 +19,7 @@ import numpy as np
 import pydantic
 from flax import nnx
 
-from pdpo_jax import kept
+from pdpo_jax.core import kept
 from pdpo_jax.models import hf_fields
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.weights import json_files, loading, tensor_files
@@ -49,7 +49,7 @@ def read_headers(folder: pathlib.Path) -> dict[str, tensor_files.TensorPlace]:
     if list(folder.glob("pytorch_model*.bin")):
       hint = (
         "; convert its pytorch_model.bin with `python -m "
-        f"pdpo_jax.weights.convert_torch {folder} OUTPUT`"
+        f"pdpo_jax.convert {folder} OUTPUT`"
       )
     raise ValueError(f"{folder} has no *.safetensors file{hint}")
   return _joined(

@@ -6,7 +6,7 @@ from typing import Any
 import pydantic
 import transformers
 
-from pdpo_jax import kept
+from pdpo_jax.core import kept
 from pdpo_jax.models import hf_fields
 from pdpo_jax.weights import json_files
 

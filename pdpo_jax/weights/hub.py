@@ -70,7 +70,7 @@ def find(path: str) -> pathlib.Path:
     raise ValueError(
       f"base.path {path!r}: the hub has no *.safetensors file of it. Where it "
       f"has pytorch_model.bin, `hf download {name} --local-dir=IN`, `python -m "
-      "pdpo_jax.weights.convert_torch IN OUT`, and name OUT"
+      "pdpo_jax.convert IN OUT`, and name OUT"
     )
   return folder
 

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from pdpo_jax import kept
+from pdpo_jax.core import kept
 from pdpo_jax.models import hf_fields
 
 _REMEDY = "download it again, or put it back from where the model came"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from pdpo_jax import kept
+from pdpo_jax.core import kept
 
 DTYPES = {
   "F64": np.dtype("float64"),

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import naive
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import layers, llama, policy, user_model
 from pdpo_jax.training import objective as objective_lib
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out, rows
 

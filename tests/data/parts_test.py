@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import parts, tokenize, users
+from pdpo_jax.runs import config as config_lib
 
 EXAMPLES = [
   structs.PreferenceExample(f"the cat {n}", " sat", (" ate",), user, text)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from pdpo_jax import structs
-from pdpo_jax.config import data as data_config
+from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import prompts, tokenize, users
 
 TEXTS = ("a cat sat on the mat.", "the dog ate the cat food.", " so what?")

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import batching
 
 PREFIX, MULTIPLE, BATCH = 3, 5, 7

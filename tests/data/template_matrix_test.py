@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from pdpo_jax import export, structs
+from pdpo_jax import export
+from pdpo_jax.core import structs
 from pdpo_jax.data import prompts, tokenize, users
 from tests.data import template_cases
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import template_worker, templates
 from tests.data import template_cases
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import transformers
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import prompts, tokenize, users
 from tests.data import prompts_test
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import users
 
 

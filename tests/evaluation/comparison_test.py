@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax.evaluation import comparison
-from pdpo_jax.evaluation import scores as scores_lib
+from pdpo_jax.runs import scores as scores_lib
 
 USERS = list("aabbccddeeff")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.evaluation import accuracy, controls
 
 

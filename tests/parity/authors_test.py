@@ -17,7 +17,7 @@ import pytest
 import torch
 from flax import nnx
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import parts, tokenize
 from pdpo_jax.models import policy
 from pdpo_jax.training import objective as objective_lib

@@ -16,9 +16,9 @@ import torch
 import transformers
 from flax import nnx
 
-from pdpo_jax import config
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import attention, policy
+from pdpo_jax.runs import config
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import packages
 from tests.weights import models

@@ -6,9 +6,9 @@ import pytest
 from jax.extend import core
 
 from benchmarks import flops as benchmark
-from pdpo_jax import config as config_lib
 from pdpo_jax.models import llama
 from pdpo_jax.planning import flops, gpus
+from pdpo_jax.runs import config as config_lib
 
 B, I, O, L = 3, 5, 7, 11  # noqa: E741
 X = jax.ShapeDtypeStruct((B, I), jnp.float32)

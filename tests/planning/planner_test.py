@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import llama
 from pdpo_jax.planning import abstract, gpus, planner, report, topologies
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import optimizer, pdpo, sharding
 from pdpo_jax.weights import base as base_lib
 from tests import tiny

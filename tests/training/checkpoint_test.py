@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from pdpo_jax import kept, structs
+from pdpo_jax.core import kept, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import layers, user_model
 from pdpo_jax.training import checkpoint, checkpoint_items, sums

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import config as config_lib
 from pdpo_jax.evaluation import user_space
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import user_model
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import checkpoint, host_users, pdpo, sparse_users
 from tests import tiny
 

@@ -17,10 +17,10 @@ import pytest
 from flax import nnx
 from orbax.checkpoint import checkpoint_manager
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import kept, structs
+from pdpo_jax.core import kept, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import user_model
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import checkpoint, loop, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]

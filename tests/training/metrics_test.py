@@ -4,7 +4,7 @@ import logging
 import pytest
 from tensorboardX.proto import event_pb2
 
-from pdpo_jax import kept
+from pdpo_jax.core import kept
 from pdpo_jax.training import metrics
 
 

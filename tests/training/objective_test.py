@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import layers, policy, user_model
 from pdpo_jax.training import losses, step
 from pdpo_jax.training import objective as objective_lib

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import config
 from pdpo_jax.models import layers, user_model
+from pdpo_jax.runs import config
 from pdpo_jax.training import optimizer
 
 

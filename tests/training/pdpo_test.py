@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import processes, structs
+from pdpo_jax.core import processes, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.training import pdpo

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 import pytest
 
-from pdpo_jax import config as config_lib
 from pdpo_jax.data import sources
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import checkpoint
 from pdpo_jax.weights import base as base_lib
 from tests import tiny

@@ -3,7 +3,8 @@ import logging
 import numpy as np
 import pytest
 
-from pdpo_jax import experiment, kept
+from pdpo_jax.core import kept
+from pdpo_jax.runs import experiment
 from pdpo_jax.training import reference
 from tests import tiny
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import batching, prompts, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.models import attention, llama
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import sft
 from pdpo_jax.weights import base as base_lib
 

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import experiment
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import gptj, layers, llama, user_model
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import experiment
 from pdpo_jax.training import (
   checkpoint,
   checkpoint_items,

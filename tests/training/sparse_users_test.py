@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.models import user_model
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import optimizer, sparse_users, step
 from tests import golden_cases
 

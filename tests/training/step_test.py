@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from pdpo_jax import structs
+from pdpo_jax.core import structs
 from pdpo_jax.models import layers, policy
 from pdpo_jax.training import step
 from tests import golden_cases

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax import config as config_lib
 from pdpo_jax.data import tokenize
 from pdpo_jax.models import gptj
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import checkpoint
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import hf_safetensors, loading

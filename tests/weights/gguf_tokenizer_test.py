@@ -7,8 +7,8 @@ import tokenizers
 import transformers
 from flax import nnx
 
-from pdpo_jax import config
 from pdpo_jax.models import llama, policy
+from pdpo_jax.runs import config
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import gguf as gguf_lib
 from pdpo_jax.weights import gguf_tokenizer

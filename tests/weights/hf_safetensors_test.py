@@ -249,5 +249,5 @@ def test_folders_that_hold_no_model_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"no \*\.safetensors file$"):
     hf_safetensors.read_model(tmp_path)
   (tmp_path / "pytorch_model.bin").touch()
-  with pytest.raises(ValueError, match=f"convert_torch {tmp_path} OUTPUT"):
+  with pytest.raises(ValueError, match=f"pdpo_jax.convert {tmp_path} OUTPUT"):
     hf_safetensors.read_model(tmp_path)

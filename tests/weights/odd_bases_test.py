@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 import transformers
 
-from pdpo_jax import config as config_lib
-from pdpo_jax import kept
+from pdpo_jax.core import kept
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import (
   hf_safetensors,

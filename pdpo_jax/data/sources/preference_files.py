@@ -1,0 +1,153 @@
+"""One's own comparisons: files, folders of files, or a hub data set.
+
+A row has `prompt`, `chosen` and `rejected`, each a text or a list of messages
+(`{"role": …, "content": …}`), and may have `user_id` and `user_text`. Several
+rejected responses are a list. Without `prompt`, `chosen` and `rejected` are
+whole dialogues, and the prompt is what they begin with alike. Where names tell
+the splits, one is trained on and another held out (`locations.py`).
+"""
+
+import logging
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
+from pdpo_jax.data import dataset, rows, splits
+from pdpo_jax.data.sources import locations, preference_rows, turns, user_ids
+from pdpo_jax.runs import config as config_lib
+
+logger = logging.getLogger(__name__)
+
+Examples = list[structs.PreferenceExample]
+
+
+def load(config: config_lib.Config) -> dataset.Dataset:
+  """Reads and splits the comparisons that `data.path` and `data.files` name."""
+  data, files = config.data, config.data.files
+  tally = rows.Tally()
+  train, heldout = _read_both(data.path, files, tally)
+  tally.check(data.max_bad_share)
+  user_ids.note_alike(
+    (example.user_id for example in (*train, *(heldout or ()))), tally
+  )
+  splits.note_repeated(train, tally)
+  if tally.noted[turns.STAY_TEXT] > tally.rows / 2:
+    logger.warning(
+      "data.path %r: %s %s, in %s rows. Where they should be responses or "
+      "messages, write them as lists",
+      data.path,
+      f"{tally.noted[turns.STAY_TEXT]:,}",
+      turns.STAY_TEXT,
+      f"{tally.rows:,}",
+    )
+  if heldout is None:
+    train, _ = splits.without_rare_users(train, [], files, tally)
+    train, heldout = splits.split(train, files.heldout_share, config.seed)
+  else:
+    heldout = splits.without_common(train, heldout, tally)
+    train, heldout = splits.without_rare_users(train, heldout, files, tally)
+  strangers = splits.draw_users(train, files.unseen_users, config.seed)
+  tally.drop(
+    "training comparisons of unseen users",
+    sum(example.user_id in strangers for example in train),
+  )
+  train = [example for example in train if example.user_id not in strangers]
+  limit = "max_per_user", files.max_per_user
+  train = splits.at_most(train, *limit, config.seed, tally)
+  limit = "max_heldout_per_user", files.max_heldout_per_user
+  heldout = splits.at_most(heldout, *limit, config.seed, tally)
+  seen = {example.user_id for example in train} | {None}
+  known = [example for example in heldout if example.user_id in seen]
+  for name, part in (("training", train), ("held-out", known)):
+    if not part:
+      raise ValueError(
+        f"data.path {data.path!r}: no {name} comparison of a seen user is "
+        f"left ({tally}); bring more choices, or look at data.files "
+        "(heldout_share, heldout_path, min_per_user) and data.max_bad_share"
+      )
+  splits.note_known(train, heldout, tally)
+  tally.note(
+    "comparisons without a user, who count as unknown",
+    sum(example.user_id is None for example in (*train, *heldout)),
+  )
+  if config.user.kind != "none" and seen == {None}:
+    logger.warning(
+      "data.path %r: no comparison says who made it, so that only the generic "
+      "embedding is learnt; where the column of users is not %r, name it by "
+      "data.files.user_column",
+      data.path,
+      files.user_column,
+    )
+  return dataset.Dataset(
+    train=train,
+    heldout=known,
+    unseen=[example for example in heldout if example.user_id not in seen],
+    prompts=splits.draw_prompts(known, config.answers.num_prompts, config.seed),
+    tally=tally,
+  )
+
+
+def read(path: str, user_column: str, tally: rows.Tally) -> Examples:
+  """The comparisons to train on at a path.
+
+  Args:
+    path: a file, a folder, or the id of a hub data set. A split of the latter
+      two may be named behind a colon.
+    user_column: where user ids are.
+    tally: is told what is broken, dropped or not read.
+
+  Raises:
+    ValueError: if nothing can be read, a column is missing, or user ids are of
+      mixed type.
+  """
+  location = _find(path, "data.path")
+  return _read(location, location.training_split(), user_column, tally)
+
+
+def _read_both(
+  path: str, files: data_config.FilesConfig, tally: rows.Tally
+) -> tuple[Examples, Examples | None]:
+  """What to train on and hold out; None where the former is to be split."""
+  location = _find(path, "data.path")
+  training = location.training_split()
+  heldout_split = None
+  train = _read(location, training, files.user_column, tally)
+  if files.heldout_path:
+    other = _find(files.heldout_path, "data.files.heldout_path")
+    split = other.heldout_split() or other.training_split()
+    heldout = _read(other, split, files.user_column, tally)
+  elif (heldout_split := location.heldout_split()) is not None:
+    heldout = _read(location, heldout_split, files.user_column, tally)
+    tally.note(
+      f"held out, as the split {heldout_split!r} of data.path", len(heldout)
+    )
+  else:
+    heldout = None
+  for split in location.splits:
+    if split not in (training, heldout_split):
+      for name in location.names(split):
+        reason = f"split {split!r} is neither trained on nor held out"
+        tally.leave_out(name, reason)
+  return train, heldout
+
+
+def _find(path: str, option: str) -> locations.Location:
+  try:
+    return locations.find(path)
+  except ValueError as error:
+    raise ValueError(f"{option}: {error}") from error
+
+
+def _read(
+  location: locations.Location,
+  split: str,
+  user_column: str,
+  tally: rows.Tally,
+) -> Examples:
+  reader = preference_rows.Reader(user_column, tally)
+  columns = {*preference_rows.COLUMNS, user_column}
+  read_rows = (
+    reader.read(place, row)
+    for place, row in location.rows(split, tally, columns)
+  )
+  examples = [example for example in read_rows if example is not None]
+  return user_ids.without_points(examples, tally)

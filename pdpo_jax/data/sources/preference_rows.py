@@ -1,0 +1,257 @@
+"""A comparison of a row, as people's files have it."""
+
+import collections
+from typing import Any
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import rows
+from pdpo_jax.data.sources import turns, user_ids
+
+# What is read of a row, besides the column of users.
+COLUMNS = ("prompt", "chosen", "rejected", "user_text")
+
+
+class Reader:
+  """Makes comparisons of the rows of one path, one after the other."""
+
+  def __init__(self, user_column: str, tally: rows.Tally):
+    self._user_column = user_column
+    self._tally = tally
+    self._ids = user_ids.Reader()
+    self._file = ""
+    self._columns = {*COLUMNS, user_column}
+
+  def read(self, place: str, row: rows.Row) -> structs.PreferenceExample | None:
+    """The comparison of a row, or None where there is none.
+
+    Raises:
+      ValueError: if the first row of a file lacks a column, or user ids are of
+        mixed type.
+    """
+    self._check_columns(place, row)
+    notes: turns.Notes = collections.Counter()
+    try:
+      example = self._example(place, row, notes)
+    except rows.BrokenRow as broken:
+      self._tally.break_(place, broken.reason, broken.detail)
+      return None
+    for reason, count in notes.items():
+      self._tally.note(reason, count)
+    if example is None:
+      self._tally.drop("comparisons of equal responses")
+    return example
+
+  def _check_columns(self, place: str, row: rows.Row) -> None:
+    for column in row.keys() - self._columns:
+      self._tally.leave_out(str(column), rows.COLUMN)
+    file = place.rpartition(":")[0] or place.rpartition(" row ")[0]
+    if file == self._file:
+      return
+    self._file = file
+    columns = ", ".join(map(repr, row))
+    if missing := {"chosen", "rejected"} - row.keys():
+      raise ValueError(
+        f"{place} has no {' and no '.join(map(repr, sorted(missing)))}; a row "
+        "needs 'prompt', 'chosen' and 'rejected', and this one has "
+        f"{columns}"
+      )
+    if self._user_column != "user_id" and self._user_column not in row:
+      raise ValueError(
+        f"{place} has no {self._user_column!r} (data.files.user_column); it "
+        f"has {columns}"
+      )
+
+  def _example(
+    self, place: str, row: rows.Row, notes: turns.Notes
+  ) -> structs.PreferenceExample | None:
+    """The comparison; None where all responses are equal."""
+    prompt, chosen, rejected = _parse(row, notes)
+    user_id = self._ids.read(place, row.get(self._user_column), notes)
+    user_text = _user_text(row.get("user_text"), notes)
+    contents = (
+      [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+    )
+    _check_texts(
+      (*contents, chosen, *rejected, user_text, user_id or ""), notes
+    )
+    others = {}
+    for text in rejected:
+      if text.strip() == chosen.strip():
+        notes["rejected responses equal to the chosen one"] += 1
+      elif text.strip() in others:
+        notes["rejected responses equal to another"] += 1
+      else:
+        others[text.strip()] = text
+    if not others:
+      return None
+    return structs.PreferenceExample(
+      prompt, chosen, tuple(others.values()), user_id, user_text, place=place
+    )
+
+
+def _parse(
+  row: rows.Row, notes: turns.Notes
+) -> tuple[structs.Prompt, str, list[str]]:
+  """Prompt, chosen and rejected responses of a row."""
+  chosen, rejected = _responses(row, notes)
+  replies = [_dialogue(reply, notes) for reply in (chosen, *rejected)]
+  prompt = row.get("prompt")
+  if turns.is_missing(prompt):
+    if any(isinstance(reply, str) for reply in replies):
+      raise rows.BrokenRow("no prompt")
+    start = _common_start(replies)
+    prompt = start
+  else:
+    prompt, start = _prompt(prompt, notes)
+  if not start:
+    raise rows.BrokenRow("empty prompt")
+  if start[-1].role != "user":
+    raise rows.BrokenRow("prompt does not end with a turn of the user")
+  turns.note_order(start, notes)
+  texts = [_reply(reply, start) for reply in replies]
+  return prompt, texts[0], texts[1:]
+
+
+def _responses(row: rows.Row, notes: turns.Notes) -> tuple[Any, list[Any]]:
+  """The chosen response and the rejected ones, each a text or messages."""
+  chosen, rejected = row.get("chosen"), row.get("rejected")
+  for name, value in (("chosen", chosen), ("rejected", rejected)):
+    if turns.is_missing(value):
+      raise rows.BrokenRow(f"no {name} response")
+  written = turns.read_written(rejected) if isinstance(rejected, str) else None
+  # Where the chosen one is such a text too, both answer with a list.
+  if _is_several(written) and not _is_data(chosen):
+    notes["lists of responses written as text, which are read"] += 1
+    rejected = written
+  chosen, rejected = turns.unpack(chosen, notes), turns.unpack(rejected, notes)
+  if not isinstance(rejected, list):
+    rejected = [rejected]
+  elif turns.is_dialogue(rejected):
+    # Answers alone do not follow each other.
+    alone = all(turns.is_reply(item) for item in rejected)
+    rejected = [[item] for item in rejected] if alone else [rejected]
+  if not rejected:
+    raise rows.BrokenRow("no rejected response")
+  return chosen, rejected
+
+
+def _is_several(written: Any) -> bool:
+  """Whether a list that was written as text may be one of responses."""
+  return (
+    isinstance(written, list)
+    and not turns.is_dialogue(written)
+    and (not written or any(isinstance(item, str) for item in written))
+    and all(
+      item is None or item is ... or isinstance(item, str | list | dict)
+      for item in written
+    )
+  )
+
+
+def _is_data(chosen: Any) -> bool:
+  """Whether a text is JSON or the like, and no messages."""
+  written = turns.read_written(chosen) if isinstance(chosen, str) else None
+  return (
+    written is not None
+    and turns.unpack(chosen, collections.Counter()) == chosen
+  )
+
+
+def _dialogue(
+  reply: Any, notes: turns.Notes
+) -> str | tuple[structs.Message, ...]:
+  if isinstance(reply, list) and any(isinstance(item, dict) for item in reply):
+    return turns.read_messages(reply, notes)
+  if not isinstance(reply, str):
+    raise rows.BrokenRow(
+      "response is neither text nor messages", f"{reply!r:.60}"
+    )
+  return reply
+
+
+def _prompt(
+  value: Any, notes: turns.Notes
+) -> tuple[structs.Prompt, tuple[structs.Message, ...]]:
+  """The prompt, and the same as messages."""
+  if isinstance(value, str):
+    written = turns.read_written(value)
+    if (
+      isinstance(written, list)
+      and written
+      and not turns.is_dialogue(turns.unpack(written, collections.Counter()))
+      and all(isinstance(item, str) for item in written)
+    ):
+      raise rows.BrokenRow("prompt is a list of texts", f"{value!r:.60}")
+  value = turns.unpack(value, notes)
+  if isinstance(value, list):
+    messages = turns.read_messages(value, notes)
+    return messages, messages
+  if not isinstance(value, str):
+    raise rows.BrokenRow(
+      "prompt is neither text nor messages", f"{value!r:.60}"
+    )
+  if turns.is_blank(value):
+    raise rows.BrokenRow("empty prompt")
+  return value, (structs.Message("user", value),)
+
+
+def _common_start(
+  dialogues: list[tuple[structs.Message, ...]],
+) -> tuple[structs.Message, ...]:
+  """The messages with which all dialogues begin, up to the user's last."""
+  shared: list[structs.Message] = []
+  for messages in zip(*dialogues, strict=False):
+    if any(message != messages[0] for message in messages):
+      break
+    shared.append(messages[0])
+  while shared and shared[-1].role != "user":
+    shared.pop()
+  return tuple(shared)
+
+
+def _reply(
+  reply: str | tuple[structs.Message, ...], start: tuple[structs.Message, ...]
+) -> str:
+  """The text of a response: given as text, as a turn, or after the prompt."""
+  if not isinstance(reply, str):
+    if not reply:
+      raise rows.BrokenRow("empty response")
+    if len(reply) > 1 and reply[:-1] != start:
+      raise rows.BrokenRow(
+        "response is a dialogue that does not go on the prompt"
+      )
+    if reply[-1].role != "assistant":
+      raise rows.BrokenRow(
+        "response is not the assistant's", f"{reply[-1].role!r}"
+      )
+    reply = reply[-1].content
+  if turns.is_blank(reply):
+    raise rows.BrokenRow("empty response")
+  return reply
+
+
+def _user_text(value: Any, notes: turns.Notes) -> str:
+  if turns.is_missing(value):
+    return ""
+  if not isinstance(value, str):
+    raise rows.BrokenRow("user_text is no text", f"{value!r:.60}")
+  if turns.is_blank(value):
+    return ""
+  if turns.is_nothing(value):
+    notes["user texts like 'nan', 'None' and 'null', read as none"] += 1
+    return ""
+  if turns.read_written(value) is not None:
+    notes[f"user {turns.STAY_TEXT}"] += 1
+  return value
+
+
+def _check_texts(texts: tuple[str, ...], notes: turns.Notes) -> None:
+  for text in texts:
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise rows.BrokenRow("invalid UTF-8", str(error)) from error
+    if "\0" in text:
+      notes["texts with the character NUL"] += 1
+    if turns.is_nothing(text):
+      notes["texts that are just 'nan', 'None', 'null' or the like"] += 1

@@ -1,0 +1,399 @@
+"""PRISM: who of four answers preferred which, turn by turn, and who they are.
+
+Kirk et al., "The PRISM Alignment Dataset", arXiv:2404.16019; experiment 2 of
+arXiv:2402.05133. 1,396 of 1,500 participants had 8,011 dialogues with language
+models. In a dialogue's first turn they chose among up to four responses, later
+between two; each turn is a comparison, whose prompt is all that was said
+before, with the chosen responses as the assistant's turns.
+"""
+
+import dataclasses
+import itertools
+import logging
+import math
+import pathlib
+import random
+from collections.abc import Container, Iterator, Sequence
+
+import numpy as np
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import rows
+from pdpo_jax.data.sources import formats, prism_authors, prism_survey
+from pdpo_jax.runs import config as config_lib
+
+logger = logging.getLogger(__name__)
+
+# Of the split in the paper's released code. A dialogue none of whose turns has
+# all its responses within that code's limit is not part of it.
+_AUTHORS_SEED = 123
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """An utterance after all that was said before, and the responses to it."""
+
+  number: int
+  prompt: tuple[structs.Message, ...]
+  chosen: str
+  rejected: tuple[str, ...]  # one or more, all different
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+  dialogue_id: str
+  user_id: str
+  turns: tuple[Turn, ...]  # those that are comparisons; may be empty
+  feedback: str  # what the user said of it afterwards; may be empty
+  authors_keep: bool  # whether it is part of the authors' split
+  place: str  # file and line
+
+
+@dataclasses.dataclass
+class _SpokenTurn:
+  """What was said in a turn, as it stands in the file."""
+
+  asked: list[str] = dataclasses.field(default_factory=list)
+  chosen: list[str] = dataclasses.field(default_factory=list)
+  rejected: list[str] = dataclasses.field(default_factory=list)
+
+  def within(self, limit: int) -> bool:
+    """Whether it is a comparison all of whose texts keep the limit."""
+    if not (self.asked and self.chosen and self.rejected):
+      return False
+    longest = max(map(len, [self.chosen[0], *self.rejected]))
+    return len(self.asked[0]) + longest <= limit
+
+
+def load(config: config_lib.Config) -> dataset_lib.Dataset:
+  """Comparisons of PRISM, split by users and by their dialogues.
+
+  A sample's `user_id` is PRISM's, also for the unseen users.
+
+  Raises:
+    ValueError: if files are missing, too many rows are broken, or no sample is
+      left for training or to be answered.
+  """
+  tally = rows.Tally()
+  texts, personas = _read_survey(config, tally)
+  dialogues = _read_dialogues(config, texts, tally)
+  tally.check(config.data.max_bad_share)
+  parts = {"train": [], "heldout": [], "unseen": []}
+  split = _split(config, texts, dialogues, tally)
+  for dialogue in dialogues:
+    if dialogue.dialogue_id in split:
+      text = texts[dialogue.user_id]
+      part = parts[split[dialogue.dialogue_id]]
+      part.extend(_examples(dialogue, text, config, tally))
+  answered = parts["heldout"] or parts["unseen"]
+  if not parts["train"] or not answered:
+    raise ValueError(
+      f"{config.data.path} leaves {len(parts['train'])} samples for training "
+      f"and {len(answered)} to be answered; use more dialogues, or change "
+      "data.prism.unseen_users and data.prism.heldout_dialogues. What was "
+      f"read: {tally}"
+    )
+  prompts = _prompts(answered, config, tally)
+  logger.info("PRISM: %s", tally)
+  return dataset_lib.Dataset(
+    **parts, prompts=prompts, personas=personas, tally=tally
+  )
+
+
+def _read(
+  config: config_lib.Config, name: str, tally: rows.Tally
+) -> Iterator[tuple[str, rows.Row]]:
+  path = config.data.path
+  folder = pathlib.Path(path).expanduser()
+  if not folder.exists():
+    return rows.read_hub(path, tally, name=name, split="train")
+  file = formats.find_jsonl(folder, name)
+  if file is None:
+    raise ValueError(
+      f"data.path {path!r} has no {name}.jsonl; give a folder with PRISM's "
+      "survey.jsonl and conversations.jsonl"
+    )
+  return formats.read(file, tally)
+
+
+def _read_survey(
+  config: config_lib.Config, tally: rows.Tally
+) -> tuple[dict[str, str], dict[str, structs.Persona]]:
+  """Text and persona of each participant, in the survey's order."""
+  prism = config.data.prism
+  texts: dict[str, str] = {}
+  personas: dict[str, structs.Persona] = {}
+
+  def read(row: rows.Row, place: str) -> tuple[str, str, structs.Persona]:
+    del place  # Only dialogues become examples.
+    user_id = _new_id(row, "user_id", texts)
+    text = prism_survey.user_text(row, prism)
+    persona = prism_survey.persona(row)
+    if prism.stated_preferences and not persona.aspects:
+      tally.note("users without stated preferences")
+    return user_id, text, persona
+
+  found = rows.parse(_read(config, "survey", tally), read, tally)
+  for user_id, text, persona in found:
+    texts[user_id] = text
+    personas[user_id] = persona
+  return texts, personas
+
+
+def _read_dialogues(
+  config: config_lib.Config, texts: dict[str, str], tally: rows.Tally
+) -> list[Dialogue]:
+  """All dialogues, in the file's order, those without a comparison too."""
+  seen: set[str] = set()
+
+  def read(row: rows.Row, place: str) -> Dialogue:
+    dialogue_id = _new_id(row, "conversation_id", seen)
+    user_id = rows.field(row, "user_id", str)
+    if user_id not in texts:
+      raise rows.BrokenRow("user is not in the survey", repr(user_id))
+    spoken = _spoken_turns(rows.field(row, "conversation_history", list))
+    seen.add(dialogue_id)
+    return Dialogue(
+      dialogue_id=dialogue_id,
+      user_id=user_id,
+      turns=tuple(_comparisons(spoken, tally)),
+      feedback=prism_survey.text(row, "open_feedback"),
+      authors_keep=any(
+        turn.within(prism_authors.SAMPLE_LIMIT) for turn in spoken
+      ),
+      place=place,
+    )
+
+  found = _read(config, "conversations", tally)
+  return list(rows.parse(found, read, tally))
+
+
+def _new_id(row: rows.Row, name: str, known: Container[str]) -> str:
+  value = rows.field(row, name, str)
+  if not value:
+    raise rows.BrokenRow("empty id", name)
+  if value in known:
+    raise rows.BrokenRow(f"repeated {name}", repr(value))
+  return value
+
+
+def _spoken_turns(history: list) -> list[_SpokenTurn]:
+  """What was said, by turns."""
+  spoken: list[_SpokenTurn] = []
+  for message in history:
+    if not isinstance(message, dict):
+      raise rows.BrokenRow("wrong type", f"message {message!r:.60}")
+    number = rows.field(message, "turn", int)
+    if not 0 <= number < len(history):
+      raise rows.BrokenRow("turn out of range", str(number))
+    while len(spoken) <= number:
+      spoken.append(_SpokenTurn())
+    turn = spoken[number]
+    role = rows.field(message, "role", str)
+    content = rows.field(message, "content", str)
+    if role == "user":
+      turn.asked.append(content)
+    elif role != "model":
+      raise rows.BrokenRow("unknown role", repr(role))
+    elif rows.field(message, "if_chosen", bool):
+      turn.chosen.append(content)
+    else:
+      turn.rejected.append(content)
+  return spoken
+
+
+def _comparisons(
+  spoken: Sequence[_SpokenTurn], tally: rows.Tally
+) -> Iterator[Turn]:
+  """The turns that are comparisons, each after the history before it.
+
+  A turn without one utterance or a chosen response leaves a gap in the history,
+  and so ends the dialogue. One that only lacks a rejected response does not.
+  """
+  history: list[structs.Message] = []
+  for number, turn in enumerate(spoken):
+    chosen = [text for text in turn.chosen if not _is_missing(text)]
+    if len(turn.asked) != 1 or _is_missing(turn.asked[0]):
+      gap = "turns without one utterance"
+    elif not chosen:
+      gap = "turns without a chosen response"
+    else:
+      gap = ""
+    if gap:
+      tally.drop(gap)
+      tally.drop("turns after a gap", len(spoken) - number - 1)
+      return
+    # After the first turn, several chosen responses are the same text.
+    if len(chosen) > 1:
+      tally.note("turns with several chosen responses")
+    history.append(structs.Message("user", turn.asked[0]))
+    rejected = _different(turn.rejected, chosen, tally)
+    if rejected:
+      yield Turn(number, tuple(history), chosen[0], rejected)
+    else:
+      tally.drop("turns without a rejected response")
+    history.append(structs.Message("assistant", chosen[0]))
+
+
+def _different(
+  rejected: Sequence[str], chosen: Sequence[str], tally: rows.Tally
+) -> tuple[str, ...]:
+  """Rejected responses that differ, and not only in the space around them."""
+  taken = {text.strip() for text in chosen}
+  kept: dict[str, str] = {}
+  for text in rejected:
+    if _is_missing(text):
+      tally.drop("rejected responses without text")
+    elif text.strip() in taken:
+      tally.drop("rejected responses equal to the chosen one")
+    elif text.strip() in kept:
+      tally.drop("rejected responses equal to another")
+    else:
+      kept[text.strip()] = text
+  return tuple(kept.values())
+
+
+def _is_missing(text: str) -> bool:
+  return text.strip() in ("", "EMPTY STRING")
+
+
+def _split(
+  config: config_lib.Config,
+  texts: dict[str, str],
+  dialogues: Sequence[Dialogue],
+  tally: rows.Tally,
+) -> dict[str, str]:
+  """The part of each dialogue: "train", "heldout" or "unseen".
+
+  Shares are rounded up: of 1,396 users 140 are unseen, and of six dialogues
+  one is held out. "authors" draws as the paper's released code does, users in
+  the survey's order and dialogues in the file's. At the default shares and of
+  the full data, that makes 1,234 seen and 162 unseen users.
+  """
+  prism = config.data.prism
+  if prism.split == "authors":
+    order, shuffle = list, np.random.RandomState(_AUTHORS_SEED).shuffle
+  else:
+    order, shuffle = sorted, random.Random(f"prism {config.seed}").shuffle
+  by_user = _dialogues_by_user(texts, dialogues, prism.split, tally)
+  users = order(by_user)
+  shuffle(users)
+  num_seen = len(users) - _share(len(users), prism.unseen_users)
+  everything = itertools.chain.from_iterable(by_user.values())
+  parts = {each.dialogue_id: "unseen" for each in everything}
+  for user_id in users[:num_seen]:
+    ids = order(each.dialogue_id for each in by_user[user_id])
+    shuffle(ids)
+    if len(ids) == 1:
+      tally.note("users with one dialogue")
+      continue
+    # However large the share, one dialogue is left for training.
+    cut = max(1, len(ids) - _share(len(ids), prism.heldout_dialogues))
+    usable = {each.dialogue_id for each in by_user[user_id] if each.turns}
+    if usable.isdisjoint(ids[:cut]):
+      tally.note("users with no comparison for training")
+      continue
+    parts |= dict.fromkeys(ids[:cut], "train")
+    parts |= dict.fromkeys(ids[cut:], "heldout")
+  return parts
+
+
+def _dialogues_by_user(
+  texts: dict[str, str],
+  dialogues: Sequence[Dialogue],
+  split: str,
+  tally: rows.Tally,
+) -> dict[str, list[Dialogue]]:
+  """What is to be split, in the order of the survey and of the dialogues."""
+  by_user: dict[str, list[Dialogue]] = {user_id: [] for user_id in texts}
+  for dialogue in dialogues:
+    by_user[dialogue.user_id].append(dialogue)
+  kept = {}
+  for user_id, own in by_user.items():
+    if not own:
+      tally.drop("users without a dialogue")
+    left = [
+      each
+      for each in own
+      if (each.authors_keep if split == "authors" else each.turns)
+    ]
+    if left:
+      kept[user_id] = left
+    if len(left) < len(own):
+      reason = "dialogues without a comparison"
+      if split == "authors":
+        reason += f" of at most {prism_authors.SAMPLE_LIMIT:,} characters"
+      tally.drop(reason, len(own) - len(left))
+  return kept
+
+
+def _share(count: int, share: float) -> int:
+  """The share of a count, rounded up.
+
+  For a share of 0.1 this is `count - int(count * 0.9)`, as in the released
+  code. 9 decimals keep 0.07 * 100 = 7.000000000000001 from becoming 8.
+  """
+  return math.ceil(round(count * share, 9))
+
+
+def _examples(
+  dialogue: Dialogue,
+  user_text: str,
+  config: config_lib.Config,
+  tally: rows.Tally,
+) -> Iterator[structs.PreferenceExample]:
+  prism = config.data.prism
+  for turn in dialogue.turns:
+    prompt, rejected = turn.prompt, turn.rejected
+    if prism.prompt == "authors":
+      asked = prompt[-1].content
+      rejected = prism_authors.fitting(asked, turn.chosen, rejected)
+      limit = f"{prism_authors.SAMPLE_LIMIT:,} characters"
+      tally.drop(
+        f"rejected responses of turns over {limit}",
+        len(turn.rejected) - len(rejected),
+      )
+      prompt = prism_authors.cut(prompt, user_text)
+      if prompt != turn.prompt:
+        tally.note("dialogues cut")
+    grouped = [rejected] if rejected else []
+    if prism.rejected == "each":
+      grouped = [(text,) for text in rejected]
+    elif prism.rejected == "one" and rejected:
+      # Seeded by the place, so that a turn's draw depends on no other's.
+      place = f"{config.seed} {dialogue.dialogue_id} {turn.number}"
+      rng = random.Random(f"rejected {place}")
+      grouped = [(rng.choice(rejected),)]
+    for texts in grouped:
+      yield structs.PreferenceExample(
+        prompt=prompt,
+        chosen=turn.chosen,
+        rejected=texts,
+        user_id=dialogue.user_id,
+        user_text=user_text,
+        dialogue_id=dialogue.dialogue_id,
+        feedback=dialogue.feedback,
+        place=dialogue.place,
+      )
+
+
+def _prompts(
+  examples: Sequence[structs.PreferenceExample],
+  config: config_lib.Config,
+  tally: rows.Tally,
+) -> list[structs.PromptExample]:
+  """Different prompts, one of each user before a second one of any."""
+  rng = random.Random(f"prompts {config.seed}")
+  by_user: dict[str | None, dict[structs.PromptExample, None]] = {}
+  for example in examples:
+    prompt = structs.PromptExample(example.prompt, example.user_text)
+    by_user.setdefault(example.user_id, {})[prompt] = None
+  own = [rng.sample(list(each), len(each)) for each in by_user.values()]
+  rng.shuffle(own)
+  rounds = itertools.zip_longest(*own)
+  prompts = [each for round_ in rounds for each in round_ if each is not None]
+  wanted = config.answers.num_prompts
+  if len(prompts) < wanted:
+    tally.note("prompts fewer than answers.num_prompts", wanted - len(prompts))
+  return prompts[:wanted]

@@ -1,0 +1,283 @@
+"""TL;DR: summaries of Reddit posts, compared by workers with a taste in length.
+
+Stiennon et al., arXiv:2009.01325; experiment 1 of arXiv:2402.05133. Posts,
+summaries and who compared them are real. What a worker prefers is simulated:
+some the shorter summary, the others the longer one; `choice` is not read.
+"""
+
+import collections
+import dataclasses
+import logging
+import pathlib
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import rows
+from pdpo_jax.data.sources import formats
+from pdpo_jax.runs import config as config_lib
+
+logger = logging.getLogger(__name__)
+
+# Of prompt and summary in the released code, which puts this text in front of
+# every prompt and counts it.
+_AUTHORS_LIMIT = 4800 - len("USER: 1" + 10 * "<|endoftext|>" + "||")
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """A post and its two summaries, before anyone prefers one."""
+
+  worker: str
+  post_id: str
+  prompt: str
+  summaries: tuple[str, str]
+  policies: tuple[str, str]
+  place: str  # file and line
+
+  @property
+  def from_sft(self) -> bool:
+    """Whether both summaries were written by supervised policies on posts."""
+    return all(
+      "sup" in policy and "ppo" not in policy and "cnn" not in policy
+      for policy in self.policies
+    )
+
+
+def load(
+  config: config_lib.Config, count_tokens: CountTokens | None = None
+) -> dataset_lib.Dataset:
+  """Comparisons of the busiest workers, as their taste in length has it.
+
+  Workers become users "1", "2", … by how many comparisons they have for
+  training, before ties are dropped; equals by name. Prompts are posts of any
+  worker's validation rows.
+
+  Args:
+    count_tokens: tokens of each text, for `data.tldr.length_unit` "tokens".
+
+  Raises:
+    ValueError: if files are missing, too many rows are broken, there are fewer
+      workers than asked for, one has no comparison left, or no post is.
+  """
+  tldr = config.data.tldr
+  measure = _measure(tldr.length_unit, count_tokens)
+  tally = rows.Tally()
+  train = _read(config, "train", tally)
+  heldout = _read(config, "validation", tally)
+  tally.check(config.data.max_bad_share)
+  # Of all rows: a post that another worker saw in training is known as well.
+  known = {each.post_id for each in train} | {each.prompt for each in train}
+  train = _of_sft(train, "train", config, tally)
+  heldout = _of_sft(heldout, "validation", config, tally)
+  if tldr.selection == "clean":
+    heldout = _of_new_posts(heldout, known, tally)
+  prompts = _prompts(heldout, config, tally)
+  users = _busiest_workers(train, tldr.num_workers, tally)
+  examples = {}
+  for part, found in (("train", train), ("validation", heldout)):
+    own = [each for each in found if each.worker in users]
+    tally.drop(f"{part} rows of other workers", len(found) - len(own))
+    examples[part] = _prefer(own, users, measure, part, config, tally)
+  _check_users(examples["train"], users, tally)
+  logger.info("TL;DR: %s", tally)
+  names = users.values()
+  return dataset_lib.Dataset(
+    train=examples["train"],
+    heldout=examples["validation"],
+    prompts=prompts,
+    short_users=tuple(each for each in names if each in tldr.short_workers),
+    long_users=tuple(each for each in names if each not in tldr.short_workers),
+    tally=tally,
+  )
+
+
+def _measure(unit: str, count_tokens: CountTokens | None) -> CountTokens:
+  if unit == "words":
+    return lambda texts: [len(text.split()) for text in texts]
+  if unit == "characters":
+    return lambda texts: [len(text) for text in texts]
+  if count_tokens is None:
+    raise ValueError(
+      "data.tldr.length_unit 'tokens' needs a tokenizer, and none was given; "
+      "pass count_tokens, or use 'words' or 'characters'"
+    )
+  return count_tokens
+
+
+def _read(
+  config: config_lib.Config, part: str, tally: rows.Tally
+) -> list[Comparison]:
+  """Comparisons of posts; those of news articles are dropped."""
+  path = config.data.path
+  folder = pathlib.Path(path).expanduser()
+  file = formats.find_jsonl(folder, part)
+  if not folder.exists():
+    found = rows.read_hub(path, tally, name="comparisons", split=part)
+  elif file is not None:
+    found = formats.read(file, tally)
+  else:
+    raise ValueError(
+      f"data.path {path!r} has no {part}.jsonl; give a folder with train.jsonl "
+      "and validation.jsonl, or the hub id openai/summarize_from_feedback"
+    )
+  made = list(rows.parse(found, _comparison, tally))
+  of_posts = [each for each in made if each is not None]
+  tally.drop(f"{part} rows of articles", len(made) - len(of_posts))
+  return of_posts
+
+
+def _comparison(row: rows.Row, place: str) -> Comparison | None:
+  """The comparison of a post; None if it is of an article."""
+  info = rows.field(row, "info", dict)
+  post = rows.optional(info, "post", str)
+  if post is None:
+    rows.field(info, "article", str)
+    return None
+  summaries = rows.field(row, "summaries", list)
+  if len(summaries) != 2:
+    raise rows.BrokenRow("not two summaries", str(len(summaries)))
+  for each in summaries:
+    if not isinstance(each, dict):
+      raise rows.BrokenRow("wrong type", f"summary {each!r:.60}")
+  worker = rows.field(row, "worker", str)
+  if not worker:
+    raise rows.BrokenRow("empty id", "worker")
+  subreddit = rows.field(info, "subreddit", str)
+  title = rows.field(info, "title", str)
+  first, second = summaries
+  return Comparison(
+    worker=worker,
+    post_id=rows.field(info, "id", str),
+    prompt=f"SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:",
+    summaries=(
+      rows.field(first, "text", str),
+      rows.field(second, "text", str),
+    ),
+    policies=(
+      rows.field(first, "policy", str),
+      rows.field(second, "policy", str),
+    ),
+    place=place,
+  )
+
+
+def _of_sft(
+  found: list[Comparison],
+  part: str,
+  config: config_lib.Config,
+  tally: rows.Tally,
+) -> list[Comparison]:
+  if not config.data.tldr.sft_only:
+    return found
+  kept = [each for each in found if each.from_sft]
+  tally.drop(f"{part} rows of other policies", len(found) - len(kept))
+  return kept
+
+
+def _of_new_posts(
+  found: list[Comparison], known: Collection[str], tally: rows.Tally
+) -> list[Comparison]:
+  kept = [
+    each
+    for each in found
+    if each.post_id not in known and each.prompt not in known
+  ]
+  reason = "validation rows of posts that training has"
+  tally.drop(reason, len(found) - len(kept))
+  return kept
+
+
+def _prompts(
+  found: Iterable[Comparison], config: config_lib.Config, tally: rows.Tally
+) -> list[structs.PromptExample]:
+  posts = list(dict.fromkeys(each.prompt for each in found))
+  if not posts:
+    raise ValueError(
+      f"{config.data.path} leaves no validation post to be summarised. What "
+      f"was read: {tally}"
+    )
+  wanted = config.answers.num_prompts
+  if len(posts) < wanted:
+    tally.note("prompts fewer than answers.num_prompts", wanted - len(posts))
+  rng = random.Random(f"prompts {config.seed}")
+  drawn = rng.sample(posts, min(wanted, len(posts)))
+  return [structs.PromptExample(post) for post in drawn]
+
+
+def _busiest_workers(
+  found: Iterable[Comparison], count: int, tally: rows.Tally
+) -> dict[str, str]:
+  """User "1", "2", … by worker, busiest first."""
+  rows_of = collections.Counter(each.worker for each in found)
+  if len(rows_of) < count:
+    raise ValueError(
+      f"data.tldr.num_workers {count}: only {len(rows_of)} workers have "
+      f"comparisons for training; use at most so many. What was read: {tally}"
+    )
+  workers = sorted(rows_of, key=lambda worker: (-rows_of[worker], worker))
+  return {
+    worker: str(number)
+    for number, worker in enumerate(workers[:count], start=1)
+  }
+
+
+def _prefer(
+  found: Sequence[Comparison],
+  users: dict[str, str],
+  measure: CountTokens,
+  part: str,
+  config: config_lib.Config,
+  tally: rows.Tally,
+) -> list[structs.PreferenceExample]:
+  """Each worker's shorter or longer summary is the chosen one."""
+  tldr = config.data.tldr
+  lengths = iter(measure([text for each in found for text in each.summaries]))
+  examples = []
+  for each in found:
+    pair, sizes = each.summaries, (next(lengths), next(lengths))
+    user = users[each.worker]
+    prompt = each.prompt + " " * tldr.trailing_space
+    if tldr.selection == "clean":
+      if not all(text.strip() for text in pair):
+        tally.drop(f"{part} rows with an empty summary")
+        continue
+    elif len(prompt) + max(map(len, pair)) > _AUTHORS_LIMIT:
+      tally.drop(f"{part} rows over {_AUTHORS_LIMIT:,} characters")
+      continue
+    if pair[0] == pair[1]:
+      tally.drop(f"{part} rows of twice the same summary")
+      continue
+    if sizes[0] == sizes[1] and tldr.ties == "drop":
+      tally.drop(f"{part} rows of equal length in {tldr.length_unit}")
+      continue
+    second_is_longer = sizes[0] < sizes[1]
+    # Of a tie, the first is the chosen one, whatever the user's taste.
+    second_is_chosen = sizes[0] != sizes[1] and (
+      second_is_longer != (user in tldr.short_workers)
+    )
+    chosen, rejected = pair[::-1] if second_is_chosen else pair
+    examples.append(
+      structs.PreferenceExample(
+        prompt, chosen, (rejected,), user, place=each.place
+      )
+    )
+  return examples
+
+
+def _check_users(
+  train: Iterable[structs.PreferenceExample],
+  users: dict[str, str],
+  tally: rows.Tally,
+) -> None:
+  present = {each.user_id for each in train}
+  for worker, user in users.items():
+    if user not in present:
+      raise ValueError(
+        f"worker {worker!r} (user {user!r}) has no comparison left for "
+        "training; use a smaller data.tldr.num_workers, or data.tldr.ties "
+        f"'first'. What was read: {tally}"
+      )

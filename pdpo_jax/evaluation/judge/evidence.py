@@ -1,0 +1,94 @@
+"""What a judge is told of the user it plays, and what it must not see.
+
+The judge sees the user's other choices as examples. The turn being judged is
+never among them, nor is anything that gives it away: a later turn of the same
+dialogue holds the answer that the user chose in its history.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from pdpo_jax.core import structs
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """Of one user, for one sample.
+
+  Attributes:
+    persona: what the user said of themselves.
+    feedback: what they said of the dialogue afterwards; may be empty.
+    examples: other choices of theirs.
+  """
+
+  persona: structs.Persona
+  feedback: str
+  examples: tuple[structs.PreferenceExample, ...]
+
+
+def gather(
+  judged: structs.PreferenceExample,
+  candidates: Sequence[structs.PreferenceExample],
+  persona: structs.Persona,
+  num_examples: int,
+  later_turns: bool,
+) -> Evidence:
+  """Evidence for a sample: first turns of its dialogue, then other choices.
+
+  Args:
+    judged: the sample.
+    candidates: the user's choices, in the order in which they were made.
+    num_examples: at most so many examples.
+    later_turns: whether turns of the same dialogue after the judged one may be
+      among them.
+  """
+  same, others = [], []
+  for each in _one_a_turn(candidates):
+    if each.user_id != judged.user_id or each.prompt == judged.prompt:
+      continue
+    if judged.dialogue_id and each.dialogue_id == judged.dialogue_id:
+      if later_turns or _length(each.prompt) < _length(judged.prompt):
+        same.append(each)
+    elif not _gives_away(each, judged):
+      others.append(each)
+  # The turns nearest to the judged one, in their order.
+  length = _length(judged.prompt)
+  same.sort(key=lambda each: abs(_length(each.prompt) - length))
+  chosen = sorted(same[:num_examples], key=lambda each: _length(each.prompt))
+  chosen += others[: num_examples - len(chosen)]
+  return Evidence(persona, judged.feedback, tuple(chosen))
+
+
+def _one_a_turn(
+  candidates: Sequence[structs.PreferenceExample],
+) -> list[structs.PreferenceExample]:
+  """Brings together a turn whose rejected responses are samples each."""
+  turns: dict[tuple, structs.PreferenceExample] = {}
+  for each in candidates:
+    key = (each.user_id, each.dialogue_id, each.prompt, each.chosen)
+    if key in turns:
+      rejected = dict.fromkeys((*turns[key].rejected, *each.rejected))
+      each = dataclasses.replace(turns[key], rejected=tuple(rejected))
+    turns[key] = each
+  return list(turns.values())
+
+
+def _length(prompt: structs.Prompt) -> int:
+  return 1 if isinstance(prompt, str) else len(prompt)
+
+
+def _gives_away(
+  example: structs.PreferenceExample, judged: structs.PreferenceExample
+) -> bool:
+  """Whether it holds the response that was chosen in the judged turn."""
+  said = [example.chosen, *example.rejected]
+  chosen = judged.chosen.strip()
+  if isinstance(example.prompt, str):
+    # A dialogue as a plain text: lines of its own, or after "Assistant:".
+    line = rf"(?:^|:)\s*{re.escape(chosen)}\s*$"
+    if chosen and re.search(line, example.prompt, re.MULTILINE):
+      return True
+  else:
+    said += [turn.content for turn in example.prompt]
+  return chosen in {text.strip() for text in said}

@@ -1,0 +1,153 @@
+"""What a policy thinks of each held-out pair, kept with the run.
+
+A line a sample, so that runs can be compared pair by pair without a model:
+
+  {"sample": "9f0c…", "user_id": "4", "ratios": [1.25, -0.5]}
+
+`ratios` are the log-ratio differences `d(chosen) - d(rejected)` in nats, one a
+rejected response (arXiv:2305.18290, section 4).
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from typing_extensions import TypedDict
+
+from pdpo_jax.core import kept, processes, structs
+
+logger = logging.getLogger(__name__)
+
+
+class Line(TypedDict):
+  """Of a file of scores."""
+
+  sample: str
+  user_id: str | None
+  ratios: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """Of one policy on one set of samples.
+
+  Attributes:
+    samples: the key of each, the same in every run.
+    user_ids: whose choice it was.
+    ratios: `[samples, M]`, NaN where a sample has no such pair.
+  """
+
+  samples: list[str]
+  user_ids: list[str | None]
+  ratios: np.ndarray
+
+
+def sample_key(example: structs.PreferenceExample) -> str:
+  """Sixteen digits that two different samples do not share."""
+  fields = dataclasses.asdict(example)
+  names = ("user_id", "user_text", "prompt", "chosen", "rejected")
+  text = json.dumps({name: fields[name] for name in names}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make(
+  examples: Sequence[structs.PreferenceExample],
+  ratios: Float[np.ndarray, "samples M"],
+) -> Scores:
+  """Scores of samples in their order."""
+  return Scores(
+    [sample_key(example) for example in examples],
+    [example.user_id for example in examples],
+    ratios,
+  )
+
+
+def file_of(
+  folder: pathlib.Path, part: str, step: int, digest: str
+) -> pathlib.Path:
+  """Where the scores of a trained policy are.
+
+  Args:
+    folder: of the training.
+    part: "heldout" or "unseen".
+    step: of the policy.
+    digest: of its values: two trainings have the same steps.
+  """
+  return folder / "scores" / f"{part}_{step}_{digest}.jsonl"
+
+
+def write(file: pathlib.Path, scores: Scores) -> None:
+  """Writes them, the whole file or nothing."""
+  if processes.is_first():
+    kept.write_jsonl(
+      file,
+      (
+        {
+          "sample": sample,
+          "user_id": user_id,
+          # The fewest digits that are read back as the same float32.
+          "ratios": [float(str(x)) for x in row[~np.isnan(row)]],
+        }
+        for sample, user_id, row in zip(
+          scores.samples, scores.user_ids, scores.ratios, strict=True
+        )
+      ),
+    )
+
+
+def read(file: pathlib.Path) -> list[Line] | None:
+  """What `write` wrote; None where that is not there, or damaged."""
+  if not kept.was_written(file):
+    return None
+  try:
+    return kept.read_jsonl(file, Line, "scores are computed again")
+  except kept.Damaged as problem:
+    logger.warning("%s", problem)
+    return None
+
+
+def from_lines(lines: Sequence[Line]) -> Scores:
+  """Scores as they were before `write`."""
+  most = max(len(line["ratios"]) for line in lines)
+  ratios = np.full((len(lines), most), np.nan, np.float32)
+  for place, line in enumerate(lines):
+    ratios[place, : len(line["ratios"])] = line["ratios"]
+  return Scores(
+    [line["sample"] for line in lines],
+    [line["user_id"] for line in lines],
+    ratios,
+  )
+
+
+def check_same(ours: Scores, theirs: Scores, names: tuple[str, str]) -> None:
+  """Checks that two runs can be compared pair by pair.
+
+  Raises:
+    ValueError: if they are not of the same samples.
+  """
+  mine, other = set(ours.samples), set(theirs.samples)
+  if mine != other:
+    raise ValueError(
+      f"{names[0]} and {names[1]} were evaluated on different samples "
+      f"({len(mine):,} and {len(other):,}, {len(mine & other):,} of them the "
+      "same); compare runs with the same data, seed and limits"
+    )
+  other = _pairs(theirs)
+  unlike = sum(other[key] != count for key, count in _pairs(ours).items())
+  if unlike:
+    raise ValueError(
+      f"{names[0]} and {names[1]} were evaluated on different pairs of "
+      f"{unlike:,} samples; compare runs with the same "
+      "data.max_response_tokens and data.long_response"
+    )
+
+
+def _pairs(scores: Scores) -> dict[str, int]:
+  """The number of each sample's pairs."""
+  counts = (~np.isnan(scores.ratios)).sum(1)
+  return dict(zip(scores.samples, counts.tolist(), strict=True))

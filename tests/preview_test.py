@@ -1,0 +1,119 @@
+import collections
+import dataclasses
+import json
+
+import pytest
+
+from pdpo_jax import preview as report
+from pdpo_jax.core import structs
+from pdpo_jax.data import dataset, rows, tokenize
+from pdpo_jax.data.sources import preference_files
+from pdpo_jax.runs import config as config_lib
+
+
+def example(user, number, **fields):
+  return structs.PreferenceExample(
+    f"the cat {number}", " sat", (" ate", " ran"), user, **fields
+  )
+
+
+@pytest.fixture
+def made():
+  tally = rows.Tally()
+  tally.read(9)
+  tally.drop("ties")
+  train = [example("ann", n, user_text="I am") for n in range(6)]
+  train += [example("bob", 7), example(None, 8)]
+  found = dataset.Dataset(
+    train=train,
+    heldout=[example("ann", 9)],
+    prompts=[],
+    unseen=[example("eve", 10)],
+    tally=tally,
+  )
+  config = config_lib.Config(name="mine")
+  config.train.batch_size = 4
+  tokenizer = tokenize.train_tokenizer(["the cat sat", "I ran"], 270)
+  return config, found, tokenizer
+
+
+def test_the_report_counts_samples_users_and_losses(made):
+  text, lengths = report.make_report(*made)
+  for part in (
+    "read:\n  9 rows\n  dropped: 1 ties\n\n",
+    "train: 8 samples; nothing cut",
+    "heldout: 1 samples",
+    "unseen: 1 samples",
+    "users: 2 in training, 1 unseen; 1 samples of unknown users",
+    "samples a user: 1 to 6, median 3.5",
+    "rejected responses a sample: 8 with 2",
+    "batches an epoch: 2; shapes",
+  ):
+    assert part in text
+  assert len(lengths.prompts) == 8
+  assert len(lengths.responses) == 24
+  for title, values in (
+    ("prompts", lengths.prompts),
+    ("responses", lengths.responses),
+  ):
+    block = text.partition(f"{title} of training")[2].partition("\n\n")[0]
+    rows = [line.split() for line in block.splitlines()[1:]]
+    assert sum(int(row[3].replace(",", "")) for row in rows) == len(values)
+
+
+def test_the_report_shows_each_kind_of_row_and_what_is_not_read(made, tmp_path):
+  config, found, tokenizer = made
+  tally = rows.Tally()
+  table = [
+    {"prompt": "a?", "chosen": chosen, "rejected": rejected, "user_id": "u"}
+    for chosen, rejected in (
+      ("b", "['c', 'd']"),
+      ("b", " "),
+      ("b", "b"),
+      ([{"role": "tool", "content": "b"}], "c"),
+      ([{"from": "gpt", "value": "b"}], "c"),
+    )
+  ]
+  (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, table)))
+  (tmp_path / "._a.jsonl").touch()
+  (tmp_path / "notes.txt").touch()
+  preference_files.read(str(tmp_path), "user_id", tally)
+  found = dataclasses.replace(found, tally=tally)
+  text, _ = report.make_report(config, found, tokenizer)
+  for line in (
+    "  5 rows",
+    "  broken: 1 empty response, 1 unknown role",
+    "  dropped: 1 comparisons of equal responses",
+    "1 lists of responses written as text, which are read",
+    "1 messages of 'gpt', read as assistant",
+    "1 rejected responses equal to the chosen one",
+    "  not read (hidden): '._a.jsonl'",
+    "  not read (no format of rows): 'notes.txt'",
+  ):
+    assert line in text
+
+
+@pytest.mark.parametrize(
+  ("kind", "place", "start"),
+  [
+    ("individual", "front", "[10 vectors of user 'ann']I am\n\nthe"),
+    ("individual", "after_bos", "I[10 vectors of user 'ann'] am\n\nthe"),
+    ("none", "front", "I am\n\nthe"),
+  ],
+)
+def test_samples_show_where_the_prefix_stands(made, kind, place, start):
+  config = made[0]
+  config.user.kind = kind
+  config.user.prefix_position = place
+  text, _ = report.make_report(*made)
+  assert f"── sample 0 ──\n{start}" in text
+  assert "── chosen ──\n sat<|endoftext|>" in text
+  assert text.count("── rejected ──") == 6
+  assert text.count("── sample ") == 3
+
+
+def test_the_figure_is_written(made, tmp_path):
+  _, lengths = report.make_report(*made)
+  counts = collections.Counter(e.user_id for e in made[1].train)
+  report.figure(tmp_path / "report.png", lengths, list(counts.values()))
+  assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
