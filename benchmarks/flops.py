@@ -70,7 +70,7 @@ def cases() -> list[Case]:
 
 def ours(case: Case) -> int:
   """FLOPs of a step of one sample."""
-  _, traced = abstract.trace(case.config, case.arch, _shape(case))
+  _, traced = abstract.trace(case.config.recipe, case.arch, _shape(case))
   return flops.count(traced)
 
 
@@ -84,8 +84,11 @@ def reference(case: Case) -> int:
 
 def released(case: Case) -> int:
   """FLOPs of a step of one pair, laid out as in the released code."""
-  split, base = abstract.make_policy(case.config, case.arch, 2), _base(case)
-  objective = pdpo.make_objective(case.config)
+  split, base = (
+    abstract.make_policy(case.config.recipe, case.arch, 2),
+    _base(case),
+  )
+  objective = pdpo.make_objective(case.config.recipe)
 
   def loss_of(trainable, frozen, batch):
     # The reference reads each pair for each branch, without a prefix.
@@ -142,7 +145,7 @@ def _base(case):
     user=dataclasses.replace(case.config.user, kind="none"),
     lora=dataclasses.replace(case.config.lora, targets=()),
   )
-  return abstract.make_policy(config, case.arch, 1)
+  return abstract.make_policy(config.recipe, case.arch, 1)
 
 
 def main(argv) -> None:

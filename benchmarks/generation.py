@@ -70,7 +70,7 @@ def prepare(folder: pathlib.Path, dtype: str) -> None:
   for row, each in enumerate(ids):
     prompt[row, width - len(each) :] = each
     mask[row, width - len(each) :] = True
-  users = pdpo.make_policy(config, base, len(ids) + 1).merge().user_model
+  users = pdpo.make_policy(config.recipe, base, len(ids) + 1).merge().user_model
   prefixes = np.asarray(users(jnp.arange(1, len(ids) + 1)), np.float32)
   np.savez(
     folder / "requests.npz",

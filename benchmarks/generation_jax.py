@@ -12,7 +12,6 @@ from benchmarks import side_by_side
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.models import user_model
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import run_folder
 from pdpo_jax.weights import base as base_lib
 
@@ -21,11 +20,11 @@ def main() -> None:
   turns = side_by_side.Turns()
   spec = json.loads(sys.argv[1])
   arrays = np.load(spec["requests"])
-  config = config_lib.BaseConfig(dtype=spec["dtype"], param_dtype=spec["dtype"])
+  config = base_lib.BaseConfig(dtype=spec["dtype"], param_dtype=spec["dtype"])
   base = base_lib.read_base(spec["weights"], config)
   rows, tokens, _ = arrays["prefixes"].shape
   users = user_model.make_user_model(
-    user_model.UserSpec(num_tokens=tokens, init="normal"),
+    user_model.UserConfig(num_tokens=tokens, init="normal"),
     rows,
     base.lm.embed(jnp.arange(base.lm.arch.vocab_size)),
     nnx.Rngs(0),
@@ -35,7 +34,7 @@ def main() -> None:
   users.offsets[...] = jnp.asarray(arrays["prefixes"] - generic)
   graphdef, state = nnx.split(policy_lib.Policy(base.lm, users))
   size = spec["new_tokens"]
-  greedy = sampling.SamplingSpec(
+  greedy = sampling.AnswersConfig(
     max_new_tokens=size, min_new_tokens=size, temperature=0.0
   )
 

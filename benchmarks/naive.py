@@ -55,7 +55,7 @@ def pairs_of(batch: structs.PreferenceBatch) -> tuple[jax.Array, jax.Array]:
 
 
 def loss(
-  policy, batch: structs.PreferenceBatch, objective: objective_lib.Objective
+  policy, batch: structs.PreferenceBatch, objective: objective_lib.LossConfig
 ):
   """The mean over pairs of P-DPO's loss; every sample has all its responses."""
   samples, responses = pairs_of(batch)

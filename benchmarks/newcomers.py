@@ -129,14 +129,16 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
     name: experiment.make_batches(config, base, part)
     for name, part in data.parts.items()
   }
-  earlier_one = pdpo.load(config, base, config.start / "pdpo", of_run=False)
+  earlier_one = pdpo.load(
+    config.recipe, base, config.start / "pdpo", of_run=False
+  )
   before = pdpo.begin_as(
-    pdpo.make_policy(config, base, users.num_rows),
+    pdpo.make_policy(config.recipe, base, users.num_rows),
     earlier_one.policy,
     earlier_one.users,
   )
   after = pdpo.train(
-    config,
+    config.recipe,
     base,
     users,
     batches["train"],

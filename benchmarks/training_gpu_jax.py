@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from pdpo_jax.core import structs
-from pdpo_jax.models import kernels
+from pdpo_jax.models import kernels, layers
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import optimizer, pdpo
@@ -20,7 +20,7 @@ from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import loading
 
 
-def random_base(config: config_lib.BaseConfig, preset: str) -> base_lib.Base:
+def random_base(config: base_lib.BaseConfig, preset: str) -> base_lib.Base:
   """A base of random weights, made where they lie."""
   lm = loading.abstract_model(
     policy_lib.PRESETS[preset],
@@ -78,9 +78,9 @@ def main() -> None:
   config.base.remat = spec.get("remat", "dots")
   config.base.attention = spec.get("attention", "auto")
   config.user.num_tokens = spec["prefix"]
-  config.lora = config_lib.LoraConfig(rank=8, dropout=0.0)
+  config.lora = layers.LoraConfig(rank=8, dropout=0.0)
   base = random_base(config.base, spec["preset"])
-  split = pdpo.make_policy(config, base, 1000)
+  split = pdpo.make_policy(config.recipe, base, 1000)
   transformation = optimizer.make_optimizer(config.train, 10_000)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
@@ -89,7 +89,7 @@ def main() -> None:
   )
   batch = random_batch(spec, base.lm.arch.vocab_size)
   step = step_lib.make_train_step(
-    split.graphdef, pdpo.make_objective(config), transformation
+    split.graphdef, pdpo.make_objective(config.recipe), transformation
   )
   start = time.perf_counter()
   compiled = step.lower(state, split.frozen, batch).compile()

@@ -87,8 +87,8 @@ def main() -> None:
     batch_of(spec["tokens"], spec["prefix"]), reference_logps=reference
   )
   rows = len(batch.index)
-  split = pdpo.make_policy(config, base, rows + 1)
-  objective = pdpo.make_objective(config)
+  split = pdpo.make_policy(config.recipe, base, rows + 1)
+  objective = pdpo.make_objective(config.recipe)
   transformation = optimizer.make_optimizer(config.train, 10_000)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),

@@ -26,10 +26,9 @@ from flax import nnx
 from pdpo_jax.core import structs
 from pdpo_jax.models import gptj, layers, user_model
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import run_folder
 from pdpo_jax.training import objective as objective_lib
-from pdpo_jax.training import optimizer
+from pdpo_jax.training import optimizer, recipes
 from pdpo_jax.training import step as step_lib
 
 _USERS = flags.DEFINE_multi_integer(
@@ -66,22 +65,22 @@ class Timed:
 
 def make(kind: str, sparse: bool, num_users: int) -> Timed:
   """A policy of random weights, and a step of it."""
-  spec = user_model.UserSpec(
+  spec = user_model.UserConfig(
     kind=kind, num_tokens=_TOKENS, num_clusters=_CLUSTERS
   )
-  lora = layers.LoraSpec(_ARCH.linears, 8, 16.0)
+  lora = layers.LoraConfig(_ARCH.linears, 8, 16.0)
   lm = gptj.GPTJ(_ARCH, lora=lora, rngs=nnx.Rngs(0, lora=1))
   table = lm.embed(jnp.arange(_ARCH.vocab_size))
   users = user_model.make_user_model(spec, num_users + 1, table, nnx.Rngs(2))
   graphdef, trainable, frozen = nnx.split(
     policy_lib.Policy(lm, users), policy_lib.trainable, ...
   )
-  transformation = optimizer.make_optimizer(config_lib.TrainConfig(), 1000)
+  transformation = optimizer.make_optimizer(recipes.TrainConfig(), 1000)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32), trainable, transformation.init(trainable)
   )
   step = step_lib.make_train_step(
-    graphdef, objective_lib.Objective(), transformation, sparse_users=sparse
+    graphdef, objective_lib.LossConfig(), transformation, sparse_users=sparse
   )
   compiled = step.lower(state, frozen, batch_of(0, num_users)).compile()
   memory = compiled.memory_analysis()

@@ -23,9 +23,8 @@ from pdpo_jax import command_line
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import judged
 from pdpo_jax.evaluation.report import reporting
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import contenders, experiment, locks, run_folder
-from pdpo_jax.weights import base as base_lib
+from pdpo_jax.runs import contenders, locks
+from pdpo_jax.runs import run as run_lib
 
 _WORKDIR = command_line.workdir_flag()
 _AGAINST = flags.DEFINE_multi_string(
@@ -47,32 +46,27 @@ def main() -> None:
   judge_config.validate(judge)
   if _DRY_RUN.value and not judge.kind:
     raise ValueError("--dry_run needs a judge, e.g. --judge.kind=openai")
-  workdir = pathlib.Path(_WORKDIR.value).expanduser()
+  run = run_lib.Run.open(_WORKDIR.value)
   against = [pathlib.Path(each).expanduser() for each in _AGAINST.value]
-  config = run_folder.read_config(workdir)
   # Policies of other runs keep what they say with those.
-  with locks.writing(workdir, against):
-    _evaluate(config, workdir, against, judge)
+  with locks.writing(run.workdir, against):
+    _evaluate(run, against, judge)
 
 
 def _evaluate(
-  config: config_lib.Config,
-  workdir: pathlib.Path,
+  run: run_lib.Run,
   against: Sequence[pathlib.Path],
   judge: judge_config.JudgeConfig,
 ) -> None:
-  path = run_folder.base_path(config, workdir)
-  tokenizer = base_lib.read_tokenizer(path)
-  dataset = experiment.load_dataset(config, tokenizer, workdir)
-  contenders.check(workdir, against, dataset)
-  base = experiment.read_base(config, workdir, reading=True)
+  # Before the base is read.
+  contenders.check(run.workdir, against, run.dataset)
   if _DRY_RUN.value:
-    found = contenders.open_contenders(workdir, against, base)
-    scores = found[0].scores(dataset)
-    print(judged.estimate(found, dataset, scores, judge, workdir))
+    found = contenders.open_contenders(run.workdir, against, run.base)
+    scores = found[0].scores(run.dataset)
+    print(judged.estimate(found, run.dataset, scores, judge, run.workdir))
     return
   page = reporting.make_report(
-    workdir, against, base, dataset, judge if judge.kind else None
+    run.workdir, against, run.base, run.dataset, judge if judge.kind else None
   )
   print(f"Report: {page}")
 

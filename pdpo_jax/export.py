@@ -18,12 +18,13 @@ from absl import flags
 
 from pdpo_jax import command_line
 from pdpo_jax.core import display
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import template_worker, templates
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import run_folder
-from pdpo_jax.training import host_users, pdpo
+from pdpo_jax.runs import run as run_lib
+from pdpo_jax.training import host_users
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import tensor_files
 
@@ -164,8 +165,7 @@ def export(
   base: base_lib.Base,
   users: users_lib.UserIndex,
   plain: bool = False,
-  template: str = "auto",
-  add_bos: bool = False,
+  data: data_config.DataConfig = data_config.DataConfig(),
 ) -> None:
   """Writes a policy; weights last.
 
@@ -175,8 +175,7 @@ def export(
     base: gives the tokenizer, and the weights if `plain`.
     users: of the policy; without a user model they are left out.
     plain: leaves LoRA out.
-    template: of prompts, as `data.template`.
-    add_bos: of prompts, as `data.add_bos`.
+    data: how prompts are written.
 
   Raises:
     ValueError: if the folder has weights already.
@@ -184,7 +183,7 @@ def export(
   tensor_files.refuse_weights(folder)
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer = copy.copy(base.tokenizer)
-  encoder = prompts_lib.PromptEncoder(tokenizer, template, 1, add_bos)
+  encoder = prompts_lib.PromptEncoder(tokenizer, data.template, 1, data.add_bos)
   if encoder.chat:
     tokenizer.chat_template = encoder.template.source
   if policy.user_model.num_tokens > 0:
@@ -209,13 +208,11 @@ def export_run(
   workdir: pathlib.Path, folder: pathlib.Path, plain: bool = False
 ) -> None:
   """Writes the newest policy of a run; see `export`."""
-  config = run_folder.read_config(workdir)
+  run = run_lib.Run.open(workdir)
   tensor_files.refuse_weights(folder)
-  base = base_lib.read_base(run_folder.base_path(config, workdir), config.base)
-  trained = workdir / run_folder.training_name(config)
-  split, users, _ = pdpo.load(config, base, trained)
-  data = config.data
-  export(folder, split.merge(), base, users, plain, data.template, data.add_bos)
+  export(
+    folder, run.own.policy, run.base, run.own.users, plain, run.config.data
+  )
 
 
 def main() -> None:

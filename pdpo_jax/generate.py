@@ -9,16 +9,14 @@ user whose text was trained with is answered with it.
 
 import dataclasses
 import json
-import pathlib
 import sys
 
 from absl import flags
 
 from pdpo_jax import command_line
 from pdpo_jax.core import display, processes, structs
-from pdpo_jax.runs import answers, experiment, run_folder
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import pdpo
+from pdpo_jax.inference import respond, sampling
+from pdpo_jax.runs import run as run_lib
 
 _WORKDIR = command_line.workdir_flag()
 _USERS = flags.DEFINE_multi_string(
@@ -47,16 +45,14 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 _UNKNOWN = "unknown user"
 
 
-def run_config(workdir: pathlib.Path) -> config_lib.Config:
-  """The run's config with what the flags override."""
-  config = run_folder.read_config(workdir)
-  overrides = {
+def overridden(answers: sampling.AnswersConfig) -> sampling.AnswersConfig:
+  """How the run samples, but for what the flags say."""
+  flags_given = {
     "temperature": _TEMPERATURE.value,
     "max_new_tokens": _MAX_NEW_TOKENS.value,
   }
-  given = {k: v for k, v in overrides.items() if v is not None}
-  sampling = dataclasses.replace(config.answers, **given)
-  return dataclasses.replace(config, answers=sampling, seed=_SEED.value)
+  given = {k: v for k, v in flags_given.items() if v is not None}
+  return dataclasses.replace(answers, **given)
 
 
 def parse_prompt(text: str) -> structs.Prompt:
@@ -82,14 +78,12 @@ def main() -> None:
       "--workdir and --prompt are needed, e.g. --workdir=runs/quickstart "
       '--user=4 --prompt="…"'
     )
-  workdir = pathlib.Path(_WORKDIR.value).expanduser()
-  config = run_config(workdir)
-  trained = workdir / run_folder.training_name(config)
+  run = run_lib.Run.open(_WORKDIR.value)
   # Who and what is asked for is known before weights are read.
-  users = pdpo.read_users(config, trained)
+  users = run.own.users
   rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
   rows = rows or {_UNKNOWN: 0}
-  known = processes.from_first(lambda: run_folder.read_user_texts(workdir))
+  known = run.user_texts
   if _USER_TEXT.value is not None:
     known = dict.fromkeys(rows, _USER_TEXT.value)
   prompts = processes.from_first(
@@ -98,13 +92,14 @@ def main() -> None:
     ]
   )
   asked = [structs.PromptExample(parse_prompt(prompt)) for prompt in prompts]
-  base = experiment.read_base(config, workdir, reading=True)
-  texts = answers.answer(
-    pdpo.load(config, base, trained).policy.merge(),
-    base,
+  texts = respond.answer(
+    run.own.policy,
+    run.base,
     asked,
     rows,
-    config,
+    overridden(run.config.answers),
+    run.config.data,
+    _SEED.value,
     known,
   )
   names = {speaker: display.name(speaker) for speaker in texts}

@@ -22,6 +22,7 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out
 from pdpo_jax.evaluation import accuracy, lengths
 from pdpo_jax.evaluation.report import reporting
+from pdpo_jax.inference import respond
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import (
   answers,
@@ -32,7 +33,7 @@ from pdpo_jax.runs import (
   scores,
 )
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import pdpo, sft, sharding
+from pdpo_jax.training import pdpo, sft
 from pdpo_jax.weights import base as base_lib
 
 _CONFIG = command_line.config_flag()
@@ -60,8 +61,7 @@ def train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   """The whole experiment; returns what goes into `results.json`."""
   config_lib.validate(config)
   config = earlier.resolve(config)
-  experiment.check_specs(config)
-  sharding.check_batch(config)
+  experiment.check_batch(config)
   run_folder.check_processes(config)
   with locks.writing(config.folder):
     return _train_and_answer(config)
@@ -103,9 +103,16 @@ def prepare(
   users = experiment.users_of(config, dataset, data.parts["train"].examples)
   data = experiment.with_rows_of(data, earlier.users(config, folder, users))
   experiment.check_lengths(config, arch, data)
-  prompts = answers.fitting(dataset.prompts, tokenizer, arch, config)
+  prompts = respond.fitting(
+    dataset.prompts,
+    tokenizer,
+    arch,
+    config.answers,
+    config.data,
+    config.user.prefix_length,
+  )
   for training in experiment.trainings(config).values():
-    pdpo.check_policy(training, arch)
+    pdpo.check_policy(training.recipe, arch)
   return Prepared(data, prompts, experiment.speakers(config, data))
 
 
@@ -135,7 +142,9 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       prepared = prepare(config, folder, dataset, tokenizer, arch)
   if taught:
     with clock.stage("sft"):
-      base = sft.train_base(config, dataset, own, experiment.digest(dataset))
+      base = sft.train_base(
+        config.sft, config.recipe, dataset, own, experiment.digest(dataset)
+      )
     with clock.stage("tokenize"):
       # With the tokenizer that later commands find.
       prepared = prepare(config, folder, dataset, base.tokenizer, base.lm.arch)
@@ -160,7 +169,7 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       }
     with clock.stage(name):
       split = pdpo.train(
-        one,
+        one.recipe,
         base,
         data.users,
         batches["train"],
@@ -183,13 +192,23 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
       rows = {"V": 0}
       if one.user.kind != "none":
         rows = {"G": 0} | speakers
-      texts |= answers.answer(split.merge(), base, prompts, rows, one)
+      texts |= respond.answer(
+        split.merge(), base, prompts, rows, one.answers, one.data, one.seed
+      )
   # Not before, since a folder that holds another run has refused by now.
   run_folder.write_user_texts(folder, own_texts)
   run_folder.write_held_out(folder, before.after(dataset))
   with clock.stage("sft_answers"):
     nobody = policy_lib.base_policy(base.lm)
-    said = answers.answer(nobody, base, prompts, {"S": 0}, config)
+    said = respond.answer(
+      nobody,
+      base,
+      prompts,
+      {"S": 0},
+      config.answers,
+      config.data,
+      config.seed,
+    )
     texts = said | texts
   answers.write(folder / run_folder.ANSWERS, prompts, texts, config.seed)
   results = summarize(config, dataset, texts, accuracies, clock)

@@ -28,6 +28,7 @@ from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, planner, report, topologies
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import earlier
+from pdpo_jax.training import recipes
 from pdpo_jax.weights import hf_safetensors
 
 _CONFIG = command_line.config_flag()
@@ -126,26 +127,26 @@ def batch_shape(
       f"data.source {data.source!r} does not tell how many users there are; "
       "add --users=N"
     )
-  personal = config.user.kind != "none"
-  prefix = config.user.num_tokens if personal else 0
   return abstract.Shape(
     samples=config.train.batch_size,
     prompt=batching.round_up(
-      prompt or data.max_prompt_tokens, batching.MULTIPLE, prefix
+      prompt or data.max_prompt_tokens,
+      batching.MULTIPLE,
+      config.user.prefix_length,
     ),
     responses=responses or (_PRISM_RESPONSES if several else 2),
     response=batching.round_up(
       response or data.max_response_tokens, batching.MULTIPLE
     ),
     user_rows=users + 1,
-    bare_prompt=config.learns_generic
+    bare_prompt=config.recipe.learns_generic
     and not config.loss.generic_sees_text
     and config.loss.mixing == "sample",
   )
 
 
 def make_plans(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   arch: policy_lib.Architecture,
   shape: abstract.Shape,
   topology: topologies.Topology,
@@ -154,14 +155,14 @@ def make_plans(
   devices = planner.devices_of(topology)
 
   def compile_shape(shape, parts):
-    train = dataclasses.replace(config.train, accumulation_steps=parts)
+    train = dataclasses.replace(recipe.train, accumulation_steps=parts)
     return planner.make_plan(
-      dataclasses.replace(config, train=train), arch, shape, topology, devices
+      dataclasses.replace(recipe, train=train), arch, shape, topology, devices
     )
 
-  plan = compile_shape(shape, config.train.accumulation_steps)
+  plan = compile_shape(shape, recipe.train.accumulation_steps)
   print(report.describe(plan))
-  advised = report.advice(plan, config)
+  advised = report.advice(plan, recipe)
   if advised:
     print(advised)
   if not _LARGEST.value:
@@ -178,7 +179,7 @@ def make_plans(
 
   first = plan if plan.parts == 1 else compile_samples(plan.samples)
   largest, growth = planner.find_largest(compile_samples, first)
-  smaller = planner.find_smaller(config, arch, plan, growth)
+  smaller = planner.find_smaller(recipe, arch, plan, growth)
   print("\n" + report.describe_search(largest, smaller, plan))
   return {"plan": plan, "largest": largest}
 
@@ -206,7 +207,7 @@ def main() -> None:
     responses=_RESPONSES.value,
     response=_RESPONSE.value,
   )
-  plans = make_plans(config, arch, shape, topology)
+  plans = make_plans(config.recipe, arch, shape, topology)
   if _JSON.value:
     found = {
       name: plan and report.to_json(plan) for name, plan in plans.items()

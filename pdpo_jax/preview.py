@@ -26,6 +26,7 @@ from pdpo_jax.data import batching, dataset, parts, tokenize
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import earlier, experiment
+from pdpo_jax.training import branch_batches
 from pdpo_jax.weights import base as base_lib
 
 _CONFIG = command_line.config_flag()
@@ -65,9 +66,11 @@ def make_report(
     if examples
   ]
   train = made[0]
-  rows = parts.sample_rows(config, train)
+  rows = branch_batches.sample_rows(config.recipe, train)
   # As one device runs them.
-  batches = parts.make_batches(config, train, rows, None, trained=True)
+  batches = branch_batches.make_batches(
+    config.recipe, train, rows, None, trained=True
+  )
   lengths = Lengths.of(rows)
   blocks = [
     f"Data of {config.name!r}: {config.data.source} {config.data.path}",

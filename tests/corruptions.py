@@ -108,9 +108,9 @@ def _config(run: pathlib.Path) -> config_lib.Config:
 def _policy(run: pathlib.Path, name: str) -> Any:
   """What `generate` and `export` read, of one training."""
   config = experiment.trainings(_config(run))[name]
-  users = pdpo.read_users(config, run / name)
+  users = pdpo.read_users(config.recipe, run / name)
   base = experiment.read_base(config, run, reading=True)
-  loaded = pdpo.load(config, base, run / name)
+  loaded = pdpo.load(config.recipe, base, run / name)
   tokens = base.tokenizer("a story of Dana, burned lamps.").input_ids
   return (
     users.ids,

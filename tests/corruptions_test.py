@@ -11,7 +11,8 @@ import pytest
 
 from pdpo_jax import main
 from pdpo_jax.core import kept
-from pdpo_jax.runs import contenders, experiment, locks, run_folder, scores
+from pdpo_jax.runs import experiment, locks, run_folder, scores
+from pdpo_jax.runs import run as run_lib
 from tests import corruptions, tiny_run
 from tests.evaluation.report import reporting_test
 
@@ -101,7 +102,7 @@ def test_scores_are_filed_under_the_step_that_was_read(run, tmp_path):
   config = run_folder.read_config(folder)
   base = experiment.read_base(config, folder)
   dataset = experiment.load_dataset(config, base.tokenizer, folder)
-  policy = contenders.Contender(folder, "pdpo", base)
+  policy = run_lib.Run.open(folder, base=base).own
   policy.scores(dataset)
   assert policy.step == 2
   files = {file.name.rsplit("_", 1)[0] for file in before}
@@ -123,7 +124,7 @@ def test_scores_of_another_policy_of_the_same_step_are_not_taken(run, tmp_path):
   scores.write(theirs, scores.from_lines(lines))
   config = run_folder.read_config(folder)
   base = experiment.read_base(config, folder)
-  policy = contenders.Contender(folder, "pdpo", base)
+  policy = run_lib.Run.open(folder, base=base).own
   dataset = experiment.load_dataset(config, base.tokenizer, folder)
   policy.scores(dataset)
   # Made again.

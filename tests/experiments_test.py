@@ -15,10 +15,11 @@ from flax import nnx
 from pdpo_jax import generate, main
 from pdpo_jax.core import sections, structs
 from pdpo_jax.data import prompts, tokenize
+from pdpo_jax.inference import respond
 from pdpo_jax.models import gptj, llama
-from pdpo_jax.runs import answers, run_folder
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import experiment as experiment_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
 from tests import prism_files
@@ -91,19 +92,19 @@ def test_the_released_variants_reach_what_they_configure():
   for name in ("prism", "tldr"):
     config = experiment(name, "authors")
     config_lib.validate(config)
-    loss = pdpo.make_objective(config)
+    loss = pdpo.make_objective(config.recipe)
     assert (loss.kind, loss.beta, loss.mixing) == ("sigmoid", 0.5, "batch")
     # Micro-batches of one row: its weight is alpha or 1 - alpha.
     assert config.train.accumulation_steps == config.train.batch_size == 32
     assert config.train.epochs == 1 and config.lora.dropout == 0
-    users = pdpo.user_spec(config.user)
+    users = config.user
     assert (users.weights, users.offset_init) == ("softmax", "vocabulary")
     assert (users.init, users.init_std) == ("vocabulary", 1.0)
     vanilla = experiment_lib.trainings(
       dataclasses.replace(config, vanilla=True)
     )["vanilla"]
-    assert pdpo.make_objective(vanilla).alpha == 0
-    spec = answers.sampling_spec(config.answers)
+    assert pdpo.make_objective(vanilla.recipe).alpha == 0
+    spec = config.answers
     assert spec.min_new_tokens == 32 and spec.penalize_prompt
     assert (spec.repetition_penalty, spec.no_repeat_ngram) == (1.15, 3)
     assert spec.max_new_tokens == {"prism": 500, "tldr": 1024}[name]
@@ -223,13 +224,13 @@ def test_prism_runs_from_its_files_to_results(
   # A known user is answered with the text that their choices were read with.
   texts = run_folder.read_user_texts(tmp_path / "run")
   asked = []
-  respond = answers.respond
+  respond_ = respond.respond
 
   def recorded(policy, base, prompts, *others):
     asked.extend(prompts)
-    return respond(policy, base, prompts, *others)
+    return respond_(policy, base, prompts, *others)
 
-  monkeypatch.setattr(answers, "respond", recorded)
+  monkeypatch.setattr(respond, "respond", recorded)
   ask(tmp_path / "run", *users, prompt=json.dumps(answer["prompt"]))
   assert [each.user_text for each in asked] == (
     [texts[user] for user in users] or [""]

@@ -10,6 +10,7 @@ import transformers
 
 from pdpo_jax import export
 from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import prompts
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import run_folder
@@ -125,7 +126,8 @@ def test_a_template_and_a_bos_of_the_runs_own_are_exported(tmp_path):
   tokenizer = prompts_test.make_tokenizer(prompts_test.WITHOUT_SYSTEM)
   base = dataclasses.replace(base, tokenizer=tokenizer)
   own = prompts_test.CHAT.replace("<|end|>", "!<|end|>")
-  export.export(tmp_path, policy, base, policies.USERS, False, own, True)
+  data = data_config.DataConfig(template=own, add_bos=True)
+  export.export(tmp_path, policy, base, policies.USERS, False, data)
   assert tokenizer.chat_template == prompts_test.WITHOUT_SYSTEM
   back = transformers.AutoTokenizer.from_pretrained(tmp_path)
   readme = (tmp_path / "README.md").read_text()

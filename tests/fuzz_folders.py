@@ -9,9 +9,8 @@ import re
 import tempfile
 from collections.abc import Callable
 
-from pdpo_jax.data.sources import preference_files
 from pdpo_jax.runs import config as config_lib
-from tests import fuzz_faults, fuzz_formats
+from tests import fuzz_faults, fuzz_formats, loading
 
 
 @dataclasses.dataclass
@@ -202,7 +201,7 @@ def _folder_outcome(
   config.data.max_bad_share = 0.5
   shown = str(sorted({**tree.files, **tree.links}))
   try:
-    dataset = preference_files.load(config)
+    dataset = loading.load(config)
   except ValueError as error:
     if folder not in str(error) and ":" not in str(error):
       faults.add(name, "refused without a place", f"{error} {shown}")

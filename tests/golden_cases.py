@@ -76,7 +76,7 @@ def architecture(arrays: dict[str, np.ndarray]) -> policy.Architecture:
 
 def language_model(arrays, targets=()) -> nnx.Module:
   """The golden base model; LoRA on `targets` is shapes only."""
-  lora = layers.LoraSpec(tuple(targets), RANK, LORA_ALPHA)
+  lora = layers.LoraConfig(tuple(targets), RANK, LORA_ALPHA)
   lm = loading.abstract_model(architecture(arrays), lora=lora)
   weights = section(arrays, "weights")
   loading.load_tensors(lm, set(weights), weights.__getitem__)
@@ -126,7 +126,7 @@ def make_policy(arrays, name: str, case: str) -> policy.Policy:
   else:
     clusters, tokens, width = users["centers"].shape
     rows = users["weights"].shape[0]
-  spec = user_model.UserSpec(kind, tokens, clusters, weights)
+  spec = user_model.UserConfig(kind, tokens, clusters, weights)
   made = nnx.eval_shape(
     lambda: user_model.make_user_model(
       spec, rows, jnp.zeros((rows * tokens, width)), nnx.Rngs(0)
@@ -169,9 +169,9 @@ def named(arch, trainable: nnx.State) -> dict[str, np.ndarray]:
   return found
 
 
-def objective(kind: str = "sigmoid") -> objective_lib.Objective:
+def objective(kind: str = "sigmoid") -> objective_lib.LossConfig:
   loss, smoothing = LOSSES[kind]
-  return objective_lib.Objective(loss, BETA, ALPHA, smoothing, logits_chunk=45)
+  return objective_lib.LossConfig(loss, BETA, ALPHA, smoothing)
 
 
 @functools.cache
@@ -191,7 +191,7 @@ def loss_and_gradients(arrays, name, case):
     def loss_of(trainable):
       merged = nnx.merge(graphdef, trainable, frozen)
       return objective_lib.loss_and_metrics(
-        merged, samples, objective(), scales
+        merged, samples, objective(), scales, logits_chunk=45
       )
 
     return jax.value_and_grad(loss_of, has_aux=True)(trainable)

@@ -15,13 +15,14 @@ import numpy as np
 from flax import nnx
 
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import parts, sources, tokenize
+from pdpo_jax.data import parts, tokenize
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import gptj
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import experiment
 from pdpo_jax.training import checkpoint, pdpo
 from pdpo_jax.weights import base as base_lib
+from tests import loading
 
 
 def tiny_config(folder: pathlib.Path) -> config_lib.Config:
@@ -58,13 +59,13 @@ def tiny_base(dataset: dataset_lib.Dataset, seed: int = 0) -> base_lib.Base:
 
 
 def tiny_part(config, base, users, name) -> parts.Part:
-  examples = getattr(sources.load(config), name)
+  examples = getattr(loading.load(config), name)
   return parts.tokenize_part(name, examples, config.data, base.tokenizer, users)
 
 
 def tiny_parts(config: config_lib.Config, seed: int = 0):
   """Base, users, train and held-out batches, and the data set."""
-  dataset = sources.load(config)
+  dataset = loading.load(config)
   base = tiny_base(dataset, seed)
   users = users_lib.UserIndex.from_examples(dataset.train)
   batches, heldout = (
@@ -77,7 +78,7 @@ def tiny_parts(config: config_lib.Config, seed: int = 0):
 def train(config: config_lib.Config, made=None) -> pdpo.SplitPolicy:
   base, users, batches, heldout, dataset = made or tiny_parts(config)
   return pdpo.train(
-    config,
+    config.recipe,
     base,
     users,
     batches,

@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from typing import Any
+from typing import Annotated, Any, Literal
 
 
 class Section:
@@ -15,6 +16,13 @@ class Section:
     if name not in names:
       raise AttributeError(unknown_field(type(self).__name__, name, names))
     object.__setattr__(self, name, value)
+
+  def check_together(self) -> None:
+    """Checks how fields go together, where a section has something to say.
+
+    Raises:
+      ValueError: with the fields, their values and what to do.
+    """
 
 
 def unknown_field(owner: str, name: str, names: list[str]) -> str:
@@ -84,69 +92,123 @@ def fill(section: Section, tree: Any, path: str = "") -> None:
       setattr(section, name, tuple(value) if isinstance(value, list) else value)
 
 
-def check_types(section: Section, path: str = "") -> None:
-  hints = typing.get_type_hints(type(section))
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """The numbers that a field may have, in its annotation.
+
+  Attributes:
+    least: the smallest one.
+    most: the largest one.
+    above: what all are above.
+    below: what all are below.
+  """
+
+  least: int | float | None = None
+  most: int | float | None = None
+  above: int | float | None = None
+  below: int | float | None = None
+
+  def holds(self, value: int | float) -> bool:
+    return (
+      (self.least is None or value >= self.least)
+      and (self.most is None or value <= self.most)
+      and (self.above is None or value > self.above)
+      and (self.below is None or value < self.below)
+    )
+
+  def __str__(self) -> str:
+    if self.below == math.inf:
+      return f"{dataclasses.replace(self, below=None)}, and finite"
+    if self.most is None and self.below is None:
+      if self.least is None:
+        return f"above {self.above}"
+      return f"{self.least} or more"
+    first, last = f"from {self.least}", f"{self.most}"
+    if self.least is None:
+      first = f"above {self.above}"
+    if self.most is None:
+      last = f"below {self.below}"
+    return f"{first} to {last}"
+
+
+# Numbers of things, of which there must be one, or may be none.
+Count = Annotated[int, Range(least=1)]
+CountOrNone = Annotated[int, Range(least=0)]
+Share = Annotated[float, Range(least=0, most=1)]
+ShareBelowOne = Annotated[float, Range(least=0, below=1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+
+
+def base_type(hint: Any) -> Any:
+  """What of an annotation is a type: of `Literal["a"]` and `Count`, too."""
+  if typing.get_origin(hint) is Annotated:
+    hint = typing.get_args(hint)[0]
+  if typing.get_origin(hint) is Literal:
+    return type(typing.get_args(hint)[0])
+  return hint
+
+
+def check(section: Section, path: str = "") -> None:
+  """Checks a section, and those in it, by what their annotations say.
+
+  An int is taken where a float is meant, and one item where several are.
+
+  Args:
+    path: of the section, with a dot at its end; empty for the whole.
+
+  Raises:
+    ValueError: with the field, its value and what is allowed.
+  """
+  hints = typing.get_type_hints(type(section), include_extras=True)
   for field in dataclasses.fields(section):
-    value, hint = getattr(section, field.name), hints[field.name]
-    name = path + field.name
+    name, hint = path + field.name, hints[field.name]
+    value = getattr(section, field.name)
     if isinstance(value, Section):
-      check_types(value, f"{name}.")
-    elif hint is float and type(value) is int:
-      setattr(section, field.name, float(value))
-    elif isinstance(hint, types.GenericAlias):
-      item = typing.get_args(hint)[0]
-      if item is str:
-        # A command line makes numbers of ids that look like some.
-        if type(value) is int:
-          value = (value,)
-        if isinstance(value, tuple | list):
-          value = tuple(str(x) if type(x) is int else x for x in value)
-      if not isinstance(value, tuple | list) or not all(
-        isinstance(each, item) for each in value
-      ):
-        raise ValueError(f"{name} {value!r} must be a tuple of {item.__name__}")
-      if item is str and len(value) == 1:
-        # How a command line gives several.
-        value = [each.strip() for each in value[0].split(",")]
-      setattr(section, field.name, tuple(value))
-    elif type(value) is not hint:
-      raise ValueError(f"{name} {value!r} must be of type {hint.__name__}")
+      check(value, f"{name}.")
+    else:
+      setattr(section, field.name, _checked(value, hint, name))
+  section.check_together()
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+  kind = base_type(hint)
+  if isinstance(kind, types.GenericAlias):
+    return _checked_items(value, typing.get_args(kind)[0], name)
+  if typing.get_origin(hint) is Literal:
+    choices = typing.get_args(hint)
+    require(value in choices, name, value, f"one of {choices}")
+    return value
+  if kind is float and type(value) is int:
+    value = float(value)
+  if type(value) is not kind:
+    raise ValueError(f"{name} {value!r} must be of type {kind.__name__}")
+  for limits in getattr(hint, "__metadata__", ()):
+    require(limits.holds(value), name, value, str(limits))
+  return value
+
+
+def _checked_items(value: Any, hint: Any, name: str) -> tuple:
+  kind = base_type(hint)
+  if kind is str:
+    # A command line makes numbers of ids that look like some.
+    if type(value) is int:
+      value = (value,)
+    if isinstance(value, tuple | list):
+      value = tuple(str(x) if type(x) is int else x for x in value)
+  if not isinstance(value, tuple | list) or not all(
+    isinstance(item, kind) for item in value
+  ):
+    raise ValueError(f"{name} {value!r} must be a tuple of {kind.__name__}")
+  if kind is str and len(value) == 1:
+    # How a command line gives several.
+    value = [item.strip() for item in value[0].split(",")]
+  if typing.get_origin(hint) is Literal:
+    choices = typing.get_args(hint)
+    require({*value} <= {*choices}, name, value, f"some of {choices}")
+  return tuple(value)
 
 
 def require(holds: bool, name: str, value: Any, allowed: str) -> None:
   if not holds:
     raise ValueError(f"{name} {value!r} must be {allowed}")
-
-
-def check_integers(section: Section, path: str) -> None:
-  """Counts are 1 or more, or 0 or more where 0 has a meaning."""
-  for field in dataclasses.fields(section):
-    value = getattr(section, field.name)
-    if field.type not in (int, "int"):
-      continue
-    zero = field.name in _MAY_BE_ZERO
-    require(
-      value >= (0 if zero else 1),
-      f"{path}.{field.name}",
-      value,
-      "0 or more" if zero else "1 or more",
-    )
-
-
-_MAY_BE_ZERO = {
-  "logits_chunk",
-  "warmup_steps",
-  "max_new_tokens",
-  "min_new_tokens",
-  "top_k",
-  "no_repeat_ngram",
-  "top_aspects",
-  "max_users",
-  "max_per_user",
-  "max_heldout_per_user",
-  "num_users",
-  "num_examples",
-  "requests_per_minute",
-  "retries",
-  "data",
-}

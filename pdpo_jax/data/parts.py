@@ -1,22 +1,15 @@
-"""The parts of a data set (train, held out, unseen users) as samples.
-
-What a sample reads depends on the objective: who sees the user's text, and
-whether generic rows are samples of their own.
-"""
+"""The splits of a data set (train, held out, unseen users) as token ids."""
 
 import collections
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import transformers
-from jaxtyping import Float
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import batching, prompts, tokenize
 from pdpo_jax.data import config as data_config
+from pdpo_jax.data import prompts, tokenize
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.runs import config as config_lib
 
 TRAIN = "train"
 
@@ -73,78 +66,3 @@ def tokenize_part(
   )
   kept = [examples[place] for place in result.kept]
   return Part(name, kept, result.examples, result.counts)
-
-
-def sample_rows(config: config_lib.Config, part: Part) -> Rows:
-  """What the policy is trained or evaluated on.
-
-  With `loss.mixing` "batch", every training sample comes twice: as its user's
-  and as the generic user's, the latter after all of the former.
-  """
-  loss, vanilla = config.loss, config.user.kind == "none"
-  rows = part.tokenized
-  if vanilla and part.name == TRAIN and not loss.vanilla_sees_text:
-    rows = _bare(rows)
-  if not _apart(config, part):
-    return rows
-  generic = rows if vanilla or loss.generic_sees_text else _bare(rows)
-  generic = [dataclasses.replace(row, user_row=0) for row in generic]
-  return [*rows, *generic]
-
-
-def reference_rows(config: config_lib.Config, rows: Rows) -> Rows:
-  """What the reference reads of `sample_rows`."""
-  return rows if config.loss.reference_sees_text else _bare(rows)
-
-
-def make_batches(
-  config: config_lib.Config,
-  part: Part,
-  rows: Rows,
-  reference_logps: Float[np.ndarray, "samples N"] | None,
-  devices: int = 1,
-  *,
-  trained: bool,
-) -> batching.PreferenceBatches:
-  """Batches of `sample_rows` or `reference_rows`.
-
-  Args:
-    devices: that will split a batch; where they cannot, it is whole on each.
-    trained: whether a batch is trained on, in `accumulation_steps` parts. Where
-      it is only read, one of such a part's size is enough.
-  """
-  users = config.user.kind != "none"
-  batch_size, parts = config.train.batch_size, config.train.accumulation_steps
-  if not trained:
-    # More devices than it was trained on get a sample each.
-    batch_size = -(-batch_size // parts // devices) * devices
-    parts = 1
-  return batching.PreferenceBatches(
-    rows,
-    reference_logps,
-    batch_size,
-    config.seed,
-    config.user.num_tokens if users else 0,
-    max_shapes=config.data.max_shapes,
-    devices=devices if batch_size % devices == 0 else 1,
-    parts=parts,
-    pack=config.data.pack,
-    # For the generic branch, where it is run on the same samples.
-    with_bare_prompt=config.learns_generic
-    and reference_logps is not None
-    and not config.loss.generic_sees_text
-    and not _apart(config, part),
-  )
-
-
-def _apart(config: config_lib.Config, part: Part) -> bool:
-  """Whether generic rows are samples of their own."""
-  return (
-    config.loss.mixing == "batch"
-    and config.train.learn == "all"
-    and part.name == TRAIN
-  )
-
-
-def _bare(rows: Rows) -> Rows:
-  return [dataclasses.replace(row, prompt=row.bare_prompt) for row in rows]

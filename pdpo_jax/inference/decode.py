@@ -26,7 +26,7 @@ def decode(
   seeds: UInt[Array, " B"],
   stop_tokens: Int[Array, " stop"],
   *,
-  spec: sampling.SamplingSpec,
+  spec: sampling.AnswersConfig,
   pad_id: int,
 ) -> tuple[Int[Array, "B M"], Int[Array, " B"]]:
   """Generates until every row has met a stop token or is full.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from flax import nnx
 
-from pdpo_jax.core import processes
+from pdpo_jax.core import processes, sections
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import host_users
@@ -133,7 +133,7 @@ def _run_batch(graphdef, state, requests, spec, stop_tokens, pad_id, rows):
 def generate(
   policy: policy_lib.Policy,
   requests: Sequence[Request],
-  spec: sampling.SamplingSpec,
+  spec: sampling.AnswersConfig,
   *,
   stop_tokens: Sequence[int],
   pad_id: int,
@@ -159,6 +159,8 @@ def generate(
     ValueError: if a prompt is empty or too long, or if a token, user row or
       seed is out of range.
   """
+  spec = dataclasses.replace(spec)  # Compiled code is kept by it.
+  sections.check(spec, "answers.")
   _check(policy, requests, spec, stop_tokens, pad_id, batch_size)
   if spec.max_new_tokens == 0 or not requests:
     return [np.zeros((0,), np.int32) for _ in requests]

@@ -12,68 +12,61 @@ Axes: B rows, V vocabulary, P prompt tokens, M generated tokens, S stop tokens.
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
+from pdpo_jax.core import sections
 
-@dataclasses.dataclass(frozen=True)
-class SamplingSpec:
-  """How to choose tokens, and how many.
+_Factor = Annotated[float, sections.Range(above=0, below=math.inf)]
+# The knobs that decide which tokens are taken.
+_SAMPLING = (
+  "max_new_tokens",
+  "min_new_tokens",
+  "temperature",
+  "top_k",
+  "top_p",
+  "repetition_penalty",
+  "no_repeat_ngram",
+  "penalize_prompt",
+)
 
-  Attributes:
-    max_new_tokens: tokens after which an answer is cut.
-    min_new_tokens: stop tokens are banned until there are so many.
-    temperature: divides logits; 0 takes the likeliest token. `top_k` and
-      `top_p` always keep that one, so at 0 they change nothing.
-    top_k: keep the k likeliest tokens (and ties with the last); 0 is off.
-    top_p: keep the likeliest tokens that together have this probability, the
-      one that crosses it included; 1 is off.
-    repetition_penalty: logits of tokens in the answer are divided by it where
-      positive and multiplied where negative (arXiv:1909.05858); 1 is off.
-    no_repeat_ngram: no n-gram of this size comes twice; 0 is off.
-    penalize_prompt: the last two count the prompt's tokens too.
-  """
 
-  max_new_tokens: int = 128
-  min_new_tokens: int = 0
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-  repetition_penalty: float = 1.0
-  no_repeat_ngram: int = 0
+@dataclasses.dataclass(unsafe_hash=True)
+class AnswersConfig(sections.Section):
+  """What is generated once training is done, and how."""
+
+  # Held-out prompts, each answered for every speaker.
+  num_prompts: sections.Count = 50
+  # The users with the most training samples, each a speaker. Or the ids of
+  # some.
+  num_users: sections.CountOrNone = 10
+  users: tuple[str, ...] = ()
+  batch_size: sections.Count = 64
+  max_new_tokens: sections.CountOrNone = 64
+  # Until so many tokens the answer cannot end; 0 allows the empty answer.
+  min_new_tokens: sections.CountOrNone = 0
+  # 0 is greedy.
+  temperature: Annotated[float, sections.Range(least=0, below=math.inf)] = 1.0
+  # 1, 0, 1 and 0 turn these off.
+  top_p: Annotated[float, sections.Range(above=0, most=1)] = 1.0
+  top_k: sections.CountOrNone = 0
+  repetition_penalty: _Factor = 1.0
+  no_repeat_ngram: sections.CountOrNone = 0
+  # These two count the prompt's tokens too (the released code).
   penalize_prompt: bool = False
 
-  def __post_init__(self):
-    for name in (
-      "max_new_tokens",
-      "min_new_tokens",
-      "top_k",
-      "no_repeat_ngram",
-    ):
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} {value!r} must be an integer, 0 or above")
+  def sampling(self) -> dict[str, float]:
+    """The knobs that decide which tokens are taken."""
+    return {name: getattr(self, name) for name in _SAMPLING}
+
+  def check_together(self) -> None:
     if self.min_new_tokens > self.max_new_tokens:
       raise ValueError(
-        f"min_new_tokens {self.min_new_tokens} is above max_new_tokens "
-        f"{self.max_new_tokens}; lower it"
-      )
-    if not 0 <= self.temperature < math.inf:
-      raise ValueError(
-        f"temperature {self.temperature} must be 0 (take the likeliest token) "
-        "or above, and finite"
-      )
-    if not 0 < self.top_p <= 1:
-      raise ValueError(
-        f"top_p {self.top_p} must be above 0 and at most 1 (off); "
-        "for the likeliest token use temperature 0"
-      )
-    if not 0 < self.repetition_penalty < math.inf:
-      raise ValueError(
-        f"repetition_penalty {self.repetition_penalty} must be above 0 and "
-        "finite; 1 is off"
+        f"answers.min_new_tokens {self.min_new_tokens} is above "
+        f"answers.max_new_tokens {self.max_new_tokens}; lower it"
       )
 
 
@@ -171,7 +164,7 @@ def filter_logits(
   tokens: Int[Array, "B M"],
   count: Int[Array, ""] | int,
   stop_tokens: Int[Array, " S"],
-  spec: SamplingSpec,
+  spec: AnswersConfig,
   prompt: Int[Array, "B P"] | None = None,
 ) -> Float[Array, "B V"]:
   """Applies all filters of `spec`; one that is off costs nothing.
@@ -214,7 +207,7 @@ def choose(
   logits: Float[Array, "B V"],
   keys: Key[Array, " B"],
   count: Int[Array, ""] | int,
-  spec: SamplingSpec,
+  spec: AnswersConfig,
 ) -> Int[Array, " B"]:
   """Draws each row's next token, from `fold_in(its key, count)` alone."""
   if spec.temperature > 0:

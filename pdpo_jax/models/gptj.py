@@ -204,7 +204,7 @@ class GPTJ(nnx.Module):
     self,
     arch: Architecture,
     *,
-    lora: layers.LoraSpec = layers.LoraSpec(),
+    lora: layers.LoraConfig = layers.NO_LORA,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     remat: str = "none",

@@ -15,6 +15,7 @@ from jax import ad_checkpoint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int8, Key, Shaped
 
+from pdpo_jax.core import sections
 from pdpo_jax.models import placement
 
 Layer = TypeVar("Layer", bound=nnx.Module)
@@ -24,28 +25,28 @@ class LoraParam(nnx.Variable):
   """A trained low-rank weight. Base weights are `nnx.Param` and stay frozen."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraSpec:
+@dataclasses.dataclass(unsafe_hash=True)
+class LoraConfig(sections.Section):
   """Which linear layers get a low-rank update, and of what size.
 
   The update is `dropout(x) @ A @ B * (alpha / rank)`, with B zero at the start
   (Hu et al., arXiv:2106.09685), so that a new policy is the base model.
-
-  Attributes:
-    targets: names of linear layers, e.g. `("q_proj", "v_proj")`.
-    rank: r, the inner size of the update.
-    alpha: numerator of the scale.
-    dropout: probability that an input feature is dropped, in training only.
   """
 
-  targets: tuple[str, ...] = ()
-  rank: int = 8
+  # Names of linear layers, as in Hugging Face's parameter names. "all" means
+  # each linear layer of a block; () leaves the base as it is.
+  targets: tuple[str, ...] = ("all",)
+  rank: sections.Count = 8
   alpha: float = 16.0
-  dropout: float = 0.0
+  # Probability that an input feature is dropped, in training only.
+  dropout: sections.ShareBelowOne = 0.05
 
   @property
   def scale(self) -> float:
     return self.alpha / self.rank
+
+
+NO_LORA = LoraConfig(targets=())
 
 
 def drop(
@@ -133,7 +134,7 @@ class Linear(nnx.Module):
     out_features: int,
     *,
     use_bias: bool,
-    lora: LoraSpec,
+    lora: LoraConfig,
     stream: int,
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
@@ -202,7 +203,7 @@ class Embedding(nnx.Module):
     vocab_size: int,
     width: int,
     *,
-    lora: LoraSpec,
+    lora: LoraConfig,
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):

@@ -35,7 +35,7 @@ def make_language_model(arch: Architecture, **kwargs: Any) -> nnx.Module:
   Raises:
     ValueError: if `lora` names a layer that the architecture does not have.
   """
-  lora = kwargs.get("lora", layers.LoraSpec())
+  lora = kwargs.get("lora", layers.NO_LORA)
   for target in lora.targets:
     if target not in arch.lora_targets:
       raise ValueError(
@@ -175,7 +175,7 @@ def base_policy(lm: nnx.Module) -> Policy:
   Args:
     lm: without LoRA.
   """
-  spec = user_model.UserSpec(kind="none")
+  spec = user_model.UserConfig(kind="none")
   nobody = user_model.make_user_model(
     spec, 1, lm.embed(jnp.arange(1)), nnx.Rngs(0)
   )

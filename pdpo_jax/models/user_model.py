@@ -7,11 +7,14 @@ user), C clusters.
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
+
+from pdpo_jax.core import sections
 
 
 class UserParam(nnx.Variable):
@@ -22,52 +25,39 @@ class UserRowParam(UserParam):
   """One with a row for each user, row 0 being the generic user's."""
 
 
-@dataclasses.dataclass(frozen=True)
-class UserSpec:
-  """What a user model is made of.
+@dataclasses.dataclass(unsafe_hash=True)
+class UserConfig(sections.Section):
+  """What a user model is made of."""
 
-  Attributes:
-    kind: a key of `USER_MODELS`: 'individual', 'cluster' or 'none'.
-    num_tokens: T, the length of the prefix.
-    num_clusters: C, for 'cluster'.
-    weights: 'free' uses cluster weights as they are (the paper), 'softmax'
-      turns them into a distribution first (the released code).
-    init: how the generic embedding and the centers start: 'vocabulary' takes
-      random rows of the token embedding table, 'normal' draws with the table's
-      standard deviation.
-    offset_init: how individual offsets start: 'normal' draws with `init_std`,
-      'vocabulary' takes rows of the token embedding table (the released code).
-    init_std: standard deviation of offsets and of cluster weights around their
-      common value, at the start. At 0 all users start as the generic one.
-  """
+  # "individual", "cluster" or "none" (vanilla DPO).
+  kind: Literal["individual", "cluster", "none"] = "individual"
+  # T, the length of the prefix.
+  num_tokens: sections.CountOrNone = 10
+  # C, for "cluster".
+  num_clusters: sections.Count = 10
+  # Cluster weights: "free" (the paper) or "softmax" (the released code).
+  weights: Literal["free", "softmax"] = "free"
+  # Generic embedding and centers at the start: "vocabulary" or "normal".
+  init: Literal["vocabulary", "normal"] = "vocabulary"
+  # Offsets at the start: "normal" or "vocabulary" (the released code).
+  offset_init: Literal["normal", "vocabulary"] = "normal"
+  # Standard deviation of "normal" offsets and of cluster weights at the start.
+  # The released code's cluster weights have 1.
+  init_std: sections.NotNegative = 0.0
+  # "front" of the prompt (the paper) or "after_bos" (the released code).
+  prefix_position: Literal["front", "after_bos"] = "front"
 
-  kind: str = "individual"
-  num_tokens: int = 10
-  num_clusters: int = 10
-  weights: str = "free"
-  init: str = "vocabulary"
-  offset_init: str = "normal"
-  init_std: float = 0.0
-
-  def __post_init__(self):
-    for name, allowed in (
-      ("kind", tuple(USER_MODELS)),
-      ("weights", ("free", "softmax")),
-      ("init", ("vocabulary", "normal")),
-      ("offset_init", ("normal", "vocabulary")),
-    ):
-      value = getattr(self, name)
-      if value not in allowed:
-        raise ValueError(f"user.{name} {value!r} is not one of {allowed}")
+  def check_together(self) -> None:
     if self.kind != "none" and self.num_tokens < 1:
       raise ValueError(
-        f"user.num_tokens {self.num_tokens} leaves user model {self.kind!r} "
+        f"user.num_tokens {self.num_tokens} leaves user.kind {self.kind!r} "
         "nothing to learn; use 1 or more, or user.kind 'none'"
       )
-    if self.kind == "cluster" and self.num_clusters < 1:
-      raise ValueError(
-        f"user.num_clusters {self.num_clusters} must be 1 or more"
-      )
+
+  @property
+  def prefix_length(self) -> int:
+    """Positions that a user takes."""
+    return 0 if self.kind == "none" else self.num_tokens
 
 
 def vocabulary_rows(
@@ -183,7 +173,7 @@ USER_MODELS = {
 
 
 def make_user_model(
-  spec: UserSpec,
+  spec: UserConfig,
   num_rows: int,
   table: Float[Array, "V D"],
   rngs: nnx.Rngs,
@@ -202,4 +192,5 @@ def make_user_model(
   """
   if num_rows < 1:
     raise ValueError(f"num_rows {num_rows} must be 1 (generic) or more")
+  sections.check(spec, "user.")
   return USER_MODELS[spec.kind](spec, num_rows, table, rngs)

@@ -9,8 +9,7 @@ from flax import nnx
 from pdpo_jax.core import structs
 from pdpo_jax.models import placement
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import optimizer, pdpo, sharding
+from pdpo_jax.training import optimizer, pdpo, recipes, sharding
 
 # Of a schedule; nothing that is planned depends on it.
 _TOTAL_STEPS = 1000
@@ -47,22 +46,22 @@ class Arguments:
 
 
 def make_policy(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   arch: policy_lib.Architecture,
   num_rows: int,
 ) -> pdpo.SplitPolicy:
   """The policy of a configuration; where its arrays lie is left open."""
   table = jax.ShapeDtypeStruct(
-    (arch.vocab_size, arch.width), jnp.dtype(config.base.dtype)
+    (arch.vocab_size, arch.width), jnp.dtype(recipe.base.dtype)
   )
-  make = pdpo.policy_factory(config, arch, num_rows)
+  make = pdpo.policy_factory(recipe, arch, num_rows)
   return pdpo.SplitPolicy(
     *nnx.split(nnx.eval_shape(make, table), policy_lib.trainable, ...)
   )
 
 
 def make_arguments(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   split: pdpo.SplitPolicy,
   shape: Shape,
   mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
@@ -70,20 +69,20 @@ def make_arguments(
   """The shapes that a step runs on.
 
   Args:
-    config: of the run.
+    recipe: of the run.
     split: of `make_policy`.
     shape: of a batch.
     mesh: where everything lies, by the rules of `training.sharding`; without,
       shapes have no place.
   """
-  transformation = optimizer.make_optimizer(config.train, _TOTAL_STEPS)
+  transformation = optimizer.make_optimizer(recipe.train, _TOTAL_STEPS)
   state = structs.TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
     split.trainable,
     jax.eval_shape(transformation.init, split.trainable),
   )
-  groups = config.train.accumulation_steps * sharding.batch_shards(mesh)
-  batch = make_batch(shape, groups if config.data.pack else None)
+  groups = recipe.train.accumulation_steps * sharding.batch_shards(mesh)
+  batch = make_batch(shape, groups if recipe.data.pack else None)
   frozen = split.frozen
   if mesh is not None:
     state, frozen = _placed_state(state, mesh), _placed(frozen, mesh)
@@ -92,19 +91,20 @@ def make_arguments(
 
 
 def trace(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   arch: policy_lib.Architecture,
   shape: Shape,
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Arguments, jax.stages.Traced]:
   """The step that `pdpo.train` would run, and what it would run on."""
-  split = make_policy(config, arch, shape.user_rows)
-  arguments = make_arguments(config, split, shape, mesh)
+  split = make_policy(recipe, arch, shape.user_rows)
+  arguments = make_arguments(recipe, split, shape, mesh)
   step = pdpo.make_step(
-    config,
+    recipe,
     split.graphdef,
-    pdpo.make_objective(config, mesh),
-    optimizer.make_optimizer(config.train, _TOTAL_STEPS),
+    pdpo.make_objective(recipe),
+    sharding.logits_chunk(recipe.train.logits_chunk, mesh),
+    optimizer.make_optimizer(recipe.train, _TOTAL_STEPS),
     sharding.pinned(arguments.state) if mesh is not None else None,
   )
   traced = step.trace(arguments.state, arguments.frozen, arguments.batch)

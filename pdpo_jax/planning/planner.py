@@ -21,8 +21,8 @@ from jax.experimental import topologies as jax_topologies
 from pdpo_jax.models import kernels
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, collectives, flops, gpus, topologies
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import optimizer, sharding
+from pdpo_jax.training import optimizer, recipes, sharding
+from pdpo_jax.weights import base as base_lib
 
 _USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
 # Up to this, any GPU that has cuDNN's attention takes it.
@@ -140,16 +140,16 @@ def devices_of(topology: topologies.Topology) -> Sequence[jax.Device]:
 
 
 def choose_mesh(
-  config: config_lib.MeshConfig, topology: topologies.Topology
-) -> config_lib.MeshConfig:
+  mesh: sharding.MeshConfig, topology: topologies.Topology
+) -> sharding.MeshConfig:
   """The mesh of a configuration; all devices on `fsdp` if it names none."""
-  if config == config_lib.MeshConfig():
-    return config_lib.MeshConfig(data=1, fsdp=topology.num_devices)
-  return config
+  if mesh == sharding.MeshConfig():
+    return sharding.MeshConfig(data=1, fsdp=topology.num_devices)
+  return mesh
 
 
 def make_plan(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   arch: policy_lib.Architecture,
   shape: abstract.Shape,
   topology: topologies.Topology,
@@ -158,7 +158,7 @@ def make_plan(
   """Compiles the step and reads what it needs.
 
   Args:
-    config: of the run, with its mesh.
+    recipe: of the run, with its mesh.
     arch: of the base.
     shape: of a batch.
     topology: what is planned for.
@@ -169,18 +169,21 @@ def make_plan(
       is not for them.
   """
   estimated = devices[0].platform != topology.platform
-  train = dataclasses.replace(config.train, batch_size=shape.samples)
-  config = dataclasses.replace(config, train=train)
-  attention = attention_of(config.base, arch, topology, estimated)
-  base = dataclasses.replace(config.base, attention=attention)
-  config = dataclasses.replace(config, base=base)
-  config, shape = _on_devices(config, shape)
-  sharding.check_batch(config, devices)
-  mesh = sharding.make_mesh(config.mesh, devices)
+  train = dataclasses.replace(recipe.train, batch_size=shape.samples)
+  recipe = dataclasses.replace(recipe, train=train)
+  attention = attention_of(recipe.base, arch, topology, estimated)
+  base = dataclasses.replace(recipe.base, attention=attention)
+  recipe = dataclasses.replace(recipe, base=base)
+  recipe, shape = _on_devices(recipe, shape)
+  train = recipe.train
+  sharding.check_batch(
+    recipe.mesh, train.batch_size, train.accumulation_steps, devices
+  )
+  mesh = sharding.make_mesh(recipe.mesh, devices)
   if mesh is None:
     mesh = jax.sharding.Mesh(np.array(devices).reshape(1, 1, 1), sharding.AXES)
   start = time.perf_counter()
-  arguments, traced = abstract.trace(config, arch, shape, mesh)
+  arguments, traced = abstract.trace(recipe, arch, shape, mesh)
   held = held_bytes(arguments)
   received = None
   try:
@@ -198,7 +201,7 @@ def make_plan(
     topology,
     dict(mesh.shape),
     shape,
-    config.train.accumulation_steps,
+    recipe.train.accumulation_steps,
     memory,
     flops.count(traced),
     received,
@@ -208,7 +211,7 @@ def make_plan(
 
 
 def attention_of(
-  base: config_lib.BaseConfig,
+  base: base_lib.BaseConfig,
   arch: policy_lib.Architecture,
   topology: topologies.Topology,
   estimated: bool,
@@ -235,16 +238,18 @@ def attention_of(
   return "xla" if problem or arch.head_size > _HEAD_NOT_ASKED else "cudnn"
 
 
-def _on_devices(config, shape):
+def _on_devices(
+  recipe: recipes.Recipe, shape: abstract.Shape
+) -> tuple[recipes.Recipe, abstract.Shape]:
   """What devices get to see: of a table on the host, a batch's rows alone."""
-  if not config.train.users_on_host:
-    return config, shape
+  if not recipe.train.users_on_host:
+    return recipe, shape
   train = dataclasses.replace(
-    config.train, users_on_host=False, sparse_users=False
+    recipe.train, users_on_host=False, sparse_users=False
   )
   # As `sparse_users.batch_rows`: one each, and the generic user's.
   shape = dataclasses.replace(shape, user_rows=shape.samples + 1)
-  return dataclasses.replace(config, train=train), shape
+  return dataclasses.replace(recipe, train=train), shape
 
 
 def held_bytes(arguments: abstract.Arguments) -> dict[str, float]:
@@ -343,7 +348,7 @@ def find_largest(
 
 
 def find_smaller(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   arch: policy_lib.Architecture,
   plan: Plan,
   growth: Growth,
@@ -358,13 +363,13 @@ def find_smaller(
     none that is smaller.
   """
   # Of a plan, the shape is what devices see already.
-  split = abstract.make_policy(config, arch, plan.shape.user_rows)
+  split = abstract.make_policy(recipe, arch, plan.shape.user_rows)
   for topology in topologies.smaller(plan.topology):
     count = topology.num_devices
     if plan.shape.samples % count:
       continue
     mesh = jax.sharding.AbstractMesh((1, count, 1), sharding.AXES)
-    held = held_bytes(abstract.make_arguments(config, split, plan.shape, mesh))
+    held = held_bytes(abstract.make_arguments(recipe, split, plan.shape, mesh))
     spare = topology.chip.memory - sum(held.values()) + held["batch"]
     share = plan.shape.samples // count
     for parts in (n for n in range(1, share + 1) if share % n == 0):

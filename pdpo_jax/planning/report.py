@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pdpo_jax.planning import planner, topologies
-from pdpo_jax.runs import config as config_lib
+from pdpo_jax.training import recipes
 
 # Of the chips' peak, as good programs reach it.
 _UTILISATION = 0.5
@@ -78,26 +78,26 @@ def _row(name: str, size: float) -> str:
   return f"  {name:<22}{size / unit:>12,.2f} {title}"
 
 
-def advice(plan: planner.Plan, config: config_lib.Config) -> str:
+def advice(plan: planner.Plan, recipe: recipes.Recipe) -> str:
   """What to change where memory is short, or where there is plenty."""
   if not plan.fits:
-    return "What would help: " + "; ".join(_savings(plan, config))
+    return "What would help: " + "; ".join(_savings(plan, recipe))
   chip = plan.topology.chip
-  if chip and plan.total < chip.memory / 2 and config.base.remat == "full":
+  if chip and plan.total < chip.memory / 2 and recipe.base.remat == "full":
     return "There is room to compute less: --config.base.remat=dots"
   return ""
 
 
-def _savings(plan, config):
+def _savings(plan: planner.Plan, recipe: recipes.Recipe) -> list[str]:
   """What makes a plan smaller, the cheapest first."""
   found = []
   if plan.mesh["fsdp"] < plan.topology.num_devices and plan.mesh["tensor"] == 1:
     found.append(
       f"--config.mesh.data=1 --config.mesh.fsdp={plan.topology.num_devices}"
     )
-  if config.base.param_dtype == "float32":
+  if recipe.base.param_dtype == "float32":
     found.append("--config.base.param_dtype=bfloat16")
-  if config.base.remat != "full":
+  if recipe.base.remat != "full":
     found.append("--config.base.remat=full")
   if plan.samples > 1:
     parts = next(

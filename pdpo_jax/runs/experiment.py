@@ -20,7 +20,7 @@ from pdpo_jax.data import users as users_lib
 from pdpo_jax.runs import answers
 from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import pdpo, reference, sharding
+from pdpo_jax.training import branch_batches, pdpo, reference, sharding
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -45,16 +45,6 @@ class Data:
   parts: dict[str, parts_lib.Part]
 
 
-def check_specs(config: config_lib.Config) -> None:
-  """What user models and samplers check by themselves, before data is read.
-
-  Raises:
-    ValueError: naming what is wrong with `user` or `answers`.
-  """
-  pdpo.user_spec(config.user)
-  answers.sampling_spec(config.answers)
-
-
 def read_base(
   config: config_lib.Config, folder: pathlib.Path, reading: bool = False
 ) -> base_lib.Base:
@@ -69,10 +59,16 @@ def read_base(
   """
   mesh = sharding.reading_mesh() if reading else config.mesh
   if not reading:
-    sharding.check_batch(config)
+    check_batch(config)
   mesh = sharding.make_mesh(mesh)
   path = run_folder.base_path(config, folder)
   return base_lib.read_base(path, config.base, sharding.of_base(mesh))
+
+
+def check_batch(config: config_lib.Config) -> None:
+  """Checks that the devices divide each microbatch; see `sharding`."""
+  train = config.train
+  sharding.check_batch(config.mesh, train.batch_size, train.accumulation_steps)
 
 
 def check_prefix(
@@ -111,7 +107,25 @@ def load_dataset(
   if tokenizer is not None:
     count_tokens = functools.partial(tokenize.count_tokens, tokenizer)
   before = held_out_before(config, folder)
-  dataset = sources.load(config, count_tokens, before)
+  dataset = sources.load(
+    config.data,
+    seed=config.seed,
+    num_prompts=config.answers.num_prompts,
+    num_posts=config.sft.num_posts,
+    users_alone=config.train.learn == "users",
+    count_tokens=count_tokens,
+    before=before,
+  )
+  if config.user.prefix_length and not any(
+    example.user_id for example in dataset.train
+  ):
+    logger.warning(
+      "data.path %r: no comparison says who made it, so that only the generic "
+      "embedding is learnt; where the column of users is not %r, name it by "
+      "data.files.user_column",
+      config.data.path,
+      config.data.files.user_column,
+    )
   if processes.several():
     processes.agree("the data", _digests(dataset))
   return dataset
@@ -229,7 +243,7 @@ def check_lengths(
   Raises:
     ValueError: if it has not.
   """
-  prefix = config.user.num_tokens if config.user.kind != "none" else 0
+  prefix = config.user.prefix_length
   longest = prefix + max(
     max(len(row.prompt), len(row.bare_prompt)) + max(map(len, row.responses))
     for part in data.parts.values()
@@ -247,20 +261,23 @@ def make_batches(
   config: config_lib.Config, base: base_lib.Base, part: parts_lib.Part
 ) -> batching.PreferenceBatches:
   """Batches with reference log-probabilities, as the objective wants them."""
-  rows = parts_lib.sample_rows(config, part)
-  read = parts_lib.reference_rows(config, rows)
+  recipe = config.recipe
+  rows = branch_batches.sample_rows(recipe, part)
+  read = branch_batches.reference_rows(recipe, rows)
   devices = sharding.batch_shards(sharding.mesh_of(base.params))
   logps = reference.reference_logps(
     base,
     read,
-    parts_lib.make_batches(config, part, read, None, devices, trained=False),
+    branch_batches.make_batches(
+      recipe, part, read, None, devices, trained=False
+    ),
     pathlib.Path(config.cache).expanduser(),
     config.train.logits_chunk,
     f"reference, {part.name}",
   )
   trained = part.name == parts_lib.TRAIN
-  return parts_lib.make_batches(
-    config, part, rows, logps, devices, trained=trained
+  return branch_batches.make_batches(
+    recipe, part, rows, logps, devices, trained=trained
   )
 
 

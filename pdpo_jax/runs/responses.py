@@ -5,6 +5,7 @@ A line a response, in a file whose name tells the settings:
   {"sample": "9f0c…", "user_id": "4", "row": 2, "seed": 123, "response": "…"}
 """
 
+import dataclasses
 import hashlib
 import logging
 import pathlib
@@ -12,11 +13,12 @@ from collections.abc import Callable, Sequence
 
 from typing_extensions import TypedDict
 
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.core import kept, processes, structs
-from pdpo_jax.runs import answers
+from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.data import config as data_config
+from pdpo_jax.inference import respond, sampling
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -32,20 +34,37 @@ class Line(TypedDict):
   response: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What all who are compared respond with.
+
+  The template and BOS are always those of what responds.
+  """
+
+  answers: sampling.AnswersConfig
+  max_prompt_tokens: int
+  seed: int
+
+  @classmethod
+  def of(cls, config: config_lib.Config) -> "Settings":
+    """Those of a run."""
+    return cls(config.answers, config.data.max_prompt_tokens, config.seed)
+
+
 def file_of(
-  folder: pathlib.Path, name: str, config: config_lib.Config
+  folder: pathlib.Path, name: str, settings: Settings
 ) -> pathlib.Path:
   """Where responses with these settings are.
 
   Args:
     folder: of a training, or of a run.
     name: of what responds, within the folder.
-    config: `answers`, the limit of prompts and `seed` apply. The template is
-      always that of what responds.
   """
-  spec = answers.sampling_spec(config.answers)
-  settings = f"{spec} {config.data.max_prompt_tokens} {config.seed}"
-  digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+  knobs = settings.answers.sampling()
+  listed = ", ".join(f"{knob}={value}" for knob, value in knobs.items())
+  # As it was written first, so that older files are found.
+  text = f"SamplingSpec({listed}) {settings.max_prompt_tokens} {settings.seed}"
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
   return folder / "responses" / f"{name}_{digest}.jsonl"
 
 
@@ -65,7 +84,8 @@ def make(
   row_of: Callable[[str | None], int],
   policy: Callable[[], policy_lib.Policy],
   base: base_lib.Base,
-  config: config_lib.Config,
+  data: data_config.DataConfig,
+  settings: Settings,
   file: pathlib.Path,
 ) -> dict[str, str]:
   """A response to each sample, by its key: kept ones, or made now and kept.
@@ -73,7 +93,7 @@ def make(
   Args:
     row_of: the user row of a user id; where it is needed, as `policy`.
     policy: gives the policy.
-    config: as for `file_of`.
+    data: of what responds: how it was told prompts.
     file: of `file_of`.
   """
   keys = [scores_lib.sample_key(example) for example in examples]
@@ -81,12 +101,15 @@ def make(
   known = {line["sample"] for line in lines}
   missing = [place for place, key in enumerate(keys) if key not in known]
   # In pieces, so that little is lost when it is interrupted.
-  size = 4 * config.answers.batch_size
+  data = dataclasses.replace(
+    data, max_prompt_tokens=settings.max_prompt_tokens
+  )
+  size = 4 * settings.answers.batch_size
   for start in range(0, len(missing), size):
     places = missing[start : start + size]
-    seeds = [_seed_of(keys[place], config) for place in places]
+    seeds = [_seed_of(keys[place], settings.seed) for place in places]
     rows = [row_of(examples[place].user_id) for place in places]
-    texts = answers.respond(
+    texts = respond.respond(
       policy(),
       base,
       [
@@ -95,7 +118,8 @@ def make(
       ],
       rows,
       seeds,
-      config,
+      settings.answers,
+      data,
     )
     lines += [
       Line(
@@ -113,6 +137,6 @@ def make(
   return {key: responses[key] for key in keys}
 
 
-def _seed_of(key: str, config: config_lib.Config) -> int:
+def _seed_of(key: str, seed: int) -> int:
   """A sample's seed, the same for whoever responds to it."""
-  return (config.seed + int(key[:8], 16)) % 2**32
+  return (seed + int(key[:8], 16)) % 2**32

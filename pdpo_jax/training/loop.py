@@ -19,8 +19,7 @@ import numpy as np
 
 from pdpo_jax.core import processes, structs
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import checkpoint, checkpoint_items, metrics
+from pdpo_jax.training import checkpoint, checkpoint_items, metrics, recipes
 
 
 class Interrupted(Exception):
@@ -99,9 +98,7 @@ def check_space(folder: pathlib.Path, state: Any, copies: int) -> None:
     )
 
 
-def run(
-  training: Training, cadence: config_lib.TrainConfig
-) -> structs.TrainState:
+def run(training: Training, cadence: recipes.TrainConfig) -> structs.TrainState:
   """Trains to the end, from the newest whole checkpoint if there is one.
 
   Raises:

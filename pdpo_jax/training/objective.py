@@ -4,28 +4,56 @@ Axes: B samples, N responses (0 is the chosen one), M = N - 1 pairs a sample.
 """
 
 import dataclasses
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
-from pdpo_jax.core import structs
+from pdpo_jax.core import sections, structs
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import logprobs, losses
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """What is minimised; the fields are those of `config.LossConfig`."""
+@dataclasses.dataclass(unsafe_hash=True)
+class LossConfig(sections.Section):
+  """The P-DPO objective."""
 
-  kind: str = "sigmoid"
-  beta: float = 0.5
-  alpha: float = 0.5
-  label_smoothing: float = 0.0
-  chosen_nll: float = 0.0
+  # "sigmoid" (DPO), "ipo", "hinge" or "robust".
+  kind: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+  # How strongly the policy is held to the reference.
+  beta: sections.Positive = 0.5
+  # Weight of the user branch; the generic branch has 1 - alpha.
+  alpha: sections.Share = 0.5
+  # Probability that a label is wrong, for "sigmoid" and "robust".
+  label_smoothing: Annotated[float, sections.Range(least=0, below=0.5)] = 0.0
+  # Weight of the chosen response's mean negative log-likelihood a token, added
+  # to each pair's loss (arXiv:2404.19733), so that a margin is not won by
+  # making both responses unlikely. 0: the paper's loss.
+  chosen_nll: sections.NotNegative = 0.0
+  # Rewards are means over a response's tokens, and not sums: as TRL has them
+  # for "ipo", and its paper has not.
   length_normalized: bool = False
-  mixing: str = "sample"
-  logits_chunk: int = 128
+  # "sample" runs both branches on every sample (the paper). "batch" makes
+  # user's and generic rows samples of their own, independently shuffled, and
+  # mixes their means in each part of a batch (the released code): with
+  # `train.accumulation_steps` as large as `train.batch_size`, a row's weight is
+  # alpha or 1 - alpha. Vanilla DPO is trained on the same rows, and in as many
+  # steps, with weight 0 for users'.
+  mixing: Literal["sample", "batch"] = "sample"
+  # Who reads the user's text besides the user branch: the reference (the
+  # released code), the generic branch (the paper), vanilla DPO in training (the
+  # paper; with it or without, answers and evaluation are given the text).
+  reference_sees_text: bool = False
+  generic_sees_text: bool = True
+  vanilla_sees_text: bool = True
+
+  def check_together(self) -> None:
+    if self.label_smoothing and self.kind in ("ipo", "hinge"):
+      raise ValueError(
+        f"loss.label_smoothing {self.label_smoothing} has no meaning for "
+        f"loss.kind {self.kind!r}; use 0, or 'sigmoid' or 'robust'"
+      )
 
   def branches(self) -> list[tuple[str, float]]:
     """The branches that are run, with their weights in a sample's loss."""
@@ -66,8 +94,9 @@ def response_logps(
 def branch_logps(
   policy: policy_lib.Policy,
   batch: structs.PreferenceBatch,
-  objective: Objective,
+  objective: LossConfig,
   dropout_key: Key[Array, ""] | None = None,
+  logits_chunk: int = 128,
 ) -> dict[str, Float[Array, "B N"]]:
   """The log-probabilities under each branch that has weight, in one pass.
 
@@ -96,7 +125,7 @@ def branch_logps(
     policy,
     merged,
     merge(*(prefixes[name]() for name in names)),
-    objective.logits_chunk,
+    logits_chunk,
     dropout_key,
   )
   logps = logps.reshape(rows, len(names), -1)
@@ -115,7 +144,7 @@ def _rows_of_branch(batch, name):
 
 
 def pair_scales(
-  batch: structs.PreferenceBatch, objective: Objective, parts: int = 1
+  batch: structs.PreferenceBatch, objective: LossConfig, parts: int = 1
 ) -> Float[Array, "B M"]:
   """What each pair's loss is multiplied by in the loss of the batch.
 
@@ -147,9 +176,10 @@ def pair_scales(
 def loss_and_metrics(
   policy: policy_lib.Policy,
   batch: structs.PreferenceBatch,
-  objective: Objective,
+  objective: LossConfig,
   scales: Float[Array, "B M"],
   dropout_key: Key[Array, ""] | None = None,
+  logits_chunk: int = 128,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """P-DPO's loss (section 2.3 of arXiv:2402.05133) on a batch or a part of one.
 
@@ -163,6 +193,7 @@ def loss_and_metrics(
   Args:
     scales: s, from `pair_scales` of the whole batch, so that the parts of an
       accumulated batch add up to its loss.
+    logits_chunk: positions with logits at a time, as `logprobs.response_logps`.
 
   Returns:
     The loss, and metrics that add up over parts as well: `loss`, for each
@@ -171,7 +202,7 @@ def loss_and_metrics(
     first branch without its name, and `sample_loss` `[B]`.
   """
   pair_loss = losses.LOSSES[objective.kind]
-  logps = branch_logps(policy, batch, objective, dropout_key)
+  logps = branch_logps(policy, batch, objective, dropout_key, logits_chunk)
   pairs = jnp.zeros_like(scales)
   metrics = {}
   for place, (name, branch_weight) in enumerate(objective.branches()):

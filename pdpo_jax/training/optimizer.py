@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from pdpo_jax.models import user_model
-from pdpo_jax.runs import config as config_lib
+from pdpo_jax.training import recipes
 
 
 def cosine_schedule(
@@ -60,7 +60,7 @@ def kept_apart(trainable: nnx.State, learn: str) -> nnx.State:
 
 
 def make_optimizer(
-  train: config_lib.TrainConfig, total_steps: int
+  train: recipes.TrainConfig, total_steps: int
 ) -> optax.GradientTransformation:
   """Clipping by the global norm, then AdamW for LoRA and for users.
 

@@ -18,9 +18,8 @@ from jaxtyping import Float
 from pdpo_jax.core import processes, sections, structs
 from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.models import kernels, layers, user_model
+from pdpo_jax.models import kernels, user_model
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import (
   checkpoint,
   checkpoint_items,
@@ -28,6 +27,7 @@ from pdpo_jax.training import (
   loop,
   losses,
   optimizer,
+  recipes,
   sharding,
 )
 from pdpo_jax.training import objective as objective_lib
@@ -36,7 +36,7 @@ from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
 
-# What a policy is, and what it was learnt by, in the config.
+# What a policy is, and what it was learnt by, in the recipe.
 _LEARNT_BY = ("seed", "user.", "lora.", "loss.", "train.")
 
 
@@ -57,76 +57,70 @@ class SplitPolicy:
     return base_lib.digest_of({path: x.get_value() for path, x in flat})
 
 
-def user_spec(user: config_lib.UserConfig) -> user_model.UserSpec:
-  """The user model that the configuration describes."""
-  fields = dataclasses.asdict(user)
-  fields.pop("prefix_position")
-  return user_model.UserSpec(**fields)
-
-
-def check_policy(
-  config: config_lib.Config, arch: policy_lib.Architecture
-) -> None:
+def check_policy(recipe: recipes.Recipe, arch: policy_lib.Architecture) -> None:
   """Checks that the policy can be made, without making it.
 
   Raises:
     ValueError: naming what is wrong with `user`, `lora` or `base`.
   """
-  make = policy_factory(config, arch, num_rows=1)
+  make = policy_factory(recipe, arch, num_rows=1)
   size = arch.vocab_size, arch.width
   nnx.eval_shape(make, jax.ShapeDtypeStruct(size, jnp.float32))
 
 
 def policy_factory(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   arch: policy_lib.Architecture,
   num_rows: int,
 ) -> Callable[[Any], policy_lib.Policy]:
   """Makes the policy that a configuration describes, with random weights.
 
   Args:
-    config: `base`, `user` and `lora` say what it is, `seed` how it starts.
+    recipe: `base`, `user` and `lora` say what it is, `seed` how it starts.
     arch: of the base.
     num_rows: U, users and the generic one.
 
   Returns:
     A function of the base's token embeddings `[V, D]`, which users start from.
   """
-  spec = user_spec(config.user)
-  fields = dataclasses.asdict(config.lora)
-  if fields["targets"] == ("all",):
-    fields["targets"] = arch.linears
-  lora = layers.LoraSpec(**fields)
-  keys = jax.random.split(jax.random.key(config.seed), 2)
+  # Copies, which the policy keeps.
+  users_config = dataclasses.replace(recipe.user)
+  targets = recipe.lora.targets
+  lora = dataclasses.replace(
+    recipe.lora, targets=arch.linears if targets == ("all",) else targets
+  )
+  keys = jax.random.split(jax.random.key(recipe.seed), 2)
 
   def make(table):
     lm = policy_lib.make_language_model(
       arch,
       lora=lora,
-      dtype=jnp.dtype(config.base.dtype),
-      param_dtype=jnp.dtype(config.base.param_dtype),
-      remat=config.base.remat,
-      kernel=kernels.Kernel(config.base.attention),
+      dtype=jnp.dtype(recipe.base.dtype),
+      param_dtype=jnp.dtype(recipe.base.param_dtype),
+      remat=recipe.base.remat,
+      kernel=kernels.Kernel(recipe.base.attention),
       rngs=nnx.Rngs(params=keys[0], lora=keys[0]),
     )
-    users = user_model.make_user_model(spec, num_rows, table, nnx.Rngs(keys[1]))
-    return policy_lib.Policy(lm, users, config.user.prefix_position)
+    users = user_model.make_user_model(
+      users_config, num_rows, table, nnx.Rngs(keys[1])
+    )
+    return policy_lib.Policy(lm, users, recipe.user.prefix_position)
 
   return make
 
 
 def make_policy(
-  config: config_lib.Config, base: base_lib.Base, num_rows: int
+  recipe: recipes.Recipe, base: base_lib.Base, num_rows: int
 ) -> SplitPolicy:
   """A new policy: the base, LoRA that changes nothing yet, and users.
 
   Args:
-    config: as for `policy_factory`.
+    recipe: as for `policy_factory`.
     base: stays as it is.
     num_rows: U, users and the generic one.
   """
   arch = base.lm.arch
-  make = policy_factory(config, arch, num_rows)
+  make = policy_factory(recipe, arch, num_rows)
 
   def trainable_of(table):
     # Compiled, the base weights that `make` draws are never computed.
@@ -137,7 +131,7 @@ def make_policy(
   places = sharding.of_trainable(
     jax.eval_shape(trainable_of, table), sharding.mesh_of(base.params)
   )
-  if config.train.users_on_host:
+  if recipe.train.users_on_host:
     if processes.several():
       raise ValueError(
         "train.users_on_host keeps the users in the memory of one process, and "
@@ -210,67 +204,60 @@ def begin_as(
   return dataclasses.replace(split, trainable=nnx.from_flat_state(trainable))
 
 
-def make_objective(
-  config: config_lib.Config, mesh: jax.sharding.Mesh | None = None
-) -> objective_lib.Objective:
-  """The objective that `loss` and `user` of the config describe.
-
-  Args:
-    mesh: of the step.
-  """
-  names = {field.name for field in dataclasses.fields(objective_lib.Objective)}
-  fields = dataclasses.asdict(config.loss)
-  fields = {name: fields[name] for name in fields.keys() & names}
-  if config.user.kind == "none" and config.loss.mixing == "batch":
+def make_objective(recipe: recipes.Recipe) -> objective_lib.LossConfig:
+  """The objective of a training: `loss`, as far as its users go with it."""
+  changes = {}
+  if recipe.user.kind == "none" and recipe.loss.mixing == "batch":
     # Of the two rows of a sample, which are the same, one counts.
-    fields |= {"alpha": 0.0}
-  elif not config.learns_generic:
+    changes = {"alpha": 0.0}
+  elif not recipe.learns_generic:
     # Without prefixes the two branches are the same; and the generic one
     # teaches users' rows nothing.
-    fields |= {"alpha": 1.0, "mixing": "sample"}
-  chunk = sharding.logits_chunk(config.train.logits_chunk, mesh)
-  return objective_lib.Objective(**fields, logits_chunk=chunk)
+    changes = {"alpha": 1.0, "mixing": "sample"}
+  return dataclasses.replace(recipe.loss, **changes)
 
 
 def make_step(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   graphdef: Any,
-  objective: objective_lib.Objective,
+  objective: objective_lib.LossConfig,
+  logits_chunk: int,
   transformation: optax.GradientTransformation,
   places: Any,
 ) -> Callable:
   """The train step of a configuration; see `step.make_train_step`."""
-  on_host = config.train.users_on_host
-  sparse = config.train.sparse_users and config.user.kind != "none"
+  on_host = recipe.train.users_on_host
+  sparse = recipe.train.sparse_users and recipe.user.kind != "none"
   step = step_lib.make_train_step(
     graphdef,
     objective,
     transformation,
-    accumulation_steps=config.train.accumulation_steps,
+    logits_chunk=logits_chunk,
+    accumulation_steps=recipe.train.accumulation_steps,
     # Of LoRA that learns.
-    dropout=config.lora.dropout > 0 and config.train.learn == "all",
+    dropout=recipe.lora.dropout > 0 and recipe.train.learn == "all",
     sparse_users=sparse and not on_host,
-    learn=config.train.learn,
-    seed=config.seed,
+    learn=recipe.train.learn,
+    seed=recipe.seed,
     places=places,
   )
   return host_users.make_step(step) if sparse and on_host else step
 
 
 def _meta(
-  config: config_lib.Config, base: base_lib.Base, users: users_lib.UserIndex
+  recipe: recipes.Recipe, base: base_lib.Base, users: users_lib.UserIndex
 ) -> dict[str, Any]:
   """What must be the same where a checkpoint is loaded."""
   return {
     **base.names,
-    "user_kind": config.user.kind,
+    "user_kind": recipe.user.kind,
     # Without a user model, nothing depends on who there is.
-    "num_users": len(users.ids) if config.user.kind != "none" else 0,
+    "num_users": len(users.ids) if recipe.user.kind != "none" else 0,
     "config": json.dumps(
       {
         name: value
         for name, value in sections.flatten(
-          json.loads(config.to_json())
+          json.loads(json.dumps(dataclasses.asdict(recipe)))
         ).items()
         if name.startswith(_LEARNT_BY)
       }
@@ -279,7 +266,7 @@ def _meta(
 
 
 def train(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   base: base_lib.Base,
   users: users_lib.UserIndex,
   batches: batching.PreferenceBatches,
@@ -291,7 +278,7 @@ def train(
   """Trains a policy, or goes on where this run was cut off.
 
   Args:
-    config: `user`, `lora`, `loss` and `train` apply.
+    recipe: `user`, `lora`, `loss` and `train` apply.
     base: frozen.
     users: rows of the user table.
     batches: with reference log-probabilities.
@@ -304,11 +291,11 @@ def train(
     ValueError: besides `loop.run`'s, if `train.start_from` cannot be started
       from.
   """
-  train_config = config.train
-  split = make_policy(config, base, users.num_rows)
-  if config.start and not is_begun(folder):
-    place = config.start / folder.name
-    earlier = load(config, base, place, of_run=False)
+  train_config = recipe.train
+  split = make_policy(recipe, base, users.num_rows)
+  if recipe.train.start and not is_begun(folder):
+    place = recipe.train.start / folder.name
+    earlier = load(recipe, base, place, of_run=False)
     split = begin_as(split, earlier.policy, earlier.users)
   total_steps = train_config.epochs * batches.num_batches
   if train_config.warmup_steps >= total_steps:
@@ -320,20 +307,25 @@ def train(
     )
   transformation = optimizer.make_optimizer(train_config, total_steps)
   mesh = sharding.mesh_of(split.frozen)
-  objective = make_objective(config, mesh)
+  objective = make_objective(recipe)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
     split.trainable,
     transformation.init(split.trainable),
   )
-  if train_config.users_on_host and config.user.kind != "none":
+  if train_config.users_on_host and recipe.user.kind != "none":
     state, places = host_users.settle(state)
   else:
     places = sharding.pinned(state)
     if places is not None:
       state = jax.device_put(state, places)
   train_step = make_step(
-    config, split.graphdef, objective, transformation, places
+    recipe,
+    split.graphdef,
+    objective,
+    sharding.logits_chunk(train_config.logits_chunk, mesh),
+    transformation,
+    places,
   )
   place = sharding.batch_placer(mesh)
 
@@ -371,7 +363,7 @@ def train(
       evaluate=evaluate if heldout else None,
       describe=describe,
       users=users,
-      meta=_meta(config, base, users) | {"data": data},
+      meta=_meta(recipe, base, users) | {"data": data},
     ),
     train_config,
   )
@@ -387,8 +379,8 @@ def heldout_ratios(
   """Log-ratio differences of each sample's pairs, read as its own user.
 
   Args:
-    logits_chunk: as `config.TrainConfig.logits_chunk`.
-    length_normalized: as `config.LossConfig.length_normalized`.
+    logits_chunk: as `recipes.TrainConfig.logits_chunk`.
+    length_normalized: as `objective.LossConfig.length_normalized`.
 
   Returns:
     `d(chosen) - d(rejected)` in nats; NaN where a sample has no such pair.
@@ -429,7 +421,7 @@ class Loaded(NamedTuple):
 
 
 def read_users(
-  config: config_lib.Config, folder: pathlib.Path
+  recipe: recipes.Recipe, folder: pathlib.Path
 ) -> users_lib.UserIndex:
   """The users of a training's table, without the table.
 
@@ -441,14 +433,14 @@ def read_users(
     raise ValueError(
       f"{folder} has no checkpoints; train first, or name another --workdir"
     )
-  if config.user.kind == "none":
+  if recipe.user.kind == "none":
     return users_lib.UserIndex([])
   with checkpoint.Checkpoints(place) as saved:
     return saved.users()
 
 
 def load(
-  config: config_lib.Config,
+  recipe: recipes.Recipe,
   base: base_lib.Base,
   folder: pathlib.Path,
   *,
@@ -461,22 +453,22 @@ def load(
   the step that comes with it.
 
   Args:
-    config: of its run, or of one that starts from it.
+    recipe: of its run, or of one that starts from it.
     base: what it was trained on.
     folder: of the training.
-    of_run: whether `config` is that of its run, and it is checked.
+    of_run: whether `recipe` is that of its run, and it is checked.
 
   Raises:
     ValueError: if there is none, or it is of another base or run.
   """
-  users = read_users(config, folder)
+  users = read_users(recipe, folder)
   checkpoints_folder = folder / "checkpoints"
   with checkpoint.Checkpoints(checkpoints_folder) as saved:
-    split = make_policy(config, base, users.num_rows)
+    split = make_policy(recipe, base, users.num_rows)
     like = checkpoint_items.of_trainable(split.trainable)
     if "users" in like:
       like["users"] = {"table": like["users"], "ids": ""}
-    meta = _meta(config, base, users)
+    meta = _meta(recipe, base, users)
     if not of_run:
       del meta["config"]
     newest = saved.newest(like, meta)

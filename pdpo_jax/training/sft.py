@@ -16,15 +16,39 @@ import transformers
 from flax import nnx
 from jaxtyping import Array, Float
 
-from pdpo_jax.core import kept, processes, structs
+from pdpo_jax.core import kept, processes, sections, structs
 from pdpo_jax.data import batching, parts, prompts, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import attention, gptj
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import loop, optimizer, sharding
+from pdpo_jax.training import loop, optimizer, recipes, sharding
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import tensor_files
+
+
+@dataclasses.dataclass
+class SftConfig(sections.Section):
+  """What the base is taught first, where `base.path` is empty."""
+
+  # A base, as `base.path`, that learns the chosen responses of the training
+  # comparisons with all of its weights, in float32: for small ones. Empty: a
+  # small GPT-J learns the synthetic data's language from scratch.
+  path: str = ""
+  # Of the one from scratch, down to num_posts; the rest is for both.
+  vocab_size: sections.Count = 512
+  width: sections.Count = 128
+  num_layers: sections.Count = 2
+  num_heads: sections.Count = 4
+  mlp_width: sections.Count = 512
+  rotary_dim: sections.Count = 16
+  # Longest prompt and answer together, prefix included, in tokens.
+  max_positions: sections.Count = 256
+  num_posts: sections.Count = 16_000
+  batch_size: sections.Count = 16
+  steps: sections.Count = 600
+  # 0: 4e-3 from scratch, and 5e-5 for a base that was given.
+  learning_rate: sections.NotNegative = 0.0
+  warmup_steps: sections.CountOrNone = 50
 
 
 def text_loss(lm: nnx.Module, batch: structs.TextBatch) -> Float[Array, ""]:
@@ -105,14 +129,13 @@ class _Start:
 
 
 def _from_scratch(
-  config: config_lib.Config, pairs: Sequence[tuple[str, str]]
+  sft: SftConfig, recipe: recipes.Recipe, pairs: Sequence[tuple[str, str]]
 ) -> _Start:
   """A tokenizer and a GPT-J for (prompt, answer); an answer may be empty."""
-  sft = config.sft
   tokenizer = tokenize.train_tokenizer(
     (prompt + answer for prompt, answer in pairs), sft.vocab_size
   )
-  data = dataclasses.replace(config.data, template="plain")
+  data = dataclasses.replace(recipe.data, template="plain")
   encoder = prompts.make_encoder(tokenizer, data)
   arch = gptj.Architecture(
     vocab_size=len(tokenizer),
@@ -123,22 +146,24 @@ def _from_scratch(
     rotary_dim=sft.rotary_dim,
     max_positions=sft.max_positions,
   )
-  lm = gptj.GPTJ(arch, rngs=nnx.Rngs(config.seed))
+  lm = gptj.GPTJ(arch, rngs=nnx.Rngs(recipe.seed))
   nnx.update(lm, _rescale(nnx.state(lm), sft.width))
   return _Start(lm, tokenizer, (), tokenize.tokenize_pairs(pairs, encoder))
 
 
 def _from_base(
-  config: config_lib.Config, examples: Sequence[structs.PreferenceExample]
+  path: str,
+  recipe: recipes.Recipe,
+  examples: Sequence[structs.PreferenceExample],
 ) -> _Start:
   """A base, and the chosen responses, with prompts without users' texts."""
   base = base_lib.read_base(
-    config.sft.path, dataclasses.replace(config.base, param_dtype="float32")
+    path, dataclasses.replace(recipe.base, param_dtype="float32")
   )
   part = parts.tokenize_part(
     parts.TRAIN,
     examples,
-    config.data,
+    recipe.data,
     base.tokenizer,
     users_lib.UserIndex.from_examples(examples),
   )
@@ -161,7 +186,8 @@ def check_data(folder: pathlib.Path, data: str) -> None:
 
 
 def train_base(
-  config: config_lib.Config,
+  sft: SftConfig,
+  recipe: recipes.Recipe,
   dataset: dataset_lib.Dataset,
   folder: pathlib.Path,
   data: str = "",
@@ -169,7 +195,9 @@ def train_base(
   """Trains all weights of a base, and writes it.
 
   Args:
-    config: its `sft` has where to start, sizes and budget.
+    sft: where to start, sizes and budget.
+    recipe: `base`, `data`, `mesh` and `seed` apply, and of `train` how often
+      it is logged and saved.
     dataset: what is learnt: the chosen responses of its training comparisons,
       or, from scratch, its `sft_pairs`.
     folder: gets the base in Hugging Face format, and the training's metrics.
@@ -179,16 +207,15 @@ def train_base(
     ValueError: as `base_lib.read_base` and `parts.tokenize_part`, of the base
       that is taught.
   """
-  sft = config.sft
   if sft.path:
-    start = _from_base(config, dataset.train)
+    start = _from_base(sft.path, recipe, dataset.train)
   else:
-    start = _from_scratch(config, dataset.sft_pairs)
+    start = _from_scratch(sft, recipe, dataset.sft_pairs)
   batches = batching.TextBatches(
     start.sequences,
     sft.batch_size,
-    config.seed,
-    max_shapes=config.data.max_shapes,
+    recipe.seed,
+    max_shapes=recipe.data.max_shapes,
   )
   # Trained in float32, whatever precision it is used in afterwards.
   graphdef, params = nnx.split(start.lm)
@@ -206,7 +233,7 @@ def train_base(
     jnp.zeros((), jnp.int32), params, transformation.init(params)
   )
   # A small model is whole on every device; batches are split.
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(recipe.mesh)
   place = sharding.batch_placer(mesh)
   if mesh is not None:
     state = sharding.put(state, sharding.whole(mesh))
@@ -224,11 +251,11 @@ def train_base(
       users=None,
       meta={
         "sft": repr(dataclasses.asdict(sft)),
-        "seed": config.seed,
+        "seed": recipe.seed,
         "data": data,
       },
     ),
-    config.train,
+    recipe.train,
   )
   params = state.trainable
   # Adam's moments are twice the weights, which are soon read a second time.
@@ -248,4 +275,4 @@ def train_base(
   processes.wait_for_all()
   del params, start
   # As any later command finds it, in the configured precision.
-  return base_lib.read_base(str(folder), config.base, sharding.of_base(mesh))
+  return base_lib.read_base(str(folder), recipe.base, sharding.of_base(mesh))

@@ -10,6 +10,7 @@ is whole on every device. On one device there is no mesh, and nothing here does
 anything.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -20,9 +21,8 @@ import numpy as np
 from flax import nnx
 from jax import sharding as jax_sharding
 
-from pdpo_jax.core import structs
+from pdpo_jax.core import sections, structs
 from pdpo_jax.models import placement
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import loading
 
 AXES = (*placement.BATCH_AXES, "tensor")
@@ -56,8 +56,20 @@ RULES: tuple[tuple[str, Spec], ...] = (
 )
 
 
+@dataclasses.dataclass
+class MeshConfig(sections.Section):
+  """How devices share the work; see `training/sharding.py`."""
+
+  # Devices that split the batch; 0: all that the others leave.
+  data: sections.CountOrNone = 0
+  # That split the batch, and weights and users as well.
+  fsdp: sections.Count = 1
+  # That split the products with the weights.
+  tensor: sections.Count = 1
+
+
 def make_mesh(
-  config: config_lib.MeshConfig, devices: Sequence[jax.Device] | None = None
+  config: MeshConfig, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh | None:
   """The mesh that the configuration describes; None for a single device.
 
@@ -84,33 +96,38 @@ def make_mesh(
   return jax_sharding.Mesh(np.array(devices).reshape(sizes), AXES)
 
 
-def reading_mesh() -> config_lib.MeshConfig:
+def reading_mesh() -> MeshConfig:
   """For what is not trained: all devices share the weights."""
-  return config_lib.MeshConfig(data=1, fsdp=len(jax.devices()))
+  return MeshConfig(data=1, fsdp=len(jax.devices()))
 
 
 def check_batch(
-  config: config_lib.Config, devices: Sequence[jax.Device] | None = None
+  config: MeshConfig,
+  batch_size: int,
+  accumulation_steps: int,
+  devices: Sequence[jax.Device] | None = None,
 ) -> None:
-  """Checks that each part of a batch can be split over the devices.
+  """Checks that each microbatch can be split over the devices.
 
   Args:
-    config: of the run.
+    config: of the mesh.
+    batch_size: as `recipes.TrainConfig.batch_size`.
+    accumulation_steps: microbatches that a batch is run in.
     devices: as for `make_mesh`.
 
   Raises:
     ValueError: with both numbers.
   """
-  mesh = make_mesh(config.mesh, devices)
+  mesh = make_mesh(config, devices)
   if mesh is None:
     return
   shards = batch_shards(mesh)
-  part = config.train.batch_size // config.train.accumulation_steps
+  part = batch_size // accumulation_steps
   if part % shards:
     fewer = [
       parts
-      for parts in range(1, config.train.accumulation_steps)
-      if config.train.batch_size % (parts * shards) == 0
+      for parts in range(1, accumulation_steps)
+      if batch_size % (parts * shards) == 0
     ]
     remedy = "use a larger batch"
     if fewer:
@@ -119,8 +136,8 @@ def check_batch(
         "that has begun with these parts, fewer devices"
       )
     raise ValueError(
-      f"train.batch_size {config.train.batch_size} in train.accumulation_steps "
-      f"{config.train.accumulation_steps} parts leaves {part} samples, which "
+      f"train.batch_size {batch_size} in train.accumulation_steps "
+      f"{accumulation_steps} parts leaves {part} samples, which "
       f"the {shards} devices of mesh axes 'data' and 'fsdp' do not divide; "
       f"{remedy}"
     )
@@ -160,7 +177,7 @@ def logits_chunk(positions: int, mesh: jax.sharding.Mesh | None) -> int:
   """Positions with logits at a time over all devices that split the batch.
 
   Args:
-    positions: of one device, as `config.TrainConfig.logits_chunk`.
+    positions: of one device, as `recipes.TrainConfig.logits_chunk`.
   """
   platform = jax.default_backend()
   shards = 1

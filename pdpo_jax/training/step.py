@@ -21,9 +21,10 @@ from pdpo_jax.training import sparse_users as sparse_users_lib
 
 def make_train_step(
   graphdef: Any,
-  objective: objective_lib.Objective,
+  objective: objective_lib.LossConfig,
   transformation: optax.GradientTransformation,
   *,
+  logits_chunk: int = 128,
   accumulation_steps: int = 1,
   dropout: bool = False,
   sparse_users: bool = False,
@@ -40,12 +41,13 @@ def make_train_step(
     graphdef: of the policy, from `nnx.split`.
     objective: what is minimised.
     transformation: the optimizer.
+    logits_chunk: positions with logits at a time.
     accumulation_steps: parts that a batch is run in, one after the other; B
       must be a multiple.
     dropout: whether LoRA's dropout is on.
     sparse_users: whether a step touches its own users' rows alone; see
       `training/sparse_users.py`.
-    learn: what of the policy learns, as `config.TrainConfig.learn`.
+    learn: what of the policy learns, as `recipes.TrainConfig.learn`.
     seed: of dropout.
     places: where the new state lies, as `sharding.pinned`; anywhere without.
   """
@@ -55,7 +57,7 @@ def make_train_step(
       trainable = optimizer.kept_apart(trainable, learn)
       policy = nnx.merge(graphdef, trainable, frozen)
       return objective_lib.loss_and_metrics(
-        policy, part, objective, scales, key
+        policy, part, objective, scales, key, logits_chunk
       )
 
     (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(

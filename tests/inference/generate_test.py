@@ -9,7 +9,7 @@ from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import policy
 from tests.inference import tiny
 
-SPEC = sampling.SamplingSpec(max_new_tokens=5)
+SPEC = sampling.AnswersConfig(max_new_tokens=5)
 
 
 def request(length=4, **fields):

@@ -17,7 +17,7 @@ def golden_policy(arrays) -> policy_lib.Policy:
   rows, tokens, _ = prefixes.shape
   lm = golden_cases.language_model(arrays)
   users = user_model.make_user_model(
-    user_model.UserSpec("individual", tokens),
+    user_model.UserConfig("individual", tokens),
     rows + 1,
     lm.embed(jnp.arange(lm.arch.vocab_size)),
     nnx.Rngs(0),
@@ -45,7 +45,7 @@ def test_greedy_decoding_equals_that_of_transformers(name, stops):
     jnp.arange(1, rows + 1),
     jnp.zeros((rows,), jnp.uint32),
     jnp.array([end] if stops else [], jnp.int32),
-    spec=sampling.SamplingSpec(max_new_tokens=count, temperature=0.0),
+    spec=sampling.AnswersConfig(max_new_tokens=count, temperature=0.0),
     pad_id=0,
   )
   for row in range(rows):

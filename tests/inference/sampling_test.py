@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdpo_jax.core import sections
 from pdpo_jax.inference import sampling
 
 NO_STOP = jnp.zeros((0,), jnp.int32)
@@ -121,7 +122,7 @@ def test_top_p_keeps_at_least_one_token(top_p):
 
 def test_temperature_comes_before_top_p():
   logits = logits_of([0.1, 0.3, 0.6])
-  spec = sampling.SamplingSpec(temperature=0.25, top_p=0.9)
+  spec = sampling.AnswersConfig(temperature=0.25, top_p=0.9)
   tokens = jnp.zeros((1, 1), jnp.int32)
   out = sampling.filter_logits(logits, tokens, 0, NO_STOP, spec)
   # Fourth powers: 1 : 81 : 1296, of which 1296 alone is more than 0.9.
@@ -129,7 +130,7 @@ def test_temperature_comes_before_top_p():
 
 
 def test_penalty_comes_before_top_k():
-  spec = sampling.SamplingSpec(repetition_penalty=4.0, top_k=1)
+  spec = sampling.AnswersConfig(repetition_penalty=4.0, top_k=1)
   logits = jnp.asarray([[2.0, 3.0, 1.0]])
   out = sampling.filter_logits(logits, jnp.asarray([[1]]), 1, NO_STOP, spec)
   assert kept(out) == [[True, False, False]]
@@ -140,7 +141,7 @@ def test_penalties_may_count_the_prompt_as_if_it_were_generated():
   prompt = jnp.asarray(rng.integers(0, 4, (5, 7)))
   tokens = jnp.asarray(rng.integers(0, 4, (5, 6)))
   logits = jnp.asarray(rng.normal(size=(5, 6)), jnp.float32)
-  spec = sampling.SamplingSpec(repetition_penalty=1.5, no_repeat_ngram=3)
+  spec = sampling.AnswersConfig(repetition_penalty=1.5, no_repeat_ngram=3)
   both = dataclasses.replace(spec, penalize_prompt=True)
   # Padding has an id that is in no vocabulary, and counts for nothing.
   padded = jnp.concatenate([jnp.full((5, 3), 6), prompt], 1)
@@ -157,14 +158,14 @@ def test_penalties_may_count_the_prompt_as_if_it_were_generated():
 def test_filters_that_are_off_leave_logits_alone():
   logits = jnp.asarray([[2.0, 3.0, 1.0]])
   out = sampling.filter_logits(
-    logits, jnp.asarray([[1]]), 1, NO_STOP, sampling.SamplingSpec()
+    logits, jnp.asarray([[1]]), 1, NO_STOP, sampling.AnswersConfig()
   )
   np.testing.assert_array_equal(out, logits)
 
 
 def test_temperature_zero_is_argmax():
   logits = jax.random.normal(jax.random.key(0), (5, 31))
-  spec = sampling.SamplingSpec(temperature=0.0, top_k=3, top_p=0.5)
+  spec = sampling.AnswersConfig(temperature=0.0, top_k=3, top_p=0.5)
   keys = sampling.row_keys(jnp.arange(5, dtype=jnp.uint32))
   tokens = jnp.zeros((5, 1), jnp.int32)
   out = sampling.filter_logits(logits, tokens, 0, NO_STOP, spec)
@@ -181,7 +182,7 @@ def test_tokens_are_drawn_with_their_probabilities():
     jnp.tile(logits, (rows, 1)),
     sampling.row_keys(jnp.arange(rows, dtype=jnp.uint32)),
     3,
-    sampling.SamplingSpec(),
+    sampling.AnswersConfig(),
   )
   shares = np.bincount(chosen, minlength=4) / rows
   assert shares[1] == 0
@@ -190,7 +191,7 @@ def test_tokens_are_drawn_with_their_probabilities():
 
 
 def test_rows_draw_from_their_seed_and_place_alone():
-  spec = sampling.SamplingSpec()
+  spec = sampling.AnswersConfig()
   keys = sampling.row_keys(jnp.asarray([7, 7, 8], jnp.uint32))
   draws = [
     np.asarray(sampling.choose(jnp.zeros((3, 9999)), keys, count, spec))
@@ -218,4 +219,6 @@ def test_rows_draw_from_their_seed_and_place_alone():
 )
 def test_a_spec_names_its_bad_field(field, value):
   with pytest.raises(ValueError, match=f"{field} {value}"):
-    sampling.SamplingSpec(**{"max_new_tokens": 8, field: value})
+    sections.check(
+      sampling.AnswersConfig(**{"max_new_tokens": 8, field: value}), "answers."
+    )

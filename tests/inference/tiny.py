@@ -20,7 +20,7 @@ def make_policy(preset, kind="individual", prefix_position="front", seed=0):
   """A random policy with weights so large that texts vary."""
   lm = policy.make_language_model(
     policy.PRESETS[preset],
-    lora=layers.LoraSpec(("q_proj", "v_proj"), rank=3),
+    lora=layers.LoraConfig(("q_proj", "v_proj"), rank=3),
     rngs=nnx.Rngs(params=seed, lora=seed + 1),
   )
   graphdef, state = nnx.split(lm)
@@ -33,7 +33,7 @@ def make_policy(preset, kind="individual", prefix_position="front", seed=0):
   ]
   lm = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
   users = user_model.make_user_model(
-    user_model.UserSpec(kind, num_tokens=3, num_clusters=2, init_std=1.0),
+    user_model.UserConfig(kind, num_tokens=3, num_clusters=2, init_std=1.0),
     NUM_ROWS,
     lm.embed(jnp.arange(lm.arch.vocab_size)),
     nnx.Rngs(params=seed + 2),

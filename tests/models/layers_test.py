@@ -8,7 +8,7 @@ from flax import nnx
 
 from pdpo_jax.models import attention, layers, llama, policy
 
-LORA = layers.LoraSpec(("q_proj",), rank=3, alpha=7.0, dropout=0.25)
+LORA = layers.LoraConfig(("q_proj",), rank=3, alpha=7.0, dropout=0.25)
 
 
 def linear(lora=LORA, name="q_proj", stream=0, use_bias=True):
@@ -36,7 +36,7 @@ def inputs(*shape, seed=2):
 
 def test_lora_changes_nothing_at_the_start():
   x = inputs(13, 5)
-  plain = linear(layers.LoraSpec())
+  plain = linear(layers.NO_LORA)
   np.testing.assert_array_equal(linear()(x, None), plain(x, None))
 
 
@@ -76,7 +76,7 @@ def embedding(targets):
     "wte",
     17,
     5,
-    lora=layers.LoraSpec(targets, 3, 7.0),
+    lora=layers.LoraConfig(targets, 3, 7.0),
     param_dtype=jnp.float32,
     rngs=nnx.Rngs(0),
   )
@@ -101,7 +101,7 @@ def test_embedding_lora_adds_the_scaled_low_rank_product():
 
 def test_tied_head_uses_the_table_without_lora():
   arch = llama.Architecture(17, 5, 2, 2, 1, 6, 7, tied_head=True)
-  lora = layers.LoraSpec(("embed_tokens",), 3, 7.0)
+  lora = layers.LoraConfig(("embed_tokens",), 3, 7.0)
   lm = policy.make_language_model(arch, lora=lora, rngs=nnx.Rngs(0))
   lm.embed_tokens.lora_a.set_value(inputs(17, 3))
   weight, bias = lm.head()
@@ -112,7 +112,7 @@ def test_tied_head_uses_the_table_without_lora():
 def test_dropout_is_off_without_a_key():
   x = inputs(13, 5)
   layer = with_lora_b(linear())
-  still = layers.LoraSpec(LORA.targets, LORA.rank, LORA.alpha, 0.0)
+  still = layers.LoraConfig(LORA.targets, LORA.rank, LORA.alpha, 0.0)
   np.testing.assert_array_equal(
     layer(x, None), with_lora_b(linear(still))(x, jax.random.key(0))
   )
@@ -187,7 +187,7 @@ TARGETS = ("q_proj", "gate_proj")
 def tiny(remat="none", dropout=0.0):
   """A model with LoRA that does something, split for differentiation."""
   arch = llama.Architecture(101, D, L, 2, 1, 10, 47)
-  lora = layers.LoraSpec(TARGETS, 5, 7.0, dropout)
+  lora = layers.LoraConfig(TARGETS, 5, 7.0, dropout)
   lm = policy.make_language_model(
     arch, lora=lora, remat=remat, rngs=nnx.Rngs(0)
   )
@@ -268,7 +268,7 @@ def test_dropout_of_a_model_needs_a_key_and_follows_it():
 
 def test_unknown_lora_target_is_named_with_those_there_are():
   arch = llama.PRESETS["llama-tiny"]
-  lora = layers.LoraSpec(("q_proj", "c_attn"))
+  lora = layers.LoraConfig(("q_proj", "c_attn"))
   with pytest.raises(ValueError, match=r"'c_attn'.*'q_proj'.*head is frozen"):
     policy.make_language_model(arch, lora=lora, rngs=nnx.Rngs(0))
 
@@ -300,7 +300,7 @@ def test_an_int8_linear_layer_is_that_of_its_dequantized_kernel():
       26,
       11,
       use_bias=True,
-      lora=layers.LoraSpec(("fc_in",), 5, 7.0),
+      lora=layers.LoraConfig(("fc_in",), 5, 7.0),
       stream=0,
       param_dtype=dtype,
       rngs=nnx.Rngs(params=0, lora=1),

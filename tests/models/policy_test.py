@@ -15,12 +15,12 @@ B, N, P, R, T = 2, 3, 5, 7, 4
 @functools.cache
 def model(place="front", kind="individual"):
   arch = llama.Architecture(101, 26, 2, 4, 2, 10, 47)
-  lora = layers.LoraSpec(("v_proj", "embed_tokens"), 3, 7.0)
+  lora = layers.LoraConfig(("v_proj", "embed_tokens"), 3, 7.0)
   lm = policy.make_language_model(arch, lora=lora, rngs=nnx.Rngs(0))
   # Larger than at the start, so that every position matters.
   scaled = jax.tree.map(lambda x: 8 * x, nnx.state(lm))
   nnx.update(lm, scaled)
-  spec = user_model.UserSpec(kind, T)
+  spec = user_model.UserConfig(kind, T)
   table = lm.embed_tokens.weight[...]
   users = user_model.make_user_model(spec, 11, table, nnx.Rngs(1))
   return policy.Policy(lm, users, place)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pdpo_jax.core import sections
 from pdpo_jax.models import user_model
 
 V, D, T, U, C = 31, 7, 3, 5, 2
@@ -12,7 +13,7 @@ ROWS = jnp.arange(U)
 
 
 def make(num_rows=U, **fields):
-  spec = user_model.UserSpec(num_tokens=T, num_clusters=C, **fields)
+  spec = user_model.UserConfig(num_tokens=T, num_clusters=C, **fields)
   return user_model.make_user_model(spec, num_rows, TABLE, nnx.Rngs(1))
 
 
@@ -109,7 +110,7 @@ def test_vocabulary_init_takes_token_embeddings():
 
 
 def test_normal_init_has_the_mean_and_spread_of_the_table():
-  spec = user_model.UserSpec("cluster", 101, 101, init="normal")
+  spec = user_model.UserConfig("cluster", 101, 101, init="normal")
   users = user_model.make_user_model(spec, U, TABLE, nnx.Rngs(1))
   centers = np.asarray(users.centers[...]).reshape(-1, D)
   # 10,201 draws of spread about 1: five standard errors are 0.05.
@@ -118,7 +119,7 @@ def test_normal_init_has_the_mean_and_spread_of_the_table():
 
 
 def test_user_parameters_are_float32_for_a_bfloat16_table():
-  spec = user_model.UserSpec(num_tokens=T, offset_init="vocabulary")
+  spec = user_model.UserConfig(num_tokens=T, offset_init="vocabulary")
   table = TABLE.astype(jnp.bfloat16)
   users = user_model.make_user_model(spec, U, table, nnx.Rngs(1))
   kinds = {x.dtype for x in jax.tree.leaves(nnx.state(users))}
@@ -136,12 +137,16 @@ def test_user_parameters_are_float32_for_a_bfloat16_table():
   ],
 )
 def test_unknown_options_are_named(field, value):
+  config = user_model.UserConfig()
+  setattr(config, field, value)
   with pytest.raises(ValueError, match=rf"user\.{field} {value!r}"):
-    user_model.UserSpec(**{field: value})
+    sections.check(config, "user.")
 
 
 def test_sizes_that_leave_nothing_are_errors():
   with pytest.raises(ValueError, match=r"user\.num_clusters 0"):
-    user_model.UserSpec(kind="cluster", num_clusters=0)
+    sections.check(
+      user_model.UserConfig(kind="cluster", num_clusters=0), "user."
+    )
   with pytest.raises(ValueError, match="num_rows 0"):
     make(num_rows=0)

@@ -20,8 +20,8 @@ from flax import nnx
 from pdpo_jax.core import structs
 from pdpo_jax.data import parts, tokenize
 from pdpo_jax.models import policy
+from pdpo_jax.training import branch_batches, pdpo, reference
 from pdpo_jax.training import objective as objective_lib
-from pdpo_jax.training import pdpo, reference
 from pdpo_jax.weights import base as base_lib
 from tests import golden_cases
 from tests.parity import torch_models, torch_reference
@@ -129,24 +129,26 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   ours.prefix_position = config.user.prefix_position
   # TL;DR says nothing of its workers.
   part = samples(ours.lm.arch.vocab_size, with_text=settings == "prism")
-  rows = parts.sample_rows(config, part)
-  read = parts.reference_rows(config, rows)
+  rows = branch_batches.sample_rows(config.recipe, part)
+  read = branch_batches.reference_rows(config.recipe, rows)
   lm = golden_cases.language_model(arrays)
   tokenizer = tokenize.train_tokenizer(["unused"], 300)
   logps = reference.reference_logps(
     base_lib.Base(lm, tokenizer, "tiny"),
     read,
-    parts.make_batches(config, part, read, None, trained=False),
+    branch_batches.make_batches(config.recipe, part, read, None, trained=False),
     tmp_path,
     45,
   )
-  batches = parts.make_batches(config, part, rows, logps, trained=True)
+  batches = branch_batches.make_batches(
+    config.recipe, part, rows, logps, trained=True
+  )
   batch = next(
     jax.tree.map(jnp.asarray, b)
     for b in map(batches.batch, range(9))
     if both_kinds(b)
   )
-  objective = pdpo.make_objective(config)
+  objective = pdpo.make_objective(config.recipe)
   scales = objective_lib.pair_scales(batch, objective, accumulation_steps)
   graphdef, trainable, frozen = nnx.split(ours, policy.trainable, ...)
 

@@ -70,7 +70,7 @@ def test_the_code_of_the_readme_gives_the_same_answers(
   tokens = generate.generate(
     policy,
     requests,
-    sampling.SamplingSpec(temperature=0.0, max_new_tokens=12),
+    sampling.AnswersConfig(temperature=0.0, max_new_tokens=12),
     stop_tokens=base.stop_tokens,
     pad_id=0,
     batch_size=4,

@@ -17,7 +17,7 @@ def test_penalties_with_the_prompt_are_those_of_transformers(length):
   prompt = rng.integers(0, 4, (6, length))
   tokens = rng.integers(0, 4, (6, 8))
   logits = rng.normal(size=(6, VOCABULARY)).astype(np.float32)
-  spec = sampling.SamplingSpec(
+  spec = sampling.AnswersConfig(
     repetition_penalty=1.15,
     no_repeat_ngram=3,
     penalize_prompt=True,

@@ -122,7 +122,7 @@ def our_logits():
 
 @functools.cache
 def our_answers():
-  spec = sampling.SamplingSpec(max_new_tokens=NEW_TOKENS, temperature=0.0)
+  spec = sampling.AnswersConfig(max_new_tokens=NEW_TOKENS, temperature=0.0)
   answers = generate.generate(
     policy.base_policy(our_base().lm),
     [generate.Request(np.array(ids, np.int32)) for ids in prompts()],

@@ -106,11 +106,11 @@ def test_where_no_sample_fits_there_is_no_largest_batch():
 def test_a_smaller_slice_may_need_parts():
   plan = fake_plan(2)
   growth = planner.Growth(8.0 * topologies.GIBIBYTE, topologies.GIBIBYTE / 4)
-  found = planner.find_smaller(config_lib.Config(), ARCH, plan, growth)
+  found = planner.find_smaller(config_lib.Config().recipe, ARCH, plan, growth)
   assert found[0].name == "v5e-1" and found[1] == 2
   too_much = planner.Growth(20.0 * topologies.GIBIBYTE, 0.0)
   config = config_lib.Config()
-  assert planner.find_smaller(config, ARCH, plan, too_much) is None
+  assert planner.find_smaller(config.recipe, ARCH, plan, too_much) is None
 
 
 def test_a_plan_says_how_long_a_step_takes_at_least():
@@ -128,12 +128,12 @@ def test_what_does_not_fit_comes_with_what_would_help():
   plan = fake_plan(6)
   assert not plan.fits
   assert "does NOT fit" in report.describe(plan)
-  advised = report.advice(plan, config)
+  advised = report.advice(plan, config.recipe)
   assert "--config.base.param_dtype=bfloat16" in advised
   assert "--config.base.remat=full" in advised
   assert "--config.train.accumulation_steps=2" in advised
   mesh = {"data": 16, "fsdp": 1, "tensor": 1}
-  advised = report.advice(dataclasses.replace(plan, mesh=mesh), config)
+  advised = report.advice(dataclasses.replace(plan, mesh=mesh), config.recipe)
   assert advised.startswith(
     "What would help: --config.mesh.data=1 --config.mesh.fsdp=16;"
   )
@@ -142,8 +142,10 @@ def test_what_does_not_fit_comes_with_what_would_help():
 def test_where_there_is_room_less_need_be_computed():
   config = config_lib.Config()
   config.base.remat = "full"
-  assert "--config.base.remat=dots" in report.advice(fake_plan(1), config)
-  assert not report.advice(fake_plan(3), config)
+  assert "--config.base.remat=dots" in report.advice(
+    fake_plan(1), config.recipe
+  )
+  assert not report.advice(fake_plan(3), config.recipe)
 
 
 def test_where_the_compiler_stopped_a_plan_does_not_fit():
@@ -153,9 +155,9 @@ def test_where_the_compiler_stopped_a_plan_does_not_fit():
 
 
 def test_all_devices_share_the_weights_unless_the_config_says_otherwise():
-  chosen = planner.choose_mesh(config_lib.MeshConfig(), SLICE)
+  chosen = planner.choose_mesh(sharding.MeshConfig(), SLICE)
   assert (chosen.data, chosen.fsdp, chosen.tensor) == (1, 16, 1)
-  own = config_lib.MeshConfig(data=4, fsdp=4)
+  own = sharding.MeshConfig(data=4, fsdp=4)
   assert planner.choose_mesh(own, SLICE) == own
 
 
@@ -169,21 +171,23 @@ def test_a_plan_for_gpus_that_cpus_compile_is_an_estimate():
   topology, devices = topologies.parse("h100-1"), jax.devices()[:1]
   config = config_lib.Config()
   config.base.attention = "cudnn"  # Which CPUs do not have.
-  plan = planner.make_plan(config, ARCH, SHAPE, topology, devices)
+  plan = planner.make_plan(config.recipe, ARCH, SHAPE, topology, devices)
   assert plan.estimated
   assert "pip install 'jax[cuda13]'" in report.describe(plan)
 
 
 def test_a_plan_for_cpus_is_their_own():
   topology, devices = topologies.parse("cpu-1"), jax.devices()[:1]
-  plan = planner.make_plan(config_lib.Config(), ARCH, SHAPE, topology, devices)
+  plan = planner.make_plan(
+    config_lib.Config().recipe, ARCH, SHAPE, topology, devices
+  )
   assert not plan.estimated
   assert "estimates" not in report.describe(plan)
 
 
 def chosen_attention(topology, arch=ARCH, *, estimated=False, **base):
   return planner.attention_of(
-    config_lib.BaseConfig(**base), arch, topologies.parse(topology), estimated
+    base_lib.BaseConfig(**base), arch, topologies.parse(topology), estimated
   )
 
 
@@ -212,7 +216,7 @@ def test_a_table_on_the_host_takes_the_room_of_a_batch():
   config.train.sparse_users = config.train.users_on_host = True
   shape = dataclasses.replace(SHAPE, samples=2, user_rows=10**6)
   topology, devices = topologies.parse("cpu-1"), jax.devices()[:1]
-  plan = planner.make_plan(config, ARCH, shape, topology, devices)
+  plan = planner.make_plan(config.recipe, ARCH, shape, topology, devices)
   prefix = config.user.num_tokens * ARCH.width * 4
   # Two users and the generic one have a row each, besides the common prefix.
   assert plan.memory["users"] == (3 + 1) * prefix
@@ -287,7 +291,7 @@ def test_a_step_compiles_for_gpus(name):
 def _config(folder: pathlib.Path) -> config_lib.Config:
   config = tiny.tiny_config(folder)
   config.train.batch_size = SHAPE.samples
-  config.mesh = config_lib.MeshConfig(2, 2, 2)
+  config.mesh = sharding.MeshConfig(2, 2, 2)
   return config
 
 
@@ -304,7 +308,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     config.base,
     sharding.of_base(mesh),
   )
-  split = pdpo.make_policy(config, base, users.num_rows)
+  split = pdpo.make_policy(config.recipe, base, users.num_rows)
   transformation = optimizer.make_optimizer(config.train, 10)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
@@ -318,15 +322,17 @@ def _check_eight(folder: pathlib.Path) -> None:
     rows, batch.prompt.shape[1], count, size, users.num_rows
   )
   planned = abstract.make_arguments(
-    config,
-    abstract.make_policy(config, base.lm.arch, users.num_rows),
+    config.recipe,
+    abstract.make_policy(config.recipe, base.lm.arch, users.num_rows),
     shape,
     mesh,
   )
   real = abstract.Arguments(state, split.frozen, batch)
   _check_alike(planned, real)
   print("a plan's arrays lie where the real ones do")
-  plan = planner.make_plan(config, base.lm.arch, shape, topology, devices)
+  plan = planner.make_plan(
+    config.recipe, base.lm.arch, shape, topology, devices
+  )
   held = sum(_bytes_on(leaf, devices[0]) for leaf in _leaves(real))
   named = ("base", "lora", "users", "optimizer", "batch")
   assert sum(plan.memory[name] for name in named) == held
@@ -335,10 +341,10 @@ def _check_eight(folder: pathlib.Path) -> None:
   assert sum(plan.received.values()) > plan.memory["base"] / 2
   with pytest.raises(ValueError, match="leaves 6 samples, which the 4 dev"):
     odd = dataclasses.replace(shape, samples=6)
-    planner.make_plan(config, base.lm.arch, odd, topology, devices)
+    planner.make_plan(config.recipe, base.lm.arch, odd, topology, devices)
   with pytest.raises(ValueError, match="make 6 devices, and there are 8"):
-    config.mesh = config_lib.MeshConfig(2, 3, 1)
-    planner.make_plan(config, base.lm.arch, shape, topology, devices)
+    config.mesh = sharding.MeshConfig(2, 3, 1)
+    planner.make_plan(config.recipe, base.lm.arch, shape, topology, devices)
   _check_activations_stay(devices)
   print("activations stay where they are")
 
@@ -350,12 +356,12 @@ def _check_activations_stay(devices) -> None:
   """
   config = config_lib.Config()
   config.lora.dropout = 0.0
-  config.mesh = config_lib.MeshConfig(1, 8, 1)
+  config.mesh = sharding.MeshConfig(1, 8, 1)
   topology = topologies.parse("cpu-8")
   received = []
   for samples in (16, 64):
     shape = dataclasses.replace(SHAPE, samples=samples)
-    plan = planner.make_plan(config, ARCH, shape, topology, devices)
+    plan = planner.make_plan(config.recipe, ARCH, shape, topology, devices)
     received.append(sum(plan.received.values()))
   activations = 64 * 2 * (10 + 13 + 2 * 8) * ARCH.width * 4 / 8
   grown = received[1] - received[0]

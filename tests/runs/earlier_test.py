@@ -137,8 +137,8 @@ def test_what_is_new_begins_as_the_generic_user(runs):
     config = earlier.resolve(config)
     base = experiment.read_base(config, config.folder)
     place = runs / first / "pdpo"
-    old, known, _ = pdpo.load(config, base, place, of_run=False)
-    split = pdpo.begin_as(pdpo.make_policy(config, base, 6), old, known)
+    old, known, _ = pdpo.load(config.recipe, base, place, of_run=False)
+    split = pdpo.begin_as(pdpo.make_policy(config.recipe, base, 6), old, known)
     users, before = (each.merge().user_model for each in (split, old))
     rows = jnp.arange(4)
     np.testing.assert_array_equal(users(rows), before(rows))

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests import loading
 from pdpo_jax import main
 from pdpo_jax.data import sources
 from pdpo_jax.runs import experiment
@@ -56,7 +57,7 @@ def test_what_needs_no_weights_is_checked_before_they_are_read(
   config = tiny.tiny_config(tmp_path / "run")
   config.data.long_response = "drop"
   config.data.max_prompt_tokens = 200
-  dataset = sources.load(config)
+  dataset = loading.load(config)
   base_lib.write_base(tmp_path / "base", tiny.tiny_base(dataset))
   config.base.path = str(tmp_path / "base")
   owner, name = field.split(".")
@@ -65,7 +66,7 @@ def test_what_needs_no_weights_is_checked_before_they_are_read(
       dataclasses.replace(each, chosen="so? " * 200) for each in dataset.train
     ]
     dataset = dataclasses.replace(dataset, train=long)
-    monkeypatch.setattr(sources, "load", lambda *_: dataset)
+    monkeypatch.setattr(sources, "load", lambda *_, **others: dataset)
   setattr(getattr(config, owner), name, value)
   monkeypatch.setattr(experiment, "read_base", None)
   with pytest.raises(ValueError, match=message):
@@ -74,7 +75,7 @@ def test_what_needs_no_weights_is_checked_before_they_are_read(
 
 def with_strangers(config):
   """Three users, and two who are not trained on."""
-  dataset = sources.load(config)
+  dataset = loading.load(config)
   unseen = [
     dataclasses.replace(each, user_id=f"stranger{number % 2}")
     for number, each in enumerate(dataset.heldout)
@@ -101,7 +102,7 @@ def test_an_unseen_user_is_the_generic_one_whatever_the_table(
 def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
   config = tiny.tiny_config(tmp_path)
   config.data.long_response = "drop"
-  dataset = sources.load(config)
+  dataset = loading.load(config)
   train = [
     dataclasses.replace(each, chosen="x" * 1000)
     if each.user_id == "2"
@@ -129,7 +130,7 @@ def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
 def test_a_prefix_after_bos_needs_a_bos(tmp_path, kind):
   config = tiny.tiny_config(tmp_path)
   config.user.kind = kind
-  base = tiny.tiny_base(sources.load(config))
+  base = tiny.tiny_base(loading.load(config))
   experiment.check_prefix(config, base.tokenizer)  # In front, it needs none.
   config.user.prefix_position = "after_bos"
   with pytest.raises(

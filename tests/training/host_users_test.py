@@ -46,7 +46,7 @@ def answers(split):
   return generate.generate(
     split.merge(),
     requests,
-    sampling.SamplingSpec(max_new_tokens=5),
+    sampling.AnswersConfig(max_new_tokens=5),
     stop_tokens=[0],
     pad_id=0,
     batch_size=3,
@@ -72,7 +72,10 @@ def check(folder: pathlib.Path) -> None:
   assert host_users.is_apart(found.trainable)
   assert_same(found.trainable, expected.trainable)
   # Read, answered and looked at as the other is.
-  for split in (found, pdpo.load(config, made[0], folder / "far" / "pdpo")[0]):
+  for split in (
+    found,
+    pdpo.load(config.recipe, made[0], folder / "far" / "pdpo")[0],
+  ):
     assert rows_of(split.trainable).devices() == {far}
     assert_same(
       pdpo.heldout_ratios(split, heldout, 1024),

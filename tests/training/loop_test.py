@@ -20,11 +20,10 @@ from orbax.checkpoint import checkpoint_manager
 from pdpo_jax.core import kept, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import user_model
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import checkpoint, loop, metrics
+from pdpo_jax.training import checkpoint, loop, metrics, recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
-CADENCE = config_lib.TrainConfig(
+CADENCE = recipes.TrainConfig(
   log_every=2, eval_every=3, checkpoint_every=2, keep_checkpoints=2
 )
 

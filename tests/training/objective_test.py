@@ -111,11 +111,11 @@ def test_loss_is_ln_2_at_zero_lora_without_prefix():
   bare = golden_cases.language_model(GOLDEN)
   lm = policy.make_language_model(
     bare.arch,
-    lora=layers.LoraSpec(("q_proj", "down_proj"), 3),
+    lora=layers.LoraConfig(("q_proj", "down_proj"), 3),
     rngs=nnx.Rngs(0),
   )
   nnx.update(lm, nnx.state(bare))
-  spec = user_model.UserSpec("none")
+  spec = user_model.UserConfig("none")
   table = lm.embed_tokens.weight[...]
   users = user_model.make_user_model(spec, 13, table, nnx.Rngs(0))
   made = policy.Policy(lm, users)
@@ -289,7 +289,7 @@ def mixed_batch():
 @pytest.mark.parametrize("parts", [1, 5])
 def test_mixing_by_batch_weighs_the_means_of_users_and_generic_rows(parts):
   batch = mixed_batch()
-  objective = objective_lib.Objective(alpha=0.25, mixing="batch")
+  objective = objective_lib.LossConfig(alpha=0.25, mixing="batch")
   scales = np.asarray(objective_lib.pair_scales(batch, objective, parts))
   weights = np.asarray(losses.pair_weights(batch.response_mask, batch.weight))
   expected = np.zeros_like(weights)

@@ -5,8 +5,7 @@ import pytest
 from flax import nnx
 
 from pdpo_jax.models import layers, user_model
-from pdpo_jax.runs import config
-from pdpo_jax.training import optimizer
+from pdpo_jax.training import optimizer, recipes
 
 
 def variables(lora, users):
@@ -28,7 +27,7 @@ def values(state):
 def updates_of(gradients, trainable, steps=1, total_steps=10, **fields):
   """The last update of as many steps with the same gradient."""
   fields = {"warmup_steps": 0, "clip_norm": 0.0, "learning_rate": 0.1} | fields
-  train = config.TrainConfig(**fields)
+  train = recipes.TrainConfig(**fields)
   transformation = optimizer.make_optimizer(train, total_steps)
   state = transformation.init(trainable)
   for _ in range(steps):
@@ -88,7 +87,7 @@ def test_weight_decay_is_for_lora_only():
 
 def first_moments(clip_norm, gradients):
   """Adam's first moments after a step: a tenth of the gradients it saw."""
-  train = config.TrainConfig(clip_norm=clip_norm)
+  train = recipes.TrainConfig(clip_norm=clip_norm)
   transformation = optimizer.make_optimizer(train, 10)
   trainable = variables([1.0], [1.0])
   state = transformation.init(trainable)

@@ -39,7 +39,9 @@ def test_training_leaves_the_base_bitwise_as_it_was(run):
 
 def test_a_loaded_policy_is_the_trained_one(run):
   config, parts, _, split = run
-  loaded, users, step = pdpo.load(config, parts[0], config.folder / "pdpo")
+  loaded, users, step = pdpo.load(
+    config.recipe, parts[0], config.folder / "pdpo"
+  )
   assert users.ids == parts[1].ids
   assert step == config.train.epochs * parts[2].num_batches
   assert loaded.digest() == split.digest()
@@ -53,16 +55,16 @@ def test_a_policy_does_not_load_onto_another_base(run):
   config, parts, _, _ = run
   other = tiny.tiny_base(parts[4], seed=1)
   with pytest.raises(ValueError, match=r"base is '\w+' there and '\w+' here"):
-    pdpo.load(config, other, config.folder / "pdpo")
+    pdpo.load(config.recipe, other, config.folder / "pdpo")
 
 
 def test_a_loaded_policy_says_of_which_step_it_is(run, tmp_path):
   config, parts, *_ = run
-  newest = pdpo.load(config, parts[0], config.folder / "pdpo").step
+  newest = pdpo.load(config.recipe, parts[0], config.folder / "pdpo").step
   copy = tmp_path / "pdpo"
   shutil.copytree(config.folder / "pdpo", copy)
   shutil.rmtree(copy / "checkpoints" / str(newest) / "lora")
-  assert pdpo.load(config, parts[0], copy).step < newest
+  assert pdpo.load(config.recipe, parts[0], copy).step < newest
 
 
 def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
@@ -80,16 +82,16 @@ def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
 def test_loading_from_a_folder_without_checkpoints_is_an_error(run, tmp_path):
   config, parts, _, _ = run
   with pytest.raises(ValueError, match="has no checkpoints; train first"):
-    pdpo.load(config, parts[0], tmp_path)
+    pdpo.load(config.recipe, parts[0], tmp_path)
 
 
 def test_vanilla_weighs_generic_rows_alone_where_mixing_is_by_batch(run):
   config = dataclasses.replace(
     run[0], user=dataclasses.replace(run[0].user, kind="none")
   )
-  assert pdpo.make_objective(config).branches() == [("user", 1.0)]
+  assert pdpo.make_objective(config.recipe).branches() == [("user", 1.0)]
   loss = dataclasses.replace(config.loss, mixing="batch")
-  objective = pdpo.make_objective(dataclasses.replace(config, loss=loss))
+  objective = pdpo.make_objective(dataclasses.replace(config, loss=loss).recipe)
   assert objective.branches() == [("user", 1.0)]
   batch = structs.PreferenceBatch(
     index=jnp.arange(6),
@@ -120,7 +122,8 @@ def test_new_users_take_the_place_of_rows_that_were_nobodys(run, kind):
   known = users_lib.UserIndex(["1", "2"], spare=3)
   both = known.extended(users_lib.UserIndex(["2", "x"]))
   before, new = (
-    pdpo.make_policy(config, parts[0], each.num_rows) for each in (known, both)
+    pdpo.make_policy(config.recipe, parts[0], each.num_rows)
+    for each in (known, both)
   )
   after = pdpo.begin_as(new, before, known).merge().user_model
   before = before.merge().user_model
@@ -147,4 +150,4 @@ def test_a_host_table_is_refused_where_there_are_several_processes(
   config = dataclasses.replace(config, train=train)
   monkeypatch.setattr(processes, "several", lambda: True)
   with pytest.raises(ValueError, match=r"users_on_host .* one process"):
-    pdpo.make_policy(config, parts[0], parts[1].num_rows)
+    pdpo.make_policy(config.recipe, parts[0], parts[1].num_rows)

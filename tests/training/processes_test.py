@@ -19,11 +19,10 @@ import jax
 import numpy as np
 import pytest
 
-from pdpo_jax.data import sources
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import checkpoint
 from pdpo_jax.weights import base as base_lib
-from tests import tiny
+from tests import loading, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "tests/training/processes_test.py"
@@ -51,7 +50,7 @@ def get_config(folder: str) -> config_lib.Config:
 def folder(tmp_path_factory) -> pathlib.Path:
   """Has a base, and what is compiled once for all runs."""
   made = tmp_path_factory.mktemp("processes")
-  dataset = sources.load(get_config(str(made)))
+  dataset = loading.load(get_config(str(made)))
   base_lib.write_base(made / "base", tiny.tiny_base(dataset))
   return made
 

@@ -6,7 +6,7 @@ import pytest
 from pdpo_jax.core import kept
 from pdpo_jax.runs import experiment
 from pdpo_jax.training import reference
-from tests import tiny
+from tests import loading, tiny
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_second_run_reads_what_the_first_computed(compute, tmp_path):
 def test_another_base_or_other_data_are_computed_anew(compute, parts):
   part = parts[2]
   _, passes = compute()
-  other = tiny.tiny_base(tiny.sources.load(parts[0]), seed=1)
+  other = tiny.tiny_base(loading.load(parts[0]), seed=1)
   assert compute(base=other)[1] == passes
   swapped = [part.tokenized[1], part.tokenized[0], *part.tokenized[2:]]
   assert compute(examples=swapped)[1] == passes

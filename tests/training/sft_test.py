@@ -79,10 +79,14 @@ def test_the_loss_is_the_mean_over_response_tokens(tmp_path):
   np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-6)
 
 
+def train_base(config, *others):
+  return sft.train_base(config.sft, config.recipe, *others)
+
+
 def test_a_base_is_taught_the_chosen_responses(tmp_path):
   given = make_base(tmp_path, end_of_turn=(3,))
   dataset = dataset_lib.Dataset(EXAMPLES, [], [])
-  taught = sft.train_base(make_config(tmp_path), dataset, tmp_path / "base")
+  taught = train_base(make_config(tmp_path), dataset, tmp_path / "base")
   chosen = [example.chosen for example in EXAMPLES]
   rejected = [example.rejected[0] for example in EXAMPLES]
   before = loss_of(given, chosen)
@@ -92,9 +96,7 @@ def test_a_base_is_taught_the_chosen_responses(tmp_path):
   assert taught.stop_tokens == given.stop_tokens
   assert taught.tokenizer.get_vocab() == given.tokenizer.get_vocab()
   assert base_lib.is_whole(tmp_path / "base")
-  untouched = base_lib.read_base(
-    str(tmp_path / "given"), config_lib.BaseConfig()
-  )
+  untouched = base_lib.read_base(str(tmp_path / "given"), base_lib.BaseConfig())
   assert untouched.fingerprint == given.fingerprint
 
 
@@ -102,11 +104,11 @@ def test_a_base_that_was_cut_off_between_two_shards_is_written_again(tmp_path):
   make_base(tmp_path)
   dataset = dataset_lib.Dataset(EXAMPLES, [], [])
   config, folder = make_config(tmp_path), tmp_path / "base"
-  taught = sft.train_base(config, dataset, folder)
+  taught = train_base(config, dataset, folder)
   (folder / "model.safetensors").rename(
     folder / "model-00001-of-00002.safetensors"
   )
-  again = sft.train_base(config, dataset, folder)
+  again = train_base(config, dataset, folder)
   assert again.fingerprint == taught.fingerprint
   assert sorted(each.name for each in folder.glob("model*")) == [
     "model.safetensors"
@@ -117,13 +119,13 @@ def test_a_base_that_was_taught_on_other_data_is_an_error(tmp_path):
   make_base(tmp_path)
   dataset = dataset_lib.Dataset(EXAMPLES, [], [])
   config, folder = make_config(tmp_path), tmp_path / "base"
-  sft.train_base(config, dataset, folder, "one")
+  train_base(config, dataset, folder, "one")
   sft.check_data(folder, "one")
   with pytest.raises(ValueError, match="taught on other data"):
     sft.check_data(folder, "other")
   (folder / "model.safetensors").unlink()
   with pytest.raises(ValueError, match="data is 'one' there and 'other' here"):
-    sft.train_base(config, dataset, folder, "other")
+    train_base(config, dataset, folder, "other")
 
 
 def test_what_is_taught_keeps_to_the_limits_of_a_response(tmp_path):
@@ -131,7 +133,7 @@ def test_what_is_taught_keeps_to_the_limits_of_a_response(tmp_path):
   config = make_config(tmp_path, max_response_tokens=2)
   dataset = dataset_lib.Dataset(EXAMPLES, [], [])
   with pytest.raises(ValueError, match="over the limit of 2"):
-    sft.train_base(config, dataset, tmp_path / "base")
+    train_base(config, dataset, tmp_path / "base")
 
 
 @pytest.mark.parametrize(

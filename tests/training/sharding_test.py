@@ -24,7 +24,6 @@ from pdpo_jax.data import users as users_lib
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import gptj, layers, llama, user_model
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import experiment
 from pdpo_jax.training import (
   checkpoint,
@@ -51,9 +50,9 @@ EMBEDDINGS = {"llama": ("embed_tokens",), "gptj": ("wte",)}
 @pytest.mark.parametrize("kind", ["individual", "cluster"])
 def test_each_parameter_has_one_rule(name, kind):
   make, arch = ARCHITECTURES[name]
-  lora = layers.LoraSpec((*arch.linears, *EMBEDDINGS[name]), 4, 8.0)
+  lora = layers.LoraConfig((*arch.linears, *EMBEDDINGS[name]), 4, 8.0)
   lm = nnx.eval_shape(lambda: make(arch, lora=lora, rngs=nnx.Rngs(0)))
-  spec = user_model.UserSpec(kind=kind)
+  spec = user_model.UserConfig(kind=kind)
   users = nnx.eval_shape(
     lambda: user_model.make_user_model(
       spec, 9, jax.numpy.zeros((256, 24)), nnx.Rngs(0)
@@ -88,7 +87,7 @@ def test_logits_at_a_time_are_counted_by_device():
 
 
 def test_one_device_has_no_mesh():
-  assert sharding.make_mesh(config_lib.MeshConfig()) is None
+  assert sharding.make_mesh(sharding.MeshConfig()) is None
 
 
 @pytest.mark.slow
@@ -112,7 +111,7 @@ def test_eight_devices_do_what_one_does():
 
 def _base(mesh, folder):
   return base_lib.read_base(
-    str(folder), config_lib.BaseConfig(), sharding.of_base(mesh)
+    str(folder), base_lib.BaseConfig(), sharding.of_base(mesh)
   )
 
 
@@ -158,7 +157,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   assert len(losses) >= 10 and losses[-1] != losses[0]
   scores = pdpo.heldout_ratios(single, data[2], 128)
   for sizes in MESHES:
-    mesh = sharding.make_mesh(config_lib.MeshConfig(*sizes))
+    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
     name = "x".join(map(str, sizes))
     on_mesh = _base(mesh, folder / "base")
     split = _train(config, on_mesh, data, folder / name)
@@ -177,15 +176,15 @@ def _check_eight(folder: pathlib.Path) -> None:
   with checkpoint.Checkpoints(half, 9) as saved:
     last = saved.steps[-1]
   shutil.rmtree(half / str(last))
-  mesh = sharding.make_mesh(config_lib.MeshConfig(1, 8, 1))
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 8, 1))
   moved = _train(config, _base(mesh, folder / "base"), data, folder / "2x2x2")
   _close(_values(moved), _values(single), "moved to another mesh")
   print("a checkpoint moves between meshes")
   # A run is read on whatever devices there are, with any batch size.
   config.base.path = str(folder / "base")
-  config.mesh = config_lib.MeshConfig(3, 2, 1)
+  config.mesh = sharding.MeshConfig(3, 2, 1)
   base = experiment.read_base(config, folder, reading=True)
-  loaded, *_ = pdpo.load(config, base, folder / "2x2x2")
+  loaded, *_ = pdpo.load(config.recipe, base, folder / "2x2x2")
   _close(_values(loaded), _values(single), "read on other devices")
   for own, other in zip(_answers(loaded), _answers(single), strict=True):
     np.testing.assert_array_equal(own, other)
@@ -197,27 +196,27 @@ def _check_eight(folder: pathlib.Path) -> None:
     loaded, experiment.make_batches(config, base, part), 128
   )
   np.testing.assert_allclose(found, scores, atol=1e-3)
-  mesh = sharding.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
   assert sharding.logits_chunk(0, mesh) == 4 * 128
   assert sharding.logits_chunk(7, mesh) == 28
   with pytest.raises(ValueError, match="make 6 devices, and there are 8"):
-    sharding.make_mesh(config_lib.MeshConfig(3, 2, 1))
-  config.mesh = config_lib.MeshConfig()
+    sharding.make_mesh(sharding.MeshConfig(3, 2, 1))
+  config.mesh = sharding.MeshConfig()
   config.train.batch_size = 12
   with pytest.raises(
     ValueError, match="leaves 12 samples, which the 8 devices"
   ):
-    sharding.check_batch(config)
+    experiment.check_batch(config)
   config.train.batch_size, config.train.accumulation_steps = 32, 8
   with pytest.raises(ValueError, match="accumulation_steps=4"):
-    sharding.check_batch(config)
+    experiment.check_batch(config)
 
 
 def _check_accumulated(config, folder):
   """Batches packed for a mesh, in two parts, are as on one device."""
   train = dataclasses.replace(config.train, batch_size=16, accumulation_steps=2)
   config = dataclasses.replace(config, train=train)
-  mesh = sharding.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
   on_mesh = _base(mesh, folder / "base")
   _, *data = tiny.tiny_parts(config)
   part = tiny.tiny_part(config, on_mesh, data[0], "train")
@@ -239,7 +238,7 @@ def _check_start(config, data, folder):
     config.train, start_from=str(folder), learn="users"
   )
   config = dataclasses.replace(config, train=train)
-  mesh = sharding.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
   found = []
   for place in (None, mesh):
     # Starts from `folder / "one"`.
@@ -271,7 +270,7 @@ def _answers(split):
   return generate.generate(
     split.merge(),
     requests,
-    sampling.SamplingSpec(max_new_tokens=9, temperature=0.0),
+    sampling.AnswersConfig(max_new_tokens=9, temperature=0.0),
     stop_tokens=[],
     pad_id=0,
     batch_size=4,
@@ -280,8 +279,8 @@ def _answers(split):
 
 def _check_int8(folder) -> None:
   """A base is quantized on a mesh as on one device, scales and all."""
-  mesh = sharding.make_mesh(config_lib.MeshConfig(1, 4, 2))
-  types = config_lib.BaseConfig(param_dtype="int8")
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 4, 2))
+  types = base_lib.BaseConfig(param_dtype="int8")
   path = str(folder / "base")
   split = base_lib.read_base(path, types, sharding.of_base(mesh))
   whole = base_lib.read_base(path, types)

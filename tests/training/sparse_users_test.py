@@ -12,8 +12,7 @@ from flax import nnx
 from pdpo_jax.core import structs
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.models import user_model
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import optimizer, sparse_users, step
+from pdpo_jax.training import optimizer, recipes, sparse_users, step
 from tests import golden_cases
 
 CASES = [("llama", "individual"), ("gptj", "cluster")]
@@ -27,7 +26,7 @@ def parts(name, case):
 
 
 def adam():
-  train = config_lib.TrainConfig(learning_rate=1e-2, warmup_steps=0)
+  train = recipes.TrainConfig(learning_rate=1e-2, warmup_steps=0)
   return optimizer.make_optimizer(train, 10)
 
 

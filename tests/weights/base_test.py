@@ -9,7 +9,6 @@ from flax import nnx
 
 from pdpo_jax.data import tokenize
 from pdpo_jax.models import gptj
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import checkpoint
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import hf_safetensors, loading
@@ -31,7 +30,7 @@ def base(tokenizer):
 
 
 def read(folder, **fields):
-  return base_lib.read_base(str(folder), config_lib.BaseConfig(**fields))
+  return base_lib.read_base(str(folder), base_lib.BaseConfig(**fields))
 
 
 def test_a_written_base_reads_back(base, tmp_path):

@@ -8,7 +8,6 @@ import transformers
 from flax import nnx
 
 from pdpo_jax.models import llama, policy
-from pdpo_jax.runs import config
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import gguf as gguf_lib
 from pdpo_jax.weights import gguf_tokenizer
@@ -245,12 +244,12 @@ def test_a_base_is_written_as_a_folder_with_the_same_ids_and_weights(
     eot_token_id=3,
     eom_token_id=5,
   )
-  base = base_lib.read_base(str(file), config.BaseConfig())
+  base = base_lib.read_base(str(file), base_lib.BaseConfig())
   assert base.lm.arch == arch
   assert base.stop_tokens == (ids_of_special(pre)[1], 3, 5)
   folder = tmp_path / "folder"
   base_lib.write_base(folder, base)
-  back = base_lib.read_base(str(folder), config.BaseConfig())
+  back = base_lib.read_base(str(folder), base_lib.BaseConfig())
   assert back.fingerprint == base.fingerprint
   assert back.stop_tokens == base.stop_tokens
   auto = transformers.AutoTokenizer.from_pretrained(folder)

@@ -22,7 +22,7 @@ def make(arch, dtype="float32", targets=()) -> nnx.Module:
   """A model with random weights, those of LoRA on `targets` included."""
   lm = policy.make_language_model(
     arch,
-    lora=layers.LoraSpec(targets, rank=3, alpha=7.0, dropout=0.5),
+    lora=layers.LoraConfig(targets, rank=3, alpha=7.0, dropout=0.5),
     param_dtype=jnp.dtype(dtype),
     rngs=nnx.Rngs(0),
   )

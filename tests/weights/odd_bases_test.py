@@ -12,7 +12,6 @@ import safetensors.numpy
 import transformers
 
 from pdpo_jax.core import kept
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import (
   hf_safetensors,
@@ -68,7 +67,7 @@ def folder(llama, tmp_path):
 
 
 def read(folder):
-  return base_lib.read_base(str(folder), config_lib.BaseConfig())
+  return base_lib.read_base(str(folder), base_lib.BaseConfig())
 
 
 def _is_odd(value) -> bool:

@@ -43,7 +43,7 @@ def make(name, kind, prefix_position):
   arch = ARCHITECTURES[name]
   lm = models.make(arch, targets=arch.lora_targets)
   users = user_model.make_user_model(
-    user_model.UserSpec(kind, num_tokens=3, num_clusters=2, init_std=1.0),
+    user_model.UserConfig(kind, num_tokens=3, num_clusters=2, init_std=1.0),
     USERS.num_rows,
     lm.embed(jnp.arange(VOCABULARY)),
     nnx.Rngs(1),

@@ -5,38 +5,48 @@ import random
 from collections.abc import Callable, Sequence
 
 from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out, rows
 from pdpo_jax.data.sources import preference_files, prism, synthetic, tldr
-from pdpo_jax.runs import config as config_lib
 
 
 def load(
-  config: config_lib.Config,
+  data: data_config.DataConfig,
+  *,
+  seed: int,
+  num_prompts: int,
+  num_posts: int = 0,
+  users_alone: bool = False,
   count_tokens: Callable[[Sequence[str]], list[int]] | None = None,
   before: held_out.Record | None = None,
 ) -> dataset_lib.Dataset:
-  """The data that `config.data` names.
+  """The data that `data.source` names.
 
   Args:
+    seed: of the run.
+    num_prompts: to be answered.
+    num_posts: of the synthetic language, to teach a base with.
+    users_alone: whether only what says something of a user is trained on.
     count_tokens: lengths of texts in the base's tokens, for what is counted in
       them; None before there is a base.
     before: what the run that this one starts from was trained on.
   """
-  if config.data.source == "tldr":
-    dataset = tldr.load(config, count_tokens)
+  if data.source == "synthetic":
+    dataset = _synthetic(data.synthetic, seed, num_prompts, num_posts)
+  elif data.source == "tldr":
+    dataset = tldr.load(data, seed, num_prompts, count_tokens)
   else:
-    dataset = SOURCES[config.data.source](config)
+    load_source = {"prism": prism.load, "files": preference_files.load}
+    dataset = load_source[data.source](data, seed, num_prompts)
   if before:
-    dataset = held_out.keep_apart(
-      dataset, before, config.answers.num_prompts, config.seed
-    )
+    dataset = held_out.keep_apart(dataset, before, num_prompts, seed)
   train = dataset.train
-  if config.train.learn == "users":
+  if users_alone:
     train = _of_users(train, dataset.tally)
-  if config.data.shuffle_users:
-    train = _shuffle_users(train, config.seed)
-  swapped = swapped_users(config, train)
+  if data.shuffle_users:
+    train = _shuffle_users(train, seed)
+  swapped = swapped_users(data, seed, train)
   if swapped:
     train = [_swap(each) if each.user_id in swapped else each for each in train]
   return dataclasses.replace(dataset, train=train)
@@ -68,12 +78,14 @@ def _shuffle_users(
 
 
 def swapped_users(
-  config: config_lib.Config, train: Sequence[structs.PreferenceExample]
+  data: data_config.DataConfig,
+  seed: int,
+  train: Sequence[structs.PreferenceExample],
 ) -> set[str]:
   """Whose choices `data.swap_choices` turns round in training."""
   users = sorted({example.user_id for example in train} - {None})
-  count = round(config.data.swap_choices * len(users))
-  return set(random.Random(f"swapped {config.seed}").sample(users, count))
+  count = round(data.swap_choices * len(users))
+  return set(random.Random(f"swapped {seed}").sample(users, count))
 
 
 def _swap(example: structs.PreferenceExample) -> structs.PreferenceExample:
@@ -83,31 +95,25 @@ def _swap(example: structs.PreferenceExample) -> structs.PreferenceExample:
   )
 
 
-def _synthetic(config: config_lib.Config) -> dataset_lib.Dataset:
+def _synthetic(
+  data: data_config.SyntheticConfig, seed: int, num_prompts: int, num_posts: int
+) -> dataset_lib.Dataset:
   """Posts and summaries of the little language, no post used twice."""
-  data = config.data.synthetic
   workers = [str(number + 1) for number in range(data.num_workers)]
   need = len(workers) * (data.train_per_worker + data.heldout_per_worker)
-  need += config.answers.num_prompts
-  posts = synthetic.make_posts(config.sft.num_posts + need, config.seed)
-  learnt, fresh = posts[: config.sft.num_posts], posts[config.sft.num_posts :]
+  need += num_prompts
+  posts = synthetic.make_posts(num_posts + need, seed)
+  learnt, fresh = posts[:num_posts], posts[num_posts:]
   cut = len(workers) * data.train_per_worker
   train, fresh = fresh[:cut], fresh[cut:]
   cut = len(workers) * data.heldout_per_worker
   heldout, asked = fresh[:cut], fresh[cut:]
   short = tuple(each for each in workers if each in data.short_workers)
   return dataset_lib.Dataset(
-    train=synthetic.comparisons(train, workers, short, config.seed),
-    heldout=synthetic.comparisons(heldout, workers, short, config.seed + 1),
+    train=synthetic.comparisons(train, workers, short, seed),
+    heldout=synthetic.comparisons(heldout, workers, short, seed + 1),
     prompts=[structs.PromptExample(post.prompt) for post in asked],
-    sft_pairs=synthetic.sft_pairs(learnt, config.seed),
+    sft_pairs=synthetic.sft_pairs(learnt, seed),
     short_users=short,
     long_users=tuple(each for each in workers if each not in short),
   )
-
-
-SOURCES = {
-  "synthetic": _synthetic,
-  "prism": prism.load,
-  "files": preference_files.load,
-}

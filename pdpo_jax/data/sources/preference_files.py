@@ -13,16 +13,17 @@ from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset, rows, splits
 from pdpo_jax.data.sources import locations, preference_rows, turns, user_ids
-from pdpo_jax.runs import config as config_lib
 
 logger = logging.getLogger(__name__)
 
 Examples = list[structs.PreferenceExample]
 
 
-def load(config: config_lib.Config) -> dataset.Dataset:
+def load(
+  data: data_config.DataConfig, seed: int, num_prompts: int
+) -> dataset.Dataset:
   """Reads and splits the comparisons that `data.path` and `data.files` name."""
-  data, files = config.data, config.data.files
+  files = data.files
   tally = rows.Tally()
   train, heldout = _read_both(data.path, files, tally)
   tally.check(data.max_bad_share)
@@ -41,20 +42,20 @@ def load(config: config_lib.Config) -> dataset.Dataset:
     )
   if heldout is None:
     train, _ = splits.without_rare_users(train, [], files, tally)
-    train, heldout = splits.split(train, files.heldout_share, config.seed)
+    train, heldout = splits.split(train, files.heldout_share, seed)
   else:
     heldout = splits.without_common(train, heldout, tally)
     train, heldout = splits.without_rare_users(train, heldout, files, tally)
-  strangers = splits.draw_users(train, files.unseen_users, config.seed)
+  strangers = splits.draw_users(train, files.unseen_users, seed)
   tally.drop(
     "training comparisons of unseen users",
     sum(example.user_id in strangers for example in train),
   )
   train = [example for example in train if example.user_id not in strangers]
   limit = "max_per_user", files.max_per_user
-  train = splits.at_most(train, *limit, config.seed, tally)
+  train = splits.at_most(train, *limit, seed, tally)
   limit = "max_heldout_per_user", files.max_heldout_per_user
-  heldout = splits.at_most(heldout, *limit, config.seed, tally)
+  heldout = splits.at_most(heldout, *limit, seed, tally)
   seen = {example.user_id for example in train} | {None}
   known = [example for example in heldout if example.user_id in seen]
   for name, part in (("training", train), ("held-out", known)):
@@ -69,19 +70,11 @@ def load(config: config_lib.Config) -> dataset.Dataset:
     "comparisons without a user, who count as unknown",
     sum(example.user_id is None for example in (*train, *heldout)),
   )
-  if config.user.kind != "none" and seen == {None}:
-    logger.warning(
-      "data.path %r: no comparison says who made it, so that only the generic "
-      "embedding is learnt; where the column of users is not %r, name it by "
-      "data.files.user_column",
-      data.path,
-      files.user_column,
-    )
   return dataset.Dataset(
     train=train,
     heldout=known,
     unseen=[example for example in heldout if example.user_id not in seen],
-    prompts=splits.draw_prompts(known, config.answers.num_prompts, config.seed),
+    prompts=splits.draw_prompts(known, num_prompts, seed),
     tally=tally,
   )
 

@@ -18,10 +18,10 @@ from collections.abc import Container, Iterator, Sequence
 import numpy as np
 
 from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import rows
 from pdpo_jax.data.sources import formats, prism_authors, prism_survey
-from pdpo_jax.runs import config as config_lib
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,9 @@ class _SpokenTurn:
     return len(self.asked[0]) + longest <= limit
 
 
-def load(config: config_lib.Config) -> dataset_lib.Dataset:
+def load(
+  data: data_config.DataConfig, seed: int, num_prompts: int
+) -> dataset_lib.Dataset:
   """Comparisons of PRISM, split by users and by their dialogues.
 
   A sample's `user_id` is PRISM's, also for the unseen users.
@@ -76,25 +78,25 @@ def load(config: config_lib.Config) -> dataset_lib.Dataset:
       left for training or to be answered.
   """
   tally = rows.Tally()
-  texts, personas = _read_survey(config, tally)
-  dialogues = _read_dialogues(config, texts, tally)
-  tally.check(config.data.max_bad_share)
+  texts, personas = _read_survey(data, tally)
+  dialogues = _read_dialogues(data, texts, tally)
+  tally.check(data.max_bad_share)
   parts = {"train": [], "heldout": [], "unseen": []}
-  split = _split(config, texts, dialogues, tally)
+  split = _split(data.prism, seed, texts, dialogues, tally)
   for dialogue in dialogues:
     if dialogue.dialogue_id in split:
       text = texts[dialogue.user_id]
       part = parts[split[dialogue.dialogue_id]]
-      part.extend(_examples(dialogue, text, config, tally))
+      part.extend(_examples(dialogue, text, data.prism, seed, tally))
   answered = parts["heldout"] or parts["unseen"]
   if not parts["train"] or not answered:
     raise ValueError(
-      f"{config.data.path} leaves {len(parts['train'])} samples for training "
+      f"{data.path} leaves {len(parts['train'])} samples for training "
       f"and {len(answered)} to be answered; use more dialogues, or change "
       "data.prism.unseen_users and data.prism.heldout_dialogues. What was "
       f"read: {tally}"
     )
-  prompts = _prompts(answered, config, tally)
+  prompts = _prompts(answered, seed, num_prompts, tally)
   logger.info("PRISM: %s", tally)
   return dataset_lib.Dataset(
     **parts, prompts=prompts, personas=personas, tally=tally
@@ -102,9 +104,8 @@ def load(config: config_lib.Config) -> dataset_lib.Dataset:
 
 
 def _read(
-  config: config_lib.Config, name: str, tally: rows.Tally
+  path: str, name: str, tally: rows.Tally
 ) -> Iterator[tuple[str, rows.Row]]:
-  path = config.data.path
   folder = pathlib.Path(path).expanduser()
   if not folder.exists():
     return rows.read_hub(path, tally, name=name, split="train")
@@ -118,10 +119,10 @@ def _read(
 
 
 def _read_survey(
-  config: config_lib.Config, tally: rows.Tally
+  data: data_config.DataConfig, tally: rows.Tally
 ) -> tuple[dict[str, str], dict[str, structs.Persona]]:
   """Text and persona of each participant, in the survey's order."""
-  prism = config.data.prism
+  prism = data.prism
   texts: dict[str, str] = {}
   personas: dict[str, structs.Persona] = {}
 
@@ -134,7 +135,7 @@ def _read_survey(
       tally.note("users without stated preferences")
     return user_id, text, persona
 
-  found = rows.parse(_read(config, "survey", tally), read, tally)
+  found = rows.parse(_read(data.path, "survey", tally), read, tally)
   for user_id, text, persona in found:
     texts[user_id] = text
     personas[user_id] = persona
@@ -142,7 +143,7 @@ def _read_survey(
 
 
 def _read_dialogues(
-  config: config_lib.Config, texts: dict[str, str], tally: rows.Tally
+  data: data_config.DataConfig, texts: dict[str, str], tally: rows.Tally
 ) -> list[Dialogue]:
   """All dialogues, in the file's order, those without a comparison too."""
   seen: set[str] = set()
@@ -165,7 +166,7 @@ def _read_dialogues(
       place=place,
     )
 
-  found = _read(config, "conversations", tally)
+  found = _read(data.path, "conversations", tally)
   return list(rows.parse(found, read, tally))
 
 
@@ -259,7 +260,8 @@ def _is_missing(text: str) -> bool:
 
 
 def _split(
-  config: config_lib.Config,
+  prism: data_config.PrismConfig,
+  seed: int,
   texts: dict[str, str],
   dialogues: Sequence[Dialogue],
   tally: rows.Tally,
@@ -271,11 +273,10 @@ def _split(
   the survey's order and dialogues in the file's. At the default shares and of
   the full data, that makes 1,234 seen and 162 unseen users.
   """
-  prism = config.data.prism
   if prism.split == "authors":
     order, shuffle = list, np.random.RandomState(_AUTHORS_SEED).shuffle
   else:
-    order, shuffle = sorted, random.Random(f"prism {config.seed}").shuffle
+    order, shuffle = sorted, random.Random(f"prism {seed}").shuffle
   by_user = _dialogues_by_user(texts, dialogues, prism.split, tally)
   users = order(by_user)
   shuffle(users)
@@ -340,10 +341,10 @@ def _share(count: int, share: float) -> int:
 def _examples(
   dialogue: Dialogue,
   user_text: str,
-  config: config_lib.Config,
+  prism: data_config.PrismConfig,
+  seed: int,
   tally: rows.Tally,
 ) -> Iterator[structs.PreferenceExample]:
-  prism = config.data.prism
   for turn in dialogue.turns:
     prompt, rejected = turn.prompt, turn.rejected
     if prism.prompt == "authors":
@@ -362,7 +363,7 @@ def _examples(
       grouped = [(text,) for text in rejected]
     elif prism.rejected == "one" and rejected:
       # Seeded by the place, so that a turn's draw depends on no other's.
-      place = f"{config.seed} {dialogue.dialogue_id} {turn.number}"
+      place = f"{seed} {dialogue.dialogue_id} {turn.number}"
       rng = random.Random(f"rejected {place}")
       grouped = [(rng.choice(rejected),)]
     for texts in grouped:
@@ -380,11 +381,12 @@ def _examples(
 
 def _prompts(
   examples: Sequence[structs.PreferenceExample],
-  config: config_lib.Config,
+  seed: int,
+  wanted: int,
   tally: rows.Tally,
 ) -> list[structs.PromptExample]:
   """Different prompts, one of each user before a second one of any."""
-  rng = random.Random(f"prompts {config.seed}")
+  rng = random.Random(f"prompts {seed}")
   by_user: dict[str | None, dict[structs.PromptExample, None]] = {}
   for example in examples:
     prompt = structs.PromptExample(example.prompt, example.user_text)
@@ -393,7 +395,6 @@ def _prompts(
   rng.shuffle(own)
   rounds = itertools.zip_longest(*own)
   prompts = [each for round_ in rounds for each in round_ if each is not None]
-  wanted = config.answers.num_prompts
   if len(prompts) < wanted:
     tally.note("prompts fewer than answers.num_prompts", wanted - len(prompts))
   return prompts[:wanted]

@@ -13,10 +13,10 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import rows
 from pdpo_jax.data.sources import formats
-from pdpo_jax.runs import config as config_lib
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,10 @@ class Comparison:
 
 
 def load(
-  config: config_lib.Config, count_tokens: CountTokens | None = None
+  data: data_config.DataConfig,
+  seed: int,
+  num_prompts: int,
+  count_tokens: CountTokens | None = None,
 ) -> dataset_lib.Dataset:
   """Comparisons of the busiest workers, as their taste in length has it.
 
@@ -63,25 +66,25 @@ def load(
     ValueError: if files are missing, too many rows are broken, there are fewer
       workers than asked for, one has no comparison left, or no post is.
   """
-  tldr = config.data.tldr
+  tldr = data.tldr
   measure = _measure(tldr.length_unit, count_tokens)
   tally = rows.Tally()
-  train = _read(config, "train", tally)
-  heldout = _read(config, "validation", tally)
-  tally.check(config.data.max_bad_share)
+  train = _read(data.path, "train", tally)
+  heldout = _read(data.path, "validation", tally)
+  tally.check(data.max_bad_share)
   # Of all rows: a post that another worker saw in training is known as well.
   known = {each.post_id for each in train} | {each.prompt for each in train}
-  train = _of_sft(train, "train", config, tally)
-  heldout = _of_sft(heldout, "validation", config, tally)
+  train = _of_sft(train, "train", data, tally)
+  heldout = _of_sft(heldout, "validation", data, tally)
   if tldr.selection == "clean":
     heldout = _of_new_posts(heldout, known, tally)
-  prompts = _prompts(heldout, config, tally)
+  prompts = _prompts(heldout, data.path, seed, num_prompts, tally)
   users = _busiest_workers(train, tldr.num_workers, tally)
   examples = {}
   for part, found in (("train", train), ("validation", heldout)):
     own = [each for each in found if each.worker in users]
     tally.drop(f"{part} rows of other workers", len(found) - len(own))
-    examples[part] = _prefer(own, users, measure, part, config, tally)
+    examples[part] = _prefer(own, users, measure, part, data, tally)
   _check_users(examples["train"], users, tally)
   logger.info("TL;DR: %s", tally)
   names = users.values()
@@ -108,11 +111,8 @@ def _measure(unit: str, count_tokens: CountTokens | None) -> CountTokens:
   return count_tokens
 
 
-def _read(
-  config: config_lib.Config, part: str, tally: rows.Tally
-) -> list[Comparison]:
+def _read(path: str, part: str, tally: rows.Tally) -> list[Comparison]:
   """Comparisons of posts; those of news articles are dropped."""
-  path = config.data.path
   folder = pathlib.Path(path).expanduser()
   file = formats.find_jsonl(folder, part)
   if not folder.exists():
@@ -168,10 +168,10 @@ def _comparison(row: rows.Row, place: str) -> Comparison | None:
 def _of_sft(
   found: list[Comparison],
   part: str,
-  config: config_lib.Config,
+  data: data_config.DataConfig,
   tally: rows.Tally,
 ) -> list[Comparison]:
-  if not config.data.tldr.sft_only:
+  if not data.tldr.sft_only:
     return found
   kept = [each for each in found if each.from_sft]
   tally.drop(f"{part} rows of other policies", len(found) - len(kept))
@@ -192,18 +192,21 @@ def _of_new_posts(
 
 
 def _prompts(
-  found: Iterable[Comparison], config: config_lib.Config, tally: rows.Tally
+  found: Iterable[Comparison],
+  path: str,
+  seed: int,
+  wanted: int,
+  tally: rows.Tally,
 ) -> list[structs.PromptExample]:
   posts = list(dict.fromkeys(each.prompt for each in found))
   if not posts:
     raise ValueError(
-      f"{config.data.path} leaves no validation post to be summarised. What "
+      f"{path} leaves no validation post to be summarised. What "
       f"was read: {tally}"
     )
-  wanted = config.answers.num_prompts
   if len(posts) < wanted:
     tally.note("prompts fewer than answers.num_prompts", wanted - len(posts))
-  rng = random.Random(f"prompts {config.seed}")
+  rng = random.Random(f"prompts {seed}")
   drawn = rng.sample(posts, min(wanted, len(posts)))
   return [structs.PromptExample(post) for post in drawn]
 
@@ -230,11 +233,11 @@ def _prefer(
   users: dict[str, str],
   measure: CountTokens,
   part: str,
-  config: config_lib.Config,
+  data: data_config.DataConfig,
   tally: rows.Tally,
 ) -> list[structs.PreferenceExample]:
   """Each worker's shorter or longer summary is the chosen one."""
-  tldr = config.data.tldr
+  tldr = data.tldr
   lengths = iter(measure([text for each in found for text in each.summaries]))
   examples = []
   for each in found:

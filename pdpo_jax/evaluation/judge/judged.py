@@ -146,7 +146,9 @@ def _opponents(
 
 def _base_file(own: contenders.Contender) -> pathlib.Path:
   """Where the base's responses are, with the settings of a run."""
-  return responses_lib.file_of(own.workdir, "base", own.config)
+  return responses_lib.file_of(
+    own.workdir, "base", responses_lib.Settings.of(own.config)
+  )
 
 
 def _journal(workdir: pathlib.Path) -> pathlib.Path:
@@ -222,7 +224,8 @@ def _sources(found, base, judge, config):
       lambda user_id: 0,
       lambda: policy_lib.base_policy(base.lm),
       base,
-      config,
+      config.data,
+      responses_lib.Settings.of(config),
       _base_file(found[0]),
     )
   for each in found:

@@ -17,8 +17,8 @@ from pdpo_jax.core import structs
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import dialects, judge_prompt, pacing
+from pdpo_jax.inference import respond
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import answers
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -363,13 +363,14 @@ class LocalJudge:
     for start in range(0, len(fit), _BATCH_SIZE):
       begin = time.perf_counter()
       batch = fit[start : start + _BATCH_SIZE]
-      texts = answers.respond(
+      texts = respond.respond(
         self._policy,
         self._base,
         [prompts[place] for place in batch],
         [0] * len(batch),
         batch,
-        self._config,
+        self._config.answers,
+        self._config.data,
       )
       seconds = round((time.perf_counter() - begin) / len(batch), 3)
       for place, text in zip(batch, texts, strict=True):

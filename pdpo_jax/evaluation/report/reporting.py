@@ -231,7 +231,9 @@ def _controls(
       flipped[each.workdir.name] = controls.flips(
         heldout[found[0].name].accuracy,
         row.accuracy,
-        sources.swapped_users(each.config, dataset.train),
+        sources.swapped_users(
+          each.config.data, each.config.seed, dataset.train
+        ),
       )
   tastes = {user: "short" for user in dataset.short_users}
   tastes |= {user: "long" for user in dataset.long_users}
@@ -363,8 +365,8 @@ def _provenance(found, dataset) -> report.Section:
       )
     )
   columns = ("policy", "folder", "step", "seed", "batch size")
-  spec = answers.sampling_spec(found[0].config.answers)
-  settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items())
+  knobs = found[0].config.answers.sampling()
+  settings = ", ".join(f"{name} {value}" for name, value in knobs.items())
   versions = processes.from_first(
     lambda: run_folder.read_versions(found[0].workdir)
   )

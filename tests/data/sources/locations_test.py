@@ -8,8 +8,8 @@ import types
 import datasets
 import pytest
 
-from pdpo_jax.data.sources import folders, locations, preference_files
-from tests import fuzz_formats
+from pdpo_jax.data.sources import folders, locations
+from tests import fuzz_formats, loading
 from tests.data.sources import preference_files_test as files
 from tests.data.sources import preference_splits_test as splits
 
@@ -32,7 +32,7 @@ def load(folder, **options):
   config.data.path = str(options.pop("path", folder))
   for name, value in options.items():
     setattr(config.data.files, name, value)
-  dataset = preference_files.load(config)
+  dataset = loading.load(config)
   parts = (dataset.train, [*dataset.heldout, *dataset.unseen])
   train, heldout = (
     {example.prompt.split()[0] for example in part} for part in parts

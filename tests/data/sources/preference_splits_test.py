@@ -2,8 +2,9 @@
 
 import pytest
 
-from pdpo_jax.data.sources import preference_files
 from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import experiment
+from tests import loading
 from tests.data.sources import preference_files_test
 
 ROW = preference_files_test.ROW
@@ -35,11 +36,11 @@ def test_the_held_out_part_shares_no_comparison_with_training(tmp_path):
   # The same choice by two users must not be split.
   table += [row | {"user_id": "u0"} for row in table[50:60]]
   config = config_of(tmp_path, table, heldout_share=0.2)
-  found = preference_files.load(config)
+  found = loading.load(config)
   prompts = [{e.prompt for e in part} for part in (found.train, found.heldout)]
   assert not prompts[0] & prompts[1]
   assert 20 <= len(found.heldout) + len(found.unseen) <= 26
-  again = preference_files.load(config)
+  again = loading.load(config)
   assert (again.train, again.heldout) == (found.train, found.heldout)
   assert {p.prompt for p in found.prompts} <= prompts[1]
 
@@ -48,7 +49,7 @@ def test_unseen_users_are_in_no_training_sample(tmp_path):
   config = config_of(
     tmp_path, table_of(10, 20), unseen_users=0.3, heldout_share=0.3
   )
-  found = preference_files.load(config)
+  found = loading.load(config)
   seen, unseen = (
     {e.user_id for e in part} for part in (found.train, found.unseen)
   )
@@ -75,7 +76,7 @@ def test_only_the_busiest_users_up_to_a_limit(tmp_path):
     min_per_user=10,
     heldout_path=str(heldout),
   )
-  found = preference_files.load(config)
+  found = loading.load(config)
   counts = {}
   for example in found.train:
     counts[example.user_id] = counts.get(example.user_id, 0) + 1
@@ -88,7 +89,7 @@ def test_only_the_busiest_users_up_to_a_limit(tmp_path):
 def test_limits_hold_for_users_who_are_held_out_whole_too(tmp_path):
   table = table_of(60, 1) + table_of(1, 20)
   config = config_of(tmp_path, table, min_per_user=5, heldout_share=0.3)
-  found = preference_files.load(config)
+  found = loading.load(config)
   assert {e.user_id for e in (*found.train, *found.heldout)} == {"u0"}
   assert not found.unseen
 
@@ -99,7 +100,7 @@ def test_held_out_choices_that_training_tells_are_counted(tmp_path):
     for turn in range(20)
     for number in range(3)
   ]
-  found = preference_files.load(config_of(tmp_path, table, heldout_share=0.1))
+  found = loading.load(config_of(tmp_path, table, heldout_share=0.1))
   known = {each.prompt for each in found.train}
   count = sum(each.prompt in known for each in found.heldout)
   assert count > 0
@@ -107,7 +108,7 @@ def test_held_out_choices_that_training_tells_are_counted(tmp_path):
   together = [
     ROW | {"prompt": f"{turn}?", "rejected": ["c0", "c1"]} for turn in range(20)
   ]
-  found = preference_files.load(config_of(tmp_path, together))
+  found = loading.load(config_of(tmp_path, together))
   assert "held-out choices" not in str(found.tally)
 
 
@@ -115,13 +116,13 @@ def test_comparisons_without_a_user_among_others_are_noted(tmp_path):
   table = table_of(2, 9)
   for row in table[:4]:
     del row["user_id"]
-  found = preference_files.load(config_of(tmp_path, table))
+  found = loading.load(config_of(tmp_path, table))
   assert "4 comparisons without a user" in str(found.tally)
 
 
 def test_a_file_without_users_is_warned_of(tmp_path, caplog):
   config = config_of(tmp_path, [{**r, "user_id": None} for r in table_of(2, 9)])
-  preference_files.load(config)
+  experiment.load_dataset(config, None)
   assert "name it by data.files.user_column" in caplog.text
 
 
@@ -132,7 +133,7 @@ def test_held_out_comparisons_of_a_user_have_a_limit_of_their_own(tmp_path):
   config = config_of(
     tmp_path, [ROW], heldout_path=str(heldout), max_heldout_per_user=4
   )
-  found = preference_files.load(config)
+  found = loading.load(config)
   assert (len(found.train), len(found.heldout)) == (1, 4)
   assert found.tally.dropped["comparisons beyond max_heldout_per_user"] == 5
 
@@ -144,7 +145,7 @@ def test_held_out_comparisons_that_training_has_are_dropped(tmp_path):
     tmp_path / "held.jsonl", other, ROW | {"prompt": "z?"}
   )
   config = config_of(tmp_path, [ROW], heldout_path=str(heldout))
-  found = preference_files.load(config)
+  found = loading.load(config)
   assert [example.prompt for example in found.heldout] == ["z?"]
   assert not found.unseen
   assert "1 held-out comparisons that training has too" in str(found.tally)
@@ -153,4 +154,4 @@ def test_held_out_comparisons_that_training_has_are_dropped(tmp_path):
 def test_nothing_left_is_an_error_with_the_counts(tmp_path):
   config = config_of(tmp_path, table_of(2, 3), min_per_user=9)
   with pytest.raises(ValueError, match=r"no training .* users with too few"):
-    preference_files.load(config)
+    loading.load(config)

@@ -6,8 +6,8 @@ import pytest
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
-from pdpo_jax.data.sources import prism, prism_authors, prism_survey
-from tests import prism_files
+from pdpo_jax.data.sources import prism_authors, prism_survey
+from tests import loading, prism_files
 
 SURVEY = {
   "self_description": " I like\nto read. ",
@@ -119,7 +119,7 @@ def test_turns_over_the_released_limit_are_left_out_and_counted(tmp_path):
   config = prism_files.make_config(
     tmp_path, unseen_users=0.0, prompt="authors", rejected="each"
   )
-  dataset = prism.load(config)
+  dataset = loading.load(config)
   assert {(each.chosen, *each.rejected) for each in dataset.train} == {
     (fits, "r" * 2000), ("y2", "r2"),
   }  # fmt: skip

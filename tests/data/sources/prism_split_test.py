@@ -5,8 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from pdpo_jax.data.sources import prism
-from tests import prism_files
+from tests import loading, prism_files
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def ids_of(examples):
 def test_parts_share_neither_unseen_users_nor_dialogues(
   folder, split, rejected
 ):
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(folder, split=split, rejected=rejected)
   )
   users = {
@@ -46,7 +45,7 @@ def test_the_split_is_by_shares_of_users_and_dialogues(tmp_path):
     asked = [(f"q{number}", [("y", True), ("r", False)])]
     turns[f"c{number}"] = (f"user{number % 20}", asked)
   prism_files.write_dialogues(tmp_path, turns)
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(tmp_path, unseen_users=0.25, heldout_dialogues=0.3)
   )
   per_user = [
@@ -61,7 +60,7 @@ def test_a_large_share_leaves_each_seen_user_a_train_dialogue(tmp_path):
   prism_files.write_dialogues(
     tmp_path, prism_files.one_user(prism_files.TURNS, copies=3)
   )
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(tmp_path, unseen_users=0.0, heldout_dialogues=0.99)
   )
   assert (len(dataset.train), len(dataset.heldout)) == (3, 6)
@@ -72,7 +71,7 @@ def test_without_heldout_dialogues_unseen_users_are_answered(tmp_path):
     "x": ("user1", prism_files.TURNS)
   }
   prism_files.write_dialogues(tmp_path, dialogues)
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(tmp_path, unseen_users=0.0, heldout_dialogues=0.0)
   )
   assert dataset.heldout == []
@@ -87,7 +86,7 @@ def test_a_user_with_one_dialogue_is_unseen(tmp_path, split):
     prism_files.one_user(prism_files.TURNS)
     | {"single": ("user1", prism_files.TURNS)},
   )
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(tmp_path, unseen_users=0.0, split=split)
   )
   assert {each.user_id for each in dataset.train} == {"user0"}
@@ -100,7 +99,7 @@ def test_a_user_whose_other_dialogue_is_no_comparison_is_unseen(tmp_path):
   dialogues = prism_files.one_user(prism_files.TURNS)
   dialogues |= {"c8": ("user1", prism_files.TURNS), "c9": ("user1", silent)}
   prism_files.write_dialogues(tmp_path, dialogues)
-  dataset = prism.load(prism_files.make_config(tmp_path, unseen_users=0.0))
+  dataset = loading.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   assert {each.user_id for each in dataset.unseen} == {"user1"}
   assert dataset.tally.dropped["dialogues without a comparison"] == 1
 
@@ -116,7 +115,7 @@ def test_a_user_whose_train_dialogues_are_no_comparisons_is_unseen(tmp_path):
     dialogues[f"c{number}"] = (f"user{number // 2}", void)
     dialogues[f"c{number + 1}"] = (f"user{number // 2}", prism_files.TURNS)
   prism_files.write_dialogues(tmp_path, dialogues)
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(tmp_path, split="authors", unseen_users=0.0)
   )
   moved = dataset.tally.noted["users with no comparison for training"]
@@ -130,14 +129,14 @@ def test_the_own_split_is_by_the_seed_alone(folder, tmp_path):
   config = prism_files.make_config(folder)
   splits = []
   for config.seed in (0, 1):
-    dataset = prism.load(config)
+    dataset = loading.load(config)
     splits.append([ids_of(dataset.train), ids_of(dataset.unseen)])
   assert splits[0] != splits[1]
   for name in ("survey.jsonl", "conversations.jsonl"):
     lines = (folder / name).read_text(encoding="utf-8").splitlines()
     random.Random(1).shuffle(lines)
     (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
-  dataset = prism.load(prism_files.make_config(tmp_path))
+  dataset = loading.load(prism_files.make_config(tmp_path))
   assert [ids_of(dataset.train), ids_of(dataset.unseen)] == splits[0]
 
 
@@ -170,7 +169,7 @@ def test_the_authors_split_draws_as_their_code(tmp_path):
   }
   rows = [prism_files.survey_row(user, rng) for user in survey]
   prism_files.write_dialogues(tmp_path, dialogues, rows)
-  dataset = prism.load(prism_files.make_config(tmp_path, split="authors"))
+  dataset = loading.load(prism_files.make_config(tmp_path, split="authors"))
   found = {}
   for part in ("train", "heldout", "unseen"):
     for each in getattr(dataset, part):
@@ -178,7 +177,7 @@ def test_the_authors_split_draws_as_their_code(tmp_path):
   assert found == authors_split(survey, owners)
   config = prism_files.make_config(tmp_path, split="authors")
   config.seed = 5
-  assert prism.load(config).train == dataset.train
+  assert loading.load(config).train == dataset.train
 
 
 @pytest.mark.parametrize(("length", "kept"), [(2300, True), (2301, False)])
@@ -190,7 +189,7 @@ def test_the_authors_split_leaves_out_dialogues_of_long_turns_only(
   dialogues = prism_files.one_user(prism_files.TURNS) | {"c2": ("user0", long)}
   prism_files.write_dialogues(tmp_path, dialogues)
   for split, present in (("authors", kept), ("own", True)):
-    dataset = prism.load(
+    dataset = loading.load(
       prism_files.make_config(tmp_path, split=split, unseen_users=0.0)
     )
     samples = dataset.train + dataset.heldout
@@ -204,7 +203,7 @@ def test_full_scale_loads_in_a_minute_with_the_known_numbers_of_users(tmp_path):
   planted = prism_files.write(tmp_path, users=1500)
   # Seconds of work, since the machine may be busy with other tests.
   start = time.process_time()
-  dataset = prism.load(prism_files.make_config(tmp_path, split="authors"))
+  dataset = loading.load(prism_files.make_config(tmp_path, split="authors"))
   assert time.process_time() - start < 60
   noted = dataset.tally.noted
   assert dataset.tally.rows == 1500 + 8011
@@ -221,15 +220,15 @@ def test_full_scale_loads_in_a_minute_with_the_known_numbers_of_users(tmp_path):
 
 def test_prompts_are_heldout_and_spread_over_users(folder):
   config = prism_files.make_config(folder)
-  dataset = prism.load(config)
+  dataset = loading.load(config)
   users = {each.user_id for each in dataset.heldout}
   config.answers.num_prompts = len(users)
-  prompts = prism.load(config).prompts
+  prompts = loading.load(config).prompts
   heldout = {(e.prompt, e.user_text): e.user_id for e in dataset.heldout}
   owners = [heldout[each.prompt, each.user_text] for each in prompts]
   assert sorted(owners) == sorted(users)
   config.answers.num_prompts *= 2
-  more = prism.load(config).prompts
+  more = loading.load(config).prompts
   assert more[: len(prompts)] == prompts
   assert len(set(more)) == len(more) == 2 * len(prompts)
 
@@ -239,14 +238,14 @@ def test_the_users_who_are_answered_are_drawn_by_the_seed(folder):
   config.answers.num_prompts = 5
   draws = []
   for config.seed in (0, 0, 1):
-    draws.append({each.user_text for each in prism.load(config).prompts})
+    draws.append({each.user_text for each in loading.load(config).prompts})
   assert draws[0] == draws[1] != draws[2]
 
 
 @pytest.mark.parametrize("rejected", ["all", "each", "one"])
 def test_prompts_do_not_repeat_and_their_lack_is_noted(tmp_path, rejected):
   prism_files.write_dialogues(tmp_path, prism_files.one_user(prism_files.TURNS))
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(tmp_path, unseen_users=0.0, rejected=rejected)
   )
   assert len(dataset.prompts) == 3

@@ -1,7 +1,6 @@
 import pytest
 
-from pdpo_jax.data.sources import prism
-from tests import prism_files
+from tests import loading, prism_files
 
 
 def text_of(tmp_path, row_changes, **options):
@@ -24,7 +23,7 @@ def text_of(tmp_path, row_changes, **options):
   prism_files.write_dialogues(
     tmp_path, prism_files.one_user(prism_files.TURNS), **(silent | row_changes)
   )
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(tmp_path, unseen_users=0.0, **options)
   )
   texts = {each.user_text for each in dataset.train + dataset.heldout}
@@ -108,7 +107,7 @@ def test_users_without_stated_preferences_are_noted(tmp_path):
     config = prism_files.make_config(
       tmp_path, unseen_users=0.0, stated_preferences=wanted
     )
-    noted = prism.load(config).tally.noted
+    noted = loading.load(config).tally.noted
     assert noted["users without stated preferences"] == wanted
 
 
@@ -173,7 +172,7 @@ def test_a_persona_has_all_that_is_known_whatever_the_text_has(tmp_path):
   config = prism_files.make_config(
     tmp_path, unseen_users=0.0, demographics=False, top_aspects=0
   )
-  persona = prism.load(config).personas["user0"]
+  persona = loading.load(config).personas["user0"]
   assert persona.facts == {
     "Age": "25-34 years old",
     "Gender": "Female",

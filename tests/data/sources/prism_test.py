@@ -6,15 +6,13 @@ import types
 import pytest
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import sources
-from pdpo_jax.data.sources import prism
-from tests import prism_files
+from tests import loading, prism_files
 
 
 def load_one(folder, turns, **options):
   """Samples and tally of a seen user's train dialogue with these turns."""
   prism_files.write_dialogues(folder, prism_files.one_user(turns))
-  dataset = prism.load(
+  dataset = loading.load(
     prism_files.make_config(folder, unseen_users=0.0, **options)
   )
   return dataset.train, dataset.tally
@@ -32,7 +30,7 @@ def test_a_folder_of_few_users_is_written_and_can_be_read(tmp_path, users):
   planted = prism_files.write(tmp_path, users)
   assert planted["survey only"] == (users > 1)
   if users >= 4:
-    dataset = sources.load(prism_files.make_config(tmp_path))
+    dataset = loading.load(prism_files.make_config(tmp_path))
     assert dataset.train and dataset.heldout
 
 
@@ -66,7 +64,7 @@ def test_messages_belong_to_their_turn_in_whatever_order_they_stand(tmp_path):
   row["conversation_history"].sort(key=lambda message: -message["turn"])
   survey = [prism_files.survey_row("user0", random.Random(0))]
   prism_files.write_rows(tmp_path, survey, [row, other])
-  dataset = prism.load(prism_files.make_config(tmp_path, unseen_users=0.0))
+  dataset = loading.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   (train, heldout) = (
     [dataclasses.replace(each, dialogue_id="") for each in part]
     for part in (dataset.train, dataset.heldout)
@@ -85,7 +83,7 @@ def test_a_sample_says_which_dialogue_it_is_of_and_what_was_said_of_it(
   rows[1]["open_feedback"] = "EMPTY STRING"
   survey = [prism_files.survey_row("user0", random.Random(0))]
   prism_files.write_rows(tmp_path, survey, rows)
-  dataset = prism.load(prism_files.make_config(tmp_path, unseen_users=0.0))
+  dataset = loading.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   said = {(x.dialogue_id, x.feedback) for x in dataset.train + dataset.heldout}
   assert said == {("c0", "Too long."), ("c1", "")}
   places = {x.dialogue_id: x.place for x in dataset.train + dataset.heldout}
@@ -116,7 +114,7 @@ def test_one_rejected_response_of_a_turn_is_drawn_by_the_seed(tmp_path):
   )
   draws = []
   for config.seed in (0, 0, 1):
-    dataset = prism.load(config)
+    dataset = loading.load(config)
     samples = dataset.train + dataset.heldout
     assert all(len(each.rejected) == 1 for each in samples)
     first = [e.rejected[0] for e in samples if len(e.prompt) == 1]
@@ -179,7 +177,7 @@ def test_responses_that_differ_in_space_only_are_equal(tmp_path):
 
 def test_all_traps_of_a_folder_are_counted(generated):
   folder, planted = generated
-  tally = prism.load(prism_files.make_config(folder)).tally
+  tally = loading.load(prism_files.make_config(folder)).tally
   expected = {
     NO_REJECTED: ("both chosen", "only rejected is chosen", "no rejected"),
     NO_CHOSEN: ("chosen empty", "no chosen", "never chosen"),
@@ -205,7 +203,7 @@ def test_all_traps_of_a_folder_are_counted(generated):
 def test_loading_is_a_function_of_config_and_files(generated):
   folder, _ = generated
   first, second = (
-    prism.load(prism_files.make_config(folder)) for _ in range(2)
+    loading.load(prism_files.make_config(folder)) for _ in range(2)
   )
   for part in ("train", "heldout", "unseen", "prompts"):
     assert getattr(first, part) == getattr(second, part) != []
@@ -272,9 +270,9 @@ def test_a_broken_dialogue_is_counted_and_too_many_are_an_error(
   prism_files.write_rows(tmp_path, survey, [*rows, broken(change)])
   config = prism_files.make_config(tmp_path, unseen_users=0.0)
   with pytest.raises(ValueError, match=rf"conversations.jsonl:3: {reason}"):
-    prism.load(config)
+    loading.load(config)
   config.data.max_bad_share = 0.25
-  dataset = prism.load(config)
+  dataset = loading.load(config)
   assert dataset.tally.broken == {reason: 1}
   assert len(dataset.train) == len(dataset.heldout) == 3
 
@@ -304,9 +302,9 @@ def test_a_broken_participant_is_counted(tmp_path, reason, changes):
   )
   config = prism_files.make_config(tmp_path, unseen_users=0.0)
   with pytest.raises(ValueError, match=rf"survey.jsonl:2: {reason}"):
-    prism.load(config)
+    loading.load(config)
   config.data.max_bad_share = 0.25
-  assert prism.load(config).tally.broken == {reason: 1}
+  assert loading.load(config).tally.broken == {reason: 1}
 
 
 def test_malformed_lines_are_counted(tmp_path):
@@ -315,7 +313,7 @@ def test_malformed_lines_are_counted(tmp_path):
     file.write('{"conversation_id": "c7", \n[1]\n')
   config = prism_files.make_config(tmp_path, unseen_users=0.0)
   config.data.max_bad_share = 0.5
-  tally = prism.load(config).tally
+  tally = loading.load(config).tally
   assert tally.broken == {"malformed JSON": 1, "no JSON object": 1}
 
 
@@ -324,18 +322,18 @@ def test_a_folder_without_one_of_the_files_is_an_error(tmp_path, name):
   prism_files.write_dialogues(tmp_path, prism_files.one_user(prism_files.TURNS))
   (tmp_path / name).unlink()
   with pytest.raises(ValueError, match=f"has no {name}; give a folder with"):
-    prism.load(prism_files.make_config(tmp_path))
+    loading.load(prism_files.make_config(tmp_path))
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="there is no file or folder"):
-    prism.load(prism_files.make_config(tmp_path / "nowhere"))
+    loading.load(prism_files.make_config(tmp_path / "nowhere"))
 
 
 def test_a_file_for_a_folder_is_an_error(tmp_path):
   prism_files.write_dialogues(tmp_path, prism_files.one_user(prism_files.TURNS))
   with pytest.raises(ValueError, match="give a folder with PRISM's"):
-    prism.load(prism_files.make_config(tmp_path / "survey.jsonl"))
+    loading.load(prism_files.make_config(tmp_path / "survey.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -350,12 +348,12 @@ def test_no_sample_left_is_an_error_with_the_counts(
 ):
   prism_files.write_dialogues(tmp_path, dialogues)
   with pytest.raises(ValueError, match=f"{counts}.*rows"):
-    prism.load(prism_files.make_config(tmp_path))
+    loading.load(prism_files.make_config(tmp_path))
 
 
 def test_the_hub_is_asked_for_survey_and_conversations(tmp_path, monkeypatch):
   prism_files.write_dialogues(tmp_path, prism_files.one_user(prism_files.TURNS))
-  local = prism.load(prism_files.make_config(tmp_path, unseen_users=0.0))
+  local = loading.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   asked = []
 
   def load_dataset(path, name, split):
@@ -370,7 +368,7 @@ def test_the_hub_is_asked_for_survey_and_conversations(tmp_path, monkeypatch):
 
   fake = types.SimpleNamespace(load_dataset=load_dataset)
   monkeypatch.setitem(sys.modules, "datasets", fake)
-  hub = prism.load(prism_files.make_config("someone/prism", unseen_users=0.0))
+  hub = loading.load(prism_files.make_config("someone/prism", unseen_users=0.0))
   assert asked == [
     ("someone/prism", "survey", "train"),
     ("someone/prism", "conversations", "train"),
@@ -381,7 +379,7 @@ def test_the_hub_is_asked_for_survey_and_conversations(tmp_path, monkeypatch):
 def test_prism_is_a_source(tmp_path):
   prism_files.write_dialogues(tmp_path, prism_files.one_user(prism_files.TURNS))
   config = prism_files.make_config(tmp_path, unseen_users=0.0)
-  assert sources.load(config).train == prism.load(config).train
+  assert loading.load(config).train == loading.load(config).train
 
 
 def test_written_files_depend_on_users_and_seed_alone(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from pdpo_jax.data import dataset, sources
 from pdpo_jax.data.sources import tldr
 from pdpo_jax.runs import config as config_lib
+from tests import loading
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def config():
 
 
 def test_the_synthetic_parts_share_no_post(config):
-  found = sources.load(config)
+  found = loading.load(config)
   assert len(found.train) == 80
   assert len(found.heldout) == 30
   assert len(found.prompts) == 4
@@ -34,10 +35,10 @@ def test_the_synthetic_parts_share_no_post(config):
 def test_shuffled_users_keep_their_number_of_samples_and_lose_their_taste(
   config,
 ):
-  plain = sources.load(config)
+  plain = loading.load(config)
   config.data.shuffle_users = True
-  shuffled = sources.load(config)
-  assert sources.load(config).train == shuffled.train
+  shuffled = loading.load(config)
+  assert loading.load(config).train == shuffled.train
   # Held-out samples stay whose they are.
   assert shuffled.heldout == plain.heldout
   ids = [[e.user_id for e in found.train] for found in (plain, shuffled)]
@@ -50,11 +51,11 @@ def test_shuffled_users_keep_their_number_of_samples_and_lose_their_taste(
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_swapped_choices_are_the_opposite_for_a_share_of_users(config, share):
-  plain = sources.load(config)
+  plain = loading.load(config)
   config.data.swap_choices = share
-  swapped = sources.load(config)
+  swapped = loading.load(config)
   assert swapped.heldout == plain.heldout
-  users = sources.swapped_users(config, plain.train)
+  users = sources.swapped_users(config.data, config.seed, plain.train)
   everyone = {example.user_id for example in plain.train}
   assert users <= everyone
   assert len(users) == round(share * len(everyone))
@@ -71,7 +72,7 @@ def test_swapped_choices_are_the_opposite_for_a_share_of_users(config, share):
 def test_lengths_in_tokens_are_counted_by_the_base(config, monkeypatch):
   asked = []
 
-  def load(config, count_tokens):
+  def load(data, seed, num_prompts, count_tokens):
     asked.append(count_tokens)
     return dataset.Dataset([], [], [])
 
@@ -81,5 +82,5 @@ def test_lengths_in_tokens_are_counted_by_the_base(config, monkeypatch):
   def count_tokens(texts):
     return [len(text) for text in texts]
 
-  sources.load(config, count_tokens)
+  loading.load(config, count_tokens)
   assert asked == [count_tokens]

@@ -6,9 +6,8 @@ import types
 
 import pytest
 
-from pdpo_jax.data import sources
-from pdpo_jax.data.sources import tldr
 from pdpo_jax.runs import config as config_lib
+from tests import loading
 
 SHORT, LONG = " a dog ran", " a dog ran far away"
 SFT = ("sup1", "sup2")
@@ -68,7 +67,7 @@ def two_workers(*texts):
 
 def test_a_prompt_is_the_post_in_the_form_that_the_policies_saw(tmp_path):
   write(tmp_path, two_workers())
-  dataset = tldr.load(make_config(tmp_path))
+  dataset = loading.load(make_config(tmp_path))
   assert dataset.train[0].prompt == (
     "SUBREDDIT: r/pets\nTITLE: title 0ann0\nPOST: post 0ann0\nTL;DR:"
   )
@@ -81,7 +80,7 @@ def test_a_prompt_is_the_post_in_the_form_that_the_policies_saw(tmp_path):
 
 def test_workers_prefer_by_length_wherever_the_summary_stands(tmp_path):
   write(tmp_path, two_workers((SHORT, LONG), (LONG, SHORT)))
-  dataset = tldr.load(make_config(tmp_path))
+  dataset = loading.load(make_config(tmp_path))
   assert len(dataset.train) == 6
   for each in dataset.train:
     pair = (each.chosen, *each.rejected)
@@ -91,7 +90,7 @@ def test_workers_prefer_by_length_wherever_the_summary_stands(tmp_path):
 
 def test_prompts_of_comparisons_end_in_a_space_and_of_answers_do_not(tmp_path):
   write(tmp_path, two_workers())
-  dataset = tldr.load(make_config(tmp_path, trailing_space=True))
+  dataset = loading.load(make_config(tmp_path, trailing_space=True))
   for each in [*dataset.train, *dataset.heldout]:
     assert each.prompt.endswith("\nTL;DR: ")
   assert all(each.prompt.endswith("\nTL;DR:") for each in dataset.prompts)
@@ -117,14 +116,14 @@ def test_the_released_selection_keeps_what_is_empty_or_known_and_not_too_long(
     selection="authors",
     length_unit="characters",
   )
-  dataset = tldr.load(config)
+  dataset = loading.load(config)
   assert [(each.chosen, *each.rejected) for each in dataset.train] == [
     (LONG, ""), (longest, SHORT), (SHORT, LONG),
   ]  # fmt: skip
   assert dataset.tally.dropped["train rows over 4,661 characters"] == 1
   assert [each.prompt for each in dataset.heldout] == [dataset.train[2].prompt]
   with pytest.raises(ValueError, match="no validation post"):
-    tldr.load(make_config(tmp_path))
+    loading.load(make_config(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_length_is_counted_in_the_unit(tmp_path, unit, chosen):
   pairs = [(chosen, text) for text in texts if text != chosen]
   write(tmp_path, two_workers(*pairs))
   config = make_config(tmp_path, length_unit=unit, short_workers=())
-  dataset = tldr.load(
+  dataset = loading.load(
     config, count_tokens=lambda texts: [text.count("y") for text in texts]
   )
   assert len(dataset.train) == 6
@@ -146,16 +145,16 @@ def test_length_is_counted_in_the_unit(tmp_path, unit, chosen):
 def test_tokens_without_a_tokenizer_are_an_error(tmp_path):
   write(tmp_path, two_workers())
   with pytest.raises(ValueError, match="'tokens' needs a tokenizer"):
-    tldr.load(make_config(tmp_path, length_unit="tokens"))
+    loading.load(make_config(tmp_path, length_unit="tokens"))
 
 
 def test_a_tie_is_dropped_or_its_first_summary_chosen(tmp_path):
   write(tmp_path, two_workers((SHORT, LONG), (" x y", " y z")))
-  dropped = tldr.load(make_config(tmp_path))
+  dropped = loading.load(make_config(tmp_path))
   assert len(dropped.train) == 3
   reason = "train rows of equal length in words"
   assert dropped.tally.dropped[reason] == 3
-  first = tldr.load(make_config(tmp_path, ties="first"))
+  first = loading.load(make_config(tmp_path, ties="first"))
   ties = [each for each in first.train if each.chosen not in (SHORT, LONG)]
   assert {each.user_id for each in ties} == {"1", "2"}
   assert {(each.chosen, each.rejected) for each in ties} == {
@@ -175,7 +174,7 @@ def test_a_tie_is_dropped_or_its_first_summary_chosen(tmp_path):
 )
 def test_what_is_no_comparison_is_dropped(tmp_path, pair, reason, ties):
   write(tmp_path, [*two_workers(), make_row("ann", "x", pair)])
-  dataset = tldr.load(make_config(tmp_path, ties=ties))
+  dataset = loading.load(make_config(tmp_path, ties=ties))
   assert dataset.tally.dropped == {reason: 1}
   assert len(dataset.train) == 3
 
@@ -196,7 +195,7 @@ def test_only_comparisons_of_sft_policies_are_kept(tmp_path, policies, kept):
     [*two_workers(), make_row("ann", "x", policies=policies)],
     [make_row("ann", "held"), make_row("ann", "y", policies=policies)],
   )
-  dataset = tldr.load(make_config(tmp_path))
+  dataset = loading.load(make_config(tmp_path))
   assert (len(dataset.train), len(dataset.heldout)) == (3 + kept, 1 + kept)
   assert len(dataset.prompts) == 1 + kept
   assert dataset.tally.dropped == (
@@ -207,7 +206,7 @@ def test_only_comparisons_of_sft_policies_are_kept(tmp_path, policies, kept):
       "validation rows of other policies": 1,
     }
   )
-  everything = tldr.load(make_config(tmp_path, sft_only=False))
+  everything = loading.load(make_config(tmp_path, sft_only=False))
   assert len(everything.train) == 4
 
 
@@ -233,7 +232,7 @@ def test_the_busiest_workers_become_users_by_what_is_left_for_training(
     for n in range(9)
   ]
   write(tmp_path, train, validation)
-  dataset = tldr.load(make_config(tmp_path, num_workers=3))
+  dataset = loading.load(make_config(tmp_path, num_workers=3))
   counts = collections.Counter(each.user_id for each in dataset.train)
   assert counts == {"1": 5, "2": 4, "3": 4}
   by_user = {each.user_id: each.prompt for each in dataset.train}
@@ -264,7 +263,7 @@ def test_posts_of_the_training_file_are_not_held_out(tmp_path):
     make_row("bob", "p", post="edited"),
   ]
   write(tmp_path, train, validation)
-  dataset = tldr.load(make_config(tmp_path))
+  dataset = loading.load(make_config(tmp_path))
   prompt = "SUBREDDIT: r/pets\nTITLE: title held\nPOST: post held\nTL;DR:"
   assert [each.prompt for each in dataset.heldout] == [prompt]
   assert [each.prompt for each in dataset.prompts] == [prompt]
@@ -283,11 +282,11 @@ def test_prompts_are_different_posts_of_any_worker_drawn_by_the_seed(tmp_path):
   config.answers.num_prompts = 30
   draws = []
   for config.seed in (0, 0, 1):
-    draws.append(tldr.load(config).prompts)
+    draws.append(loading.load(config).prompts)
     assert len(set(draws[-1])) == 30
   assert draws[0] == draws[1] != draws[2]
   config.answers.num_prompts = 50
-  dataset = tldr.load(config)
+  dataset = loading.load(config)
   assert len(dataset.prompts) == 40
   assert dataset.tally.noted == {"prompts fewer than answers.num_prompts": 10}
 
@@ -295,9 +294,9 @@ def test_prompts_are_different_posts_of_any_worker_drawn_by_the_seed(tmp_path):
 def test_loading_depends_on_the_rows_not_on_the_recorded_choice(tmp_path):
   rows = two_workers((SHORT, LONG), (LONG, SHORT))
   write(tmp_path, rows)
-  first = tldr.load(make_config(tmp_path))
+  first = loading.load(make_config(tmp_path))
   write(tmp_path, [row | {"choice": 1} for row in rows])
-  assert tldr.load(make_config(tmp_path)).train == first.train
+  assert loading.load(make_config(tmp_path)).train == first.train
 
 
 @pytest.mark.parametrize(
@@ -325,9 +324,9 @@ def test_a_broken_row_is_counted_and_too_many_are_an_error(
   write(tmp_path, [*two_workers(), row])
   config = make_config(tmp_path)
   with pytest.raises(ValueError, match=f"train.jsonl:4: {reason}"):
-    tldr.load(config)
+    loading.load(config)
   config.data.max_bad_share = 0.2
-  dataset = tldr.load(config)
+  dataset = loading.load(config)
   assert dataset.tally.broken == {reason: 1}
   assert len(dataset.train) == 3
 
@@ -337,28 +336,28 @@ def test_a_folder_without_one_of_the_files_is_an_error(tmp_path, name):
   write(tmp_path, two_workers())
   (tmp_path / name).unlink()
   with pytest.raises(ValueError, match=f"has no {name}; give a folder"):
-    tldr.load(make_config(tmp_path))
+    loading.load(make_config(tmp_path))
 
 
 def test_fewer_workers_than_asked_for_are_an_error(tmp_path):
   write(tmp_path, two_workers())
   with pytest.raises(ValueError, match="num_workers 3: only 2 workers"):
-    tldr.load(make_config(tmp_path, num_workers=3))
+    loading.load(make_config(tmp_path, num_workers=3))
 
 
 def test_a_worker_whose_comparisons_are_all_ties_is_an_error(tmp_path):
   train = [*two_workers()[::2], make_row("bob", "x", (" x y", " y z"))]
   write(tmp_path, train)
   with pytest.raises(ValueError, match=r"'bob' \(user '2'\) has no compar"):
-    tldr.load(make_config(tmp_path))
-  assert len(tldr.load(make_config(tmp_path, ties="first")).train) == 3
+    loading.load(make_config(tmp_path))
+  assert len(loading.load(make_config(tmp_path, ties="first")).train) == 3
 
 
 def test_no_post_to_be_summarised_is_an_error_with_the_counts(tmp_path):
   train = two_workers()
   write(tmp_path, train, train)
   with pytest.raises(ValueError, match=r"no validation post.*6 rows; dropped"):
-    tldr.load(make_config(tmp_path))
+    loading.load(make_config(tmp_path))
 
 
 def test_the_hub_is_asked_for_comparisons(tmp_path, monkeypatch):
@@ -367,7 +366,7 @@ def test_the_hub_is_asked_for_comparisons(tmp_path, monkeypatch):
     "validation": [make_row("ann", "held")],
   }
   write(tmp_path, *parts.values())
-  local = tldr.load(make_config(tmp_path))
+  local = loading.load(make_config(tmp_path))
 
   def load_dataset(path, name, split):
     assert (path, name) == ("someone/feedback", "comparisons")
@@ -375,14 +374,14 @@ def test_the_hub_is_asked_for_comparisons(tmp_path, monkeypatch):
 
   fake = types.SimpleNamespace(load_dataset=load_dataset)
   monkeypatch.setitem(sys.modules, "datasets", fake)
-  hub = tldr.load(make_config("someone/feedback"))
+  hub = loading.load(make_config("someone/feedback"))
   assert (hub.train, hub.heldout) == (local.train, local.heldout)
 
 
 def test_tldr_is_a_source(tmp_path):
   write(tmp_path, two_workers())
   config = make_config(tmp_path)
-  assert sources.load(config).train == tldr.load(config).train
+  assert loading.load(config).train == loading.load(config).train
 
 
 def test_the_defaults_give_ten_users_of_whom_three_prefer_short(tmp_path):
@@ -399,7 +398,7 @@ def test_the_defaults_give_ten_users_of_whom_three_prefer_short(tmp_path):
   write(tmp_path, train, [make_row("worker00", "held")])
   config = config_lib.Config()
   config.data.path = str(tmp_path)
-  dataset = tldr.load(config)
+  dataset = loading.load(config)
   assert dataset.short_users == ("4", "5", "6")
   assert dataset.long_users == ("1", "2", "3", "7", "8", "9", "10")
   for each in dataset.train:

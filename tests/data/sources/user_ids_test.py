@@ -7,6 +7,7 @@ import pytest
 
 from pdpo_jax.data import rows, users
 from pdpo_jax.data.sources import preference_files
+from tests import loading
 from tests.data.sources import preference_files_test as files
 from tests.data.sources import preference_splits_test as splits
 
@@ -88,7 +89,7 @@ def load(tmp_path, *ids):
     for user_id in ids
     for place in range(9)
   ]
-  return preference_files.load(splits.config_of(tmp_path, table))
+  return loading.load(splits.config_of(tmp_path, table))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from pdpo_jax.data import rows
-from pdpo_jax.data.sources import literals, preference_files
+from pdpo_jax.data.sources import literals
+from tests import loading
 from tests.data.sources import preference_files_test as files
 from tests.data.sources import preference_splits_test as splits
 
@@ -148,7 +149,7 @@ def test_a_column_of_lists_that_stays_text_is_warned_of(tmp_path, caplog):
     ROW | {"prompt": f"{n}?", "chosen": "['b']", "rejected": "['c']"}
     for n in range(9)
   ]
-  preference_files.load(splits.config_of(tmp_path, table))
+  loading.load(splits.config_of(tmp_path, table))
   assert "18 texts that are JSON or Python data and stay text" in caplog.text
 
 

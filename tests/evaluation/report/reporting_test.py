@@ -14,6 +14,7 @@ from pdpo_jax.evaluation import comparison
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.report import figures, sections
 from pdpo_jax.runs import answers, contenders, experiment, run_folder
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 from tests.evaluation import hostile
@@ -182,7 +183,7 @@ def test_scores_made_later_are_read_by_the_users_who_were_trained(
   base = experiment.read_base(
     run_folder.read_config(tmp_path / "cluster"), tmp_path / "cluster"
   )
-  found = contenders.Contender(tmp_path / "cluster", "pdpo", base)
+  found = run_lib.Run.open(tmp_path / "cluster", base=base).own
   dataset = experiment.load_dataset(found.config, None)
   before = found.scores(dataset)["heldout"]
   shutil.rmtree(tmp_path / "cluster" / "pdpo" / "scores")

@@ -6,6 +6,7 @@ import pytest
 from pdpo_jax.core import structs
 from pdpo_jax.data import parts, tokenize, users
 from pdpo_jax.runs import config as config_lib
+from pdpo_jax.training import branch_batches
 
 EXAMPLES = [
   structs.PreferenceExample(f"the cat {n}", " sat", (" ate",), user, text)
@@ -60,11 +61,16 @@ def test_what_does_not_fit_is_left_out_of_both_lists(config):
 
 def test_by_default_the_policy_sees_the_text_and_the_reference_does_not(config):
   part, tokenizer = make_part(config)
-  rows = parts.sample_rows(config, part)
+  rows = branch_batches.sample_rows(config.recipe, part)
   assert read(tokenizer, rows) == WITH_TEXT
-  assert read(tokenizer, parts.reference_rows(config, rows)) == BARE
+  assert (
+    read(tokenizer, branch_batches.reference_rows(config.recipe, rows)) == BARE
+  )
   config.loss.reference_sees_text = True
-  assert read(tokenizer, parts.reference_rows(config, rows)) == WITH_TEXT
+  assert (
+    read(tokenizer, branch_batches.reference_rows(config.recipe, rows))
+    == WITH_TEXT
+  )
 
 
 @pytest.mark.parametrize(("sees", "expected"), [(1, WITH_TEXT), (0, BARE)])
@@ -72,7 +78,9 @@ def test_vanilla_sees_the_text_or_not(config, sees, expected):
   config.user.kind = "none"
   config.loss.vanilla_sees_text = bool(sees)
   part, tokenizer = make_part(config)
-  assert read(tokenizer, parts.sample_rows(config, part)) == expected
+  assert (
+    read(tokenizer, branch_batches.sample_rows(config.recipe, part)) == expected
+  )
 
 
 @pytest.mark.parametrize(("sees", "generic"), [(1, WITH_TEXT), (0, BARE)])
@@ -82,26 +90,30 @@ def test_mixing_by_batch_makes_generic_rows_samples_of_their_own(
   config.loss.mixing = "batch"
   config.loss.generic_sees_text = bool(sees)
   part, tokenizer = make_part(config)
-  rows = parts.sample_rows(config, part)
+  rows = branch_batches.sample_rows(config.recipe, part)
   assert read(tokenizer, rows) == WITH_TEXT + generic
   assert [row.user_row for row in rows] == [1, 2, 1, 0, 0, 0, 0, 0]
   # Evaluation reads each sample once, as its user.
   heldout, _ = make_part(config, "heldout")
-  assert parts.sample_rows(config, heldout) == heldout.tokenized
-  batch = parts.make_batches(
-    config, part, rows, np.zeros((8, 2)), trained=True
+  assert branch_batches.sample_rows(config.recipe, heldout) == heldout.tokenized
+  batch = branch_batches.make_batches(
+    config.recipe, part, rows, np.zeros((8, 2)), trained=True
   ).batch(0)
   assert batch.bare_prompt is None
 
 
 def test_the_generic_branch_may_read_prompts_without_text(config):
   part, tokenizer = make_part(config)
-  rows = parts.sample_rows(config, part)
+  rows = branch_batches.sample_rows(config.recipe, part)
   logps = np.zeros((len(rows), 2), np.float32)
-  batch = parts.make_batches(config, part, rows, logps, trained=True).batch(0)
+  batch = branch_batches.make_batches(
+    config.recipe, part, rows, logps, trained=True
+  ).batch(0)
   assert batch.bare_prompt is None
   config.loss.generic_sees_text = False
-  batch = parts.make_batches(config, part, rows, logps, trained=True).batch(0)
+  batch = branch_batches.make_batches(
+    config.recipe, part, rows, logps, trained=True
+  ).batch(0)
   for row, index in enumerate(batch.index):
     if index < 0:
       continue
@@ -120,9 +132,11 @@ def test_vanilla_has_as_many_steps_and_the_same_rows_where_mixing_is_by_batch(
   part, tokenizer = make_part(config)
 
   def made():
-    rows = parts.sample_rows(config, part)
+    rows = branch_batches.sample_rows(config.recipe, part)
     logps = np.zeros((len(rows), 2))
-    return rows, parts.make_batches(config, part, rows, logps, trained=True)
+    return rows, branch_batches.make_batches(
+      config.recipe, part, rows, logps, trained=True
+    )
 
   rows, batches = made()
   config.user.kind = "none"
@@ -132,17 +146,20 @@ def test_vanilla_has_as_many_steps_and_the_same_rows_where_mixing_is_by_batch(
   assert read(tokenizer, vanilla) == 2 * (WITH_TEXT if sees else BARE)
   # What it is evaluated on is read once, and with the text.
   heldout, _ = make_part(config, "heldout")
-  assert read(tokenizer, parts.sample_rows(config, heldout)) == WITH_TEXT
+  assert (
+    read(tokenizer, branch_batches.sample_rows(config.recipe, heldout))
+    == WITH_TEXT
+  )
 
 
 def test_without_users_a_batch_has_one_prompt(config):
   config.user.kind = "none"
   config.loss.generic_sees_text = False
   part, _ = make_part(config)
-  rows = parts.sample_rows(config, part)
+  rows = branch_batches.sample_rows(config.recipe, part)
   assert len(rows) == len(EXAMPLES)
-  batches = parts.make_batches(
-    config, part, rows, np.zeros((4, 2)), trained=True
+  batches = branch_batches.make_batches(
+    config.recipe, part, rows, np.zeros((4, 2)), trained=True
   )
   assert batches.batch(0).bare_prompt is None
 
@@ -150,10 +167,10 @@ def test_without_users_a_batch_has_one_prompt(config):
 def test_what_is_only_read_comes_in_as_much_as_a_device_trains_on(config):
   config.train.batch_size, config.train.accumulation_steps = 4, 2
   part, _ = make_part(config)
-  rows = parts.sample_rows(config, part)
+  rows = branch_batches.sample_rows(config.recipe, part)
   sizes = {
-    trained: parts.make_batches(
-      config, part, rows, np.zeros((4, 2)), trained=trained
+    trained: branch_batches.make_batches(
+      config.recipe, part, rows, np.zeros((4, 2)), trained=trained
     )
     .batch(0)
     .index.size

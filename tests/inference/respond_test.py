@@ -1,0 +1,53 @@
+import functools
+
+import pytest
+
+from pdpo_jax.core import structs
+from pdpo_jax.inference import respond
+from pdpo_jax.models import policy as policy_lib
+from tests import tiny
+
+
+def test_prompts_without_room_are_left_out_before_anything_is_trained(
+  tmp_path, caplog
+):
+  config = tiny.tiny_config(tmp_path)
+  base, *_ = tiny.tiny_parts(config)
+  config.data.max_prompt_tokens = 20
+  short, long = (
+    structs.PromptExample((structs.Message("user", "so? " * times),))
+    for times in (1, 90)
+  )
+  arch = base.lm.arch
+  fitting = functools.partial(
+    respond.fitting,
+    tokenizer=base.tokenizer,
+    arch=arch,
+    answers=config.answers,
+    data=config.data,
+    prefix_length=config.user.prefix_length,
+  )
+  assert fitting([short, long]) == [short]
+  assert "1 of 2 prompts are left out" in caplog.text
+  with pytest.raises(ValueError, match="none of the 1 prompts"):
+    fitting([long])
+  config.answers.max_new_tokens = arch.max_positions
+  with pytest.raises(ValueError, match=r"max_new_tokens .* the base has"):
+    fitting([short])
+
+
+def test_a_response_depends_on_its_own_prompt_row_and_seed(tmp_path):
+  config = tiny.tiny_config(tmp_path)
+  config.answers.max_new_tokens = 5
+  base, _, _, _, dataset = tiny.tiny_parts(config)
+  policy = policy_lib.base_policy(base.lm)
+  prompts = dataset.prompts
+  how = config.answers, config.data
+  said = respond.answer(
+    policy, base, prompts, {"a": 0, "b": 0}, *how, config.seed
+  )
+  assert said["a"] == said["b"]
+  backwards = respond.respond(
+    policy, base, prompts[::-1], [0, 0], [config.seed + 1, config.seed], *how
+  )
+  assert backwards == said["a"][::-1]
