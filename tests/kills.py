@@ -228,7 +228,7 @@ def compare(
 ) -> list[str]:
   """Makes all twice; what the one that was killed has that differs."""
   work, whole = folder / "work", folder / "whole"
-  work.mkdir()
+  work.mkdir(parents=True)
   write_new(work / "new.jsonl")
   operations = {
     name: start(work, command) for name, command in commands().items()
