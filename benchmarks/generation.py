@@ -26,7 +26,7 @@ from benchmarks import side_by_side
 from pdpo_jax.core import structs
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import pdpo
+from pdpo_jax.training import policies
 from pdpo_jax.weights import base as base_lib
 
 _DTYPE = flags.DEFINE_enum(
@@ -70,7 +70,9 @@ def prepare(folder: pathlib.Path, dtype: str) -> None:
   for row, each in enumerate(ids):
     prompt[row, width - len(each) :] = each
     mask[row, width - len(each) :] = True
-  users = pdpo.make_policy(config.recipe, base, len(ids) + 1).merge().user_model
+  users = (
+    policies.make_policy(config.recipe, base, len(ids) + 1).merge().user_model
+  )
   prefixes = np.asarray(users(jnp.arange(1, len(ids) + 1)), np.float32)
   np.savez(
     folder / "requests.npz",

@@ -32,7 +32,7 @@ from pdpo_jax.evaluation import accuracy
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import earlier, experiment, run_folder
 from pdpo_jax.runs import scores as scores_lib
-from pdpo_jax.training import pdpo
+from pdpo_jax.training import pdpo, policies, scoring
 
 _WORKDIR = command_line.workdir_flag()
 _JSON = flags.DEFINE_string("json", None, "Also write the figures there.")
@@ -129,11 +129,11 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
     name: experiment.make_batches(config, base, part)
     for name, part in data.parts.items()
   }
-  earlier_one = pdpo.load(
+  earlier_one = policies.load(
     config.recipe, base, config.start / "pdpo", of_run=False
   )
-  before = pdpo.begin_as(
-    pdpo.make_policy(config.recipe, base, users.num_rows),
+  before = policies.begin_as(
+    policies.make_policy(config.recipe, base, users.num_rows),
     earlier_one.policy,
     earlier_one.users,
   )
@@ -148,7 +148,7 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
   )
   found = []
   for split in (before, after):
-    ratios = pdpo.heldout_ratios(
+    ratios = scoring.heldout_ratios(
       split, batches["heldout"], config.train.logits_chunk
     )
     examples = data.parts["heldout"].examples

@@ -14,7 +14,7 @@ from pdpo_jax.core import structs
 from pdpo_jax.models import kernels, layers
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import optimizer, pdpo
+from pdpo_jax.training import optimizer, pdpo, policies
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import loading
@@ -80,7 +80,7 @@ def main() -> None:
   config.user.num_tokens = spec["prefix"]
   config.lora = layers.LoraConfig(rank=8, dropout=0.0)
   base = random_base(config.base, spec["preset"])
-  split = pdpo.make_policy(config.recipe, base, 1000)
+  split = policies.make_policy(config.recipe, base, 1000)
   transformation = optimizer.make_optimizer(config.train, 10_000)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),

@@ -15,7 +15,7 @@ from pdpo_jax.core import structs
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import run_folder
-from pdpo_jax.training import optimizer, pdpo
+from pdpo_jax.training import optimizer, pdpo, policies
 from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -87,7 +87,7 @@ def main() -> None:
     batch_of(spec["tokens"], spec["prefix"]), reference_logps=reference
   )
   rows = len(batch.index)
-  split = pdpo.make_policy(config.recipe, base, rows + 1)
+  split = policies.make_policy(config.recipe, base, rows + 1)
   objective = pdpo.make_objective(config.recipe)
   transformation = optimizer.make_optimizer(config.train, 10_000)
   state = structs.TrainState(

@@ -33,7 +33,7 @@ from pdpo_jax.runs import (
   scores,
 )
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import pdpo, sft
+from pdpo_jax.training import pdpo, policies, sft
 from pdpo_jax.weights import base as base_lib
 
 _CONFIG = command_line.config_flag()
@@ -112,7 +112,7 @@ def prepare(
     config.user.prefix_length,
   )
   for training in experiment.trainings(config).values():
-    pdpo.check_policy(training.recipe, arch)
+    policies.check_policy(training.recipe, arch)
   return Prepared(data, prompts, experiment.speakers(config, data))
 
 
@@ -158,7 +158,7 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
   trainings = experiment.trainings(config)
   before = experiment.held_out_before(config, folder) or held_out.Record()
   own_texts = earlier.user_texts(config, folder, dataset)
-  if not any(pdpo.is_begun(folder / name) for name in trainings):
+  if not any(policies.is_begun(folder / name) for name in trainings):
     run_folder.write_user_texts(folder, own_texts)
   accuracies, texts = {}, {}
   for name, one in trainings.items():

@@ -28,7 +28,7 @@ from pdpo_jax.core import kept
 from pdpo_jax.evaluation.judge import judging
 from pdpo_jax.runs import answers, experiment, responses, run_folder, scores
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import loop, metrics, pdpo, sft
+from pdpo_jax.training import loop, metrics, policies, sft
 from tests import tiny_run
 
 # From a file's content, and that of the same file of another run.
@@ -108,9 +108,9 @@ def _config(run: pathlib.Path) -> config_lib.Config:
 def _policy(run: pathlib.Path, name: str) -> Any:
   """What `generate` and `export` read, of one training."""
   config = experiment.trainings(_config(run))[name]
-  users = pdpo.read_users(config.recipe, run / name)
+  users = policies.read_users(config.recipe, run / name)
   base = experiment.read_base(config, run, reading=True)
-  loaded = pdpo.load(config.recipe, base, run / name)
+  loaded = policies.load(config.recipe, base, run / name)
   tokens = base.tokenizer("a story of Dana, burned lamps.").input_ids
   return (
     users.ids,

@@ -20,7 +20,7 @@ from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import gptj
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import experiment
-from pdpo_jax.training import checkpoint, pdpo
+from pdpo_jax.training import checkpoint, pdpo, policies
 from pdpo_jax.weights import base as base_lib
 from tests import loading
 
@@ -75,7 +75,7 @@ def tiny_parts(config: config_lib.Config, seed: int = 0):
   return base, users, batches, heldout, dataset
 
 
-def train(config: config_lib.Config, made=None) -> pdpo.SplitPolicy:
+def train(config: config_lib.Config, made=None) -> policies.SplitPolicy:
   base, users, batches, heldout, dataset = made or tiny_parts(config)
   return pdpo.train(
     config.recipe,

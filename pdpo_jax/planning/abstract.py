@@ -9,7 +9,7 @@ from flax import nnx
 from pdpo_jax.core import structs
 from pdpo_jax.models import placement
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import optimizer, pdpo, recipes, sharding
+from pdpo_jax.training import optimizer, pdpo, policies, recipes, sharding
 
 # Of a schedule; nothing that is planned depends on it.
 _TOTAL_STEPS = 1000
@@ -49,20 +49,20 @@ def make_policy(
   recipe: recipes.Recipe,
   arch: policy_lib.Architecture,
   num_rows: int,
-) -> pdpo.SplitPolicy:
+) -> policies.SplitPolicy:
   """The policy of a configuration; where its arrays lie is left open."""
   table = jax.ShapeDtypeStruct(
     (arch.vocab_size, arch.width), jnp.dtype(recipe.base.dtype)
   )
-  make = pdpo.policy_factory(recipe, arch, num_rows)
-  return pdpo.SplitPolicy(
+  make = policies.policy_factory(recipe, arch, num_rows)
+  return policies.SplitPolicy(
     *nnx.split(nnx.eval_shape(make, table), policy_lib.trainable, ...)
   )
 
 
 def make_arguments(
   recipe: recipes.Recipe,
-  split: pdpo.SplitPolicy,
+  split: policies.SplitPolicy,
   shape: Shape,
   mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
 ) -> Arguments:

@@ -12,14 +12,12 @@ import logging
 import os
 import pathlib
 
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import experiment, run_folder
-from pdpo_jax.core import kept
-from pdpo_jax.core import sections
+from pdpo_jax.core import kept, sections
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.runs import answers
-from pdpo_jax.training import checkpoint, pdpo
+from pdpo_jax.runs import answers, experiment, run_folder
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.training import checkpoint, policies
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -125,7 +123,7 @@ def users(
   if config.start is None or config.user.kind == "none":
     return found
   name = run_folder.training_name(config)
-  begun = pdpo.is_begun(folder / name)
+  begun = policies.is_begun(folder / name)
   place = (folder if begun else config.start) / name / "checkpoints"
   with checkpoint.Checkpoints(place) as saved:
     return saved.users().extended(found)
@@ -146,7 +144,7 @@ def check_base(
   if config.start is None or config.user.kind == "none":
     return
   name = run_folder.training_name(config)
-  if pdpo.is_begun(folder / name):
+  if policies.is_begun(folder / name):
     return
   place = config.start / name / "checkpoints"
   with checkpoint.Checkpoints(place) as saved:

@@ -10,17 +10,22 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import transformers
 
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.core import kept, processes, structs
-from pdpo_jax.runs import run_folder
 from pdpo_jax.data import batching, held_out, prompts, sources, tokenize
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import parts as parts_lib
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.runs import answers
-from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import branch_batches, pdpo, reference, sharding
+from pdpo_jax.runs import answers, run_folder
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import scores as scores_lib
+from pdpo_jax.training import (
+  branch_batches,
+  policies,
+  reference,
+  scoring,
+  sharding,
+)
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -339,13 +344,13 @@ def speakers(config: config_lib.Config, data: Data) -> dict[str, int]:
 
 def score(
   config: config_lib.Config,
-  split: pdpo.SplitPolicy,
+  split: policies.SplitPolicy,
   batches: batching.PreferenceBatches,
   part: parts_lib.Part,
   file: pathlib.Path,
 ) -> scores_lib.Scores:
   """Scores a part's pairs with a policy, and keeps them in `file`."""
-  ratios = pdpo.heldout_ratios(
+  ratios = scoring.heldout_ratios(
     split, batches, config.train.logits_chunk, config.loss.length_normalized
   )
   scores = scores_lib.make(part.examples, ratios)

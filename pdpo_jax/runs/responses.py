@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing_extensions import TypedDict
 
 from pdpo_jax.core import kept, processes, structs
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import scores as scores_lib
-from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.data import config as data_config
 from pdpo_jax.inference import respond, sampling
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,7 @@ def make(
   known = {line["sample"] for line in lines}
   missing = [place for place, key in enumerate(keys) if key not in known]
   # In pieces, so that little is lost when it is interrupted.
-  data = dataclasses.replace(
-    data, max_prompt_tokens=settings.max_prompt_tokens
-  )
+  data = dataclasses.replace(data, max_prompt_tokens=settings.max_prompt_tokens)
   size = 4 * settings.answers.batch_size
   for start in range(0, len(missing), size):
     places = missing[start : start + size]

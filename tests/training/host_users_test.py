@@ -21,7 +21,13 @@ from pdpo_jax.evaluation import user_space
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import user_model
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import checkpoint, host_users, pdpo, sparse_users
+from pdpo_jax.training import (
+  checkpoint,
+  host_users,
+  policies,
+  scoring,
+  sparse_users,
+)
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -74,12 +80,12 @@ def check(folder: pathlib.Path) -> None:
   # Read, answered and looked at as the other is.
   for split in (
     found,
-    pdpo.load(config.recipe, made[0], folder / "far" / "pdpo")[0],
+    policies.load(config.recipe, made[0], folder / "far" / "pdpo")[0],
   ):
     assert rows_of(split.trainable).devices() == {far}
     assert_same(
-      pdpo.heldout_ratios(split, heldout, 1024),
-      pdpo.heldout_ratios(expected, heldout, 1024),
+      scoring.heldout_ratios(split, heldout, 1024),
+      scoring.heldout_ratios(expected, heldout, 1024),
     )
     assert_same(answers(split), answers(expected))
     own, other = (

@@ -10,7 +10,7 @@ from flax import nnx
 from pdpo_jax.core import processes, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.training import objective as objective_lib
-from pdpo_jax.training import pdpo
+from pdpo_jax.training import pdpo, policies, scoring
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 
@@ -39,7 +39,7 @@ def test_training_leaves_the_base_bitwise_as_it_was(run):
 
 def test_a_loaded_policy_is_the_trained_one(run):
   config, parts, _, split = run
-  loaded, users, step = pdpo.load(
+  loaded, users, step = policies.load(
     config.recipe, parts[0], config.folder / "pdpo"
   )
   assert users.ids == parts[1].ids
@@ -55,16 +55,16 @@ def test_a_policy_does_not_load_onto_another_base(run):
   config, parts, _, _ = run
   other = tiny.tiny_base(parts[4], seed=1)
   with pytest.raises(ValueError, match=r"base is '\w+' there and '\w+' here"):
-    pdpo.load(config.recipe, other, config.folder / "pdpo")
+    policies.load(config.recipe, other, config.folder / "pdpo")
 
 
 def test_a_loaded_policy_says_of_which_step_it_is(run, tmp_path):
   config, parts, *_ = run
-  newest = pdpo.load(config.recipe, parts[0], config.folder / "pdpo").step
+  newest = policies.load(config.recipe, parts[0], config.folder / "pdpo").step
   copy = tmp_path / "pdpo"
   shutil.copytree(config.folder / "pdpo", copy)
   shutil.rmtree(copy / "checkpoints" / str(newest) / "lora")
-  assert pdpo.load(config.recipe, parts[0], copy).step < newest
+  assert policies.load(config.recipe, parts[0], copy).step < newest
 
 
 def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
@@ -82,7 +82,7 @@ def test_a_warm_up_that_never_ends_is_told(tmp_path, caplog):
 def test_loading_from_a_folder_without_checkpoints_is_an_error(run, tmp_path):
   config, parts, _, _ = run
   with pytest.raises(ValueError, match="has no checkpoints; train first"):
-    pdpo.load(config.recipe, parts[0], tmp_path)
+    policies.load(config.recipe, parts[0], tmp_path)
 
 
 def test_vanilla_weighs_generic_rows_alone_where_mixing_is_by_batch(run):
@@ -122,10 +122,10 @@ def test_new_users_take_the_place_of_rows_that_were_nobodys(run, kind):
   known = users_lib.UserIndex(["1", "2"], spare=3)
   both = known.extended(users_lib.UserIndex(["2", "x"]))
   before, new = (
-    pdpo.make_policy(config.recipe, parts[0], each.num_rows)
+    policies.make_policy(config.recipe, parts[0], each.num_rows)
     for each in (known, both)
   )
-  after = pdpo.begin_as(new, before, known).merge().user_model
+  after = policies.begin_as(new, before, known).merge().user_model
   before = before.merge().user_model
   rows = jnp.arange(3)
   np.testing.assert_array_equal(after(rows), before(rows))
@@ -135,7 +135,7 @@ def test_new_users_take_the_place_of_rows_that_were_nobodys(run, kind):
 
 def test_heldout_ratios_have_a_row_for_each_sample(run):
   config, parts, _, split = run
-  ratios = pdpo.heldout_ratios(split, parts[3], config.train.logits_chunk)
+  ratios = scoring.heldout_ratios(split, parts[3], config.train.logits_chunk)
   assert ratios.shape == (len(parts[4].heldout), 1)
   assert np.isfinite(ratios).all()
 
@@ -150,4 +150,4 @@ def test_a_host_table_is_refused_where_there_are_several_processes(
   config = dataclasses.replace(config, train=train)
   monkeypatch.setattr(processes, "several", lambda: True)
   with pytest.raises(ValueError, match=r"users_on_host .* one process"):
-    pdpo.make_policy(config.recipe, parts[0], parts[1].num_rows)
+    policies.make_policy(config.recipe, parts[0], parts[1].num_rows)

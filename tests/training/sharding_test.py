@@ -30,6 +30,8 @@ from pdpo_jax.training import (
   checkpoint_items,
   optimizer,
   pdpo,
+  policies,
+  scoring,
   sharding,
 )
 from pdpo_jax.weights import base as base_lib
@@ -155,7 +157,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   single = _train(config, _base(None, folder / "base"), data, folder / "one")
   losses = _losses(folder / "one")
   assert len(losses) >= 10 and losses[-1] != losses[0]
-  scores = pdpo.heldout_ratios(single, data[2], 128)
+  scores = scoring.heldout_ratios(single, data[2], 128)
   for sizes in MESHES:
     mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
     name = "x".join(map(str, sizes))
@@ -163,7 +165,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     split = _train(config, on_mesh, data, folder / name)
     _close(_losses(folder / name), losses, f"losses on {name}")
     _close(_values(split), _values(single), f"weights on {name}")
-    found = pdpo.heldout_ratios(split, data[2], 128)
+    found = scoring.heldout_ratios(split, data[2], 128)
     # Sums over a whole response, of a model that has learnt.
     np.testing.assert_allclose(found, scores, atol=1e-3)
     _check_places(split, mesh)
@@ -184,7 +186,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   config.base.path = str(folder / "base")
   config.mesh = sharding.MeshConfig(3, 2, 1)
   base = experiment.read_base(config, folder, reading=True)
-  loaded, *_ = pdpo.load(config.recipe, base, folder / "2x2x2")
+  loaded, *_ = policies.load(config.recipe, base, folder / "2x2x2")
   _close(_values(loaded), _values(single), "read on other devices")
   for own, other in zip(_answers(loaded), _answers(single), strict=True):
     np.testing.assert_array_equal(own, other)
@@ -192,7 +194,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   odd = dataclasses.replace(config.train, batch_size=6)
   config = dataclasses.replace(config, train=odd)
   part = tiny.tiny_part(config, base, data[0], "heldout")
-  found = pdpo.heldout_ratios(
+  found = scoring.heldout_ratios(
     loaded, experiment.make_batches(config, base, part), 128
   )
   np.testing.assert_allclose(found, scores, atol=1e-3)

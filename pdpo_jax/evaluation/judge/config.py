@@ -3,12 +3,13 @@
 import dataclasses
 import pathlib
 import re
+import typing
 import urllib.parse
-from typing import Any
+from typing import Any, Literal
 
 from pdpo_jax.core import sections
 
-OPPONENTS = ("vanilla", "chosen", "base", "run")
+Opponent = Literal["vanilla", "chosen", "base", "run"]
 # Parts of an address's query that are no secrets, and tell services apart.
 _SHOWN_QUERY = {"api-version", "api_version", "deployment", "model", "version"}
 
@@ -19,7 +20,7 @@ class JudgeConfig(sections.Section):
 
   # "openai", any endpoint that speaks its protocol; "local", a model that runs
   # here; "rule", for data whose preferences are known; "", no judge.
-  kind: str = ""
+  kind: Literal["", "openai", "local", "rule"] = ""
   # What the endpoint calls the model, or a path as `base.path`, for "local".
   model: str = ""
   # Of an endpoint that is not OpenAI's, e.g. "http://localhost:8000/v1". Users,
@@ -29,32 +30,32 @@ class JudgeConfig(sections.Section):
   key_variable: str = "OPENAI_API_KEY"
   # What responses are compared with: "vanilla" DPO, the data set's "chosen"
   # response, the "base", or those of the "run" itself, for other runs.
-  against: tuple[str, ...] = ("vanilla", "chosen")
+  against: tuple[Opponent, ...] = ("vanilla", "chosen")
   # Users that are judged, drawn from the seen and as many from the unseen; and
   # samples of each. Or the ids of some.
-  num_users: int = 10
-  samples_per_user: int = 4
+  num_users: sections.CountOrNone = 10
+  samples_per_user: sections.Count = 4
   users: tuple[str, ...] = ()
   # "both" asks for every pair in both orders, "random" in one of them.
-  order: str = "both"
+  order: Literal["both", "random"] = "both"
   # Other choices of the user that the judge is shown, at most; and whether
   # those from later in the same dialogue are among them.
-  num_examples: int = 3
+  num_examples: sections.CountOrNone = 3
   later_turns: bool = False
   # The prompts' jinja2 templates, where they are not the project's own.
   system_template: str = ""
   user_template: str = ""
-  max_tokens: int = 500
-  temperature: float = 0.0
+  max_tokens: sections.Count = 500
+  temperature: sections.NotNegative = 0.0
   # Requests at a time, and a minute (0: as many as that makes).
-  concurrency: int = 8
-  requests_per_minute: int = 0
+  concurrency: sections.Count = 8
+  requests_per_minute: sections.CountOrNone = 0
   # Seconds until a request is given up, and how often it is tried again.
-  timeout: float = 60.0
-  retries: int = 6
+  timeout: sections.Positive = 60.0
+  retries: sections.CountOrNone = 6
   # Dollars for a million tokens, for the estimate.
-  input_price: float = 0.0
-  output_price: float = 0.0
+  input_price: sections.NotNegative = 0.0
+  output_price: sections.NotNegative = 0.0
 
 
 def validate(judge: JudgeConfig) -> None:
@@ -63,26 +64,11 @@ def validate(judge: JudgeConfig) -> None:
   Raises:
     ValueError: with the field, its value, what is allowed and what to do.
   """
-  sections.check_types(judge, "judge.")
-  sections.check_integers(judge, "judge")
-  for name, allowed in (
-    ("kind", ("", "openai", "local", "rule")),
-    ("order", ("both", "random")),
-  ):
-    value = getattr(judge, name)
-    sections.require(
-      value in allowed, f"judge.{name}", value, f"one of {allowed}"
-    )
+  sections.check(judge, "judge.")
+  opponents = typing.get_args(Opponent)
   sections.require(
-    bool(judge.against) and set(judge.against) <= set(OPPONENTS),
-    "judge.against",
-    judge.against,
-    f"some of {OPPONENTS}",
+    bool(judge.against), "judge.against", judge.against, f"some of {opponents}"
   )
-  for name in ("temperature", "input_price", "output_price"):
-    value = getattr(judge, name)
-    sections.require(value >= 0, f"judge.{name}", value, "0 or more")
-  sections.require(judge.timeout > 0, "judge.timeout", judge.timeout, "above 0")
   if judge.kind in ("openai", "local") and not judge.model:
     raise ValueError(
       f"judge.kind {judge.kind!r} needs --judge.model: what the endpoint calls "

@@ -1,0 +1,235 @@
+"""A training of a run: its policy, scores and responses."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pdpo_jax.core import processes, structs
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import experiment, run_folder
+from pdpo_jax.runs import responses as responses_lib
+from pdpo_jax.runs import scores as scores_lib
+from pdpo_jax.training import checkpoint, policies
+from pdpo_jax.weights import base as base_lib
+
+logger = logging.getLogger(__name__)
+
+# What a control run was made for; "" for a run that is none.
+SHUFFLED, SWAPPED = "shuffled users", "swapped choices"
+# Which samples and pairs there are hangs on these.
+_LIMITS = (
+  "max_prompt_tokens",
+  "max_response_tokens",
+  "long_response",
+  "truncation",
+)
+
+
+class Trained:
+  """One training of a run, at its newest checkpoint that can be read.
+
+  All is read when it is asked for first, and weights last.
+
+  Attributes:
+    name: of what was trained, e.g. "vanilla DPO" or "P-DPO, 10 clusters".
+    config: of that training; a vanilla one has no user model.
+    folder: of the training, within its run's.
+    workdir: of the run.
+    control: `SHUFFLED`, `SWAPPED` or "".
+    is_own: whether it is what its run is for, and not vanilla DPO beside it.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    training: str,
+    run_config: config_lib.Config,
+    read_base: Callable[[], base_lib.Base],
+  ):
+    """
+    Args:
+      training: its folder's name.
+      run_config: of the whole run.
+      read_base: gives what it was trained on.
+    """
+    self.config = experiment.trainings(run_config).get(training, run_config)
+    self._trained = self.config  # also where another run's limits hold
+    self.workdir = workdir
+    self.is_own = training == run_folder.training_name(run_config)
+    self.folder = self._keeps = workdir / training
+    self.name = _name(self.config)
+    self._read_base = read_base
+    self.control = ""
+    if run_config.data.shuffle_users:
+      self.control = SHUFFLED
+    elif run_config.data.swap_choices:
+      self.control = SWAPPED
+
+  @property
+  def is_there(self) -> bool:
+    return (self.folder / "checkpoints").is_dir()
+
+  @functools.cached_property
+  def described(self) -> dict[str, Any]:
+    """What its newest checkpoint says of itself.
+
+    Raises:
+      ValueError: if there is none that can be read.
+    """
+    described = None
+    if self.is_there:
+      with checkpoint.Checkpoints(self.folder / "checkpoints") as saved:
+        described = saved.described()
+    if described is None:
+      raise ValueError(
+        f"{self.folder} has no checkpoint to evaluate; train it to the end "
+        "first, with the command it was started with"
+      )
+    return described[1]
+
+  @functools.cached_property
+  def _base(self) -> base_lib.Base:
+    """What it was trained on, for sure.
+
+    Raises:
+      ValueError: if what is there now is another base.
+    """
+    base = self._read_base()
+    if self.described["base"] != base.fingerprint:
+      raise ValueError(
+        f"{self.folder} was trained on base {self.described['base']}, and this "
+        f"is {base.fingerprint}; only runs on the same base say anything about "
+        "each other"
+      )
+    checkpoint.check_meta(self.described, base.names, self.folder)
+    return base
+
+  def check(self) -> None:
+    """Checks that it is there, and of the base that is; see `described`."""
+    _ = self._base
+
+  @functools.cached_property
+  def _loaded(self) -> policies.Loaded:
+    return policies.load(self._trained.recipe, self._base, self.folder)
+
+  @property
+  def step(self) -> int:
+    """Of the checkpoint."""
+    return self._loaded.step
+
+  @functools.cached_property
+  def _digest(self) -> str:
+    return self._loaded.policy.digest()
+
+  @functools.cached_property
+  def users(self) -> users_lib.UserIndex:
+    """Of the newest checkpoint, whose tables and weights are not read."""
+    return policies.read_users(self._trained.recipe, self.folder)
+
+  @functools.cached_property
+  def policy(self) -> policy_lib.Policy:
+    return self._loaded.policy.merge()
+
+  def row_of(self, user_id: str | None) -> int:
+    """The user's row, or the generic one of whoever is unknown."""
+    return self.users.row_of(user_id) if user_id in self.users else 0
+
+  def read_for(self, run: config_lib.Config, workdir: pathlib.Path) -> None:
+    """Has it evaluated on what a run holds out that started from it.
+
+    Args:
+      run: whose limits and sizes of batches hold.
+      workdir: of that run; keeps what is found.
+    """
+    limits = {name: getattr(run.data, name) for name in _LIMITS}
+    sizes = run.train.batch_size, run.train.accumulation_steps
+    self.config = dataclasses.replace(
+      self.config,
+      cache=run.cache,
+      data=dataclasses.replace(self.config.data, **limits),
+      train=dataclasses.replace(
+        self.config.train, batch_size=sizes[0], accumulation_steps=sizes[1]
+      ),
+    )
+    self.name = f"before ({self.workdir.name})"
+    self._keeps = workdir / run_folder.BEFORE
+
+  def scores(
+    self, dataset: dataset_lib.Dataset
+  ) -> dict[str, scores_lib.Scores]:
+    """Scores of held-out pairs by part: kept ones, or made now and kept."""
+    files = {
+      part: scores_lib.file_of(self._keeps, part, self.step, self._digest)
+      for part in experiment.EVALUATED
+      if getattr(dataset, part)
+    }
+    lines = processes.from_first(
+      lambda: {part: scores_lib.read(file) for part, file in files.items()}
+    )
+    scores = {
+      part: scores_lib.from_lines(known)
+      for part, known in lines.items()
+      if known is not None
+    }
+    missing = [part for part in files if part not in scores]
+    if missing:
+      data = experiment.tokenize_parts(
+        self.config, self._base.tokenizer, dataset, self.users, missing
+      )
+      for part, made in data.parts.items():
+        batches = experiment.make_batches(self.config, self._base, made)
+        scores[part] = experiment.score(
+          self.config, self._loaded.policy, batches, made, files[part]
+        )
+    return {part: scores[part] for part in files if part in scores}
+
+  def responses(
+    self,
+    examples: Sequence[structs.PreferenceExample],
+    config: config_lib.Config,
+  ) -> dict[str, str]:
+    """What it says to the prompts of samples, each as the sample's user.
+
+    Kept in the training's folder as JSONL, and generated only once. Prompts
+    are rendered by the template that it was trained with.
+
+    Args:
+      config: `answers`, the prompt limit and `seed` apply, the same for all
+        contenders.
+
+    Returns:
+      Responses by sample key.
+    """
+    return responses_lib.make(
+      examples,
+      self.row_of,
+      lambda: self.policy,
+      self._base,
+      self.config.data,
+      responses_lib.Settings.of(config),
+      self._responses_file(config),
+    )
+
+  def kept_responses(self, config: config_lib.Config) -> dict[str, str]:
+    """Those that were generated before with the same settings."""
+    lines = responses_lib.read(self._responses_file(config))
+    return {line["sample"]: line["response"] for line in lines}
+
+  def _responses_file(self, config: config_lib.Config) -> pathlib.Path:
+    name = f"{self.step}_{self._digest}"
+    settings = responses_lib.Settings.of(config)
+    return responses_lib.file_of(self._keeps, name, settings)
+
+
+def _name(config: config_lib.Config) -> str:
+  if config.user.kind == "none":
+    return "vanilla DPO"
+  if config.user.kind == "cluster":
+    return f"P-DPO, {config.user.num_clusters} clusters"
+  return "P-DPO, individual"
