@@ -1,6 +1,7 @@
 """What the commands share: flags, and errors that say what to do."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -86,6 +87,26 @@ def judge_flag() -> flags.FlagHolder:
 
 
 _SECTIONS = {"config": config_lib.Config, "judge": judge_config.JudgeConfig}
+_PARSERS = {
+  int: flags.IntegerParser(),
+  float: flags.FloatParser(),
+  str: flags.ArgumentParser(),
+}
+
+
+def _register_types(section: sections.Section) -> None:
+  """Has flags read fields whose types have limits, as `sections.Count`."""
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    kind = sections.base_type(field.type)
+    if isinstance(value, sections.Section):
+      _register_types(value)
+    elif kind is not field.type:
+      config_flags.register_flag_parser_for_type(field.type, _PARSERS[kind])
+
+
+for _section in _SECTIONS.values():
+  _register_types(_section())
 
 
 def _check_fields(arguments: Sequence[str]) -> None:

@@ -1,13 +1,18 @@
 import dataclasses
 import importlib.util
+import operator
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
+from pdpo_jax import command_line  # noqa: F401
 from pdpo_jax.core import sections
+from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -193,6 +198,28 @@ def fields(section, path=""):
       yield from fields(value, f"{path}{field.name}.")
     else:
       yield path + field.name
+
+
+@pytest.mark.parametrize(
+  "section", [config_lib.Config(), judge_config.JudgeConfig()]
+)
+def test_every_knob_is_set_by_a_flag(section):
+  before = {
+    path: operator.attrgetter(path)(section) for path in fields(section)
+  }
+  arguments = [
+    f"--it.{path}={value}"
+    for path, value in before.items()
+    if not isinstance(value, tuple)
+  ]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dataclass(
+    "it", section, flag_values=values, sys_argv=["tests", *arguments]
+  )
+  values(["tests", *arguments])
+  for path, value in before.items():
+    now = operator.attrgetter(path)(values.it)
+    assert (now, type(now)) == (value, type(value)), path
 
 
 # Sections that are handed on whole, or to a dataclass with the same fields.
