@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import gguf
 import numpy as np
 
-from pdpo_jax.models import llama
+from pdpo_jax.models import llama, llama_fields
 from tests.weights import models
 
 F32 = gguf.GGMLQuantizationType.F32
@@ -50,7 +50,7 @@ def permuted(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def rope_divisors(
-  head_size: int, base: float, scaling: llama.RopeScaling
+  head_size: int, base: float, scaling: llama_fields.RopeScaling
 ) -> list[float]:
   """The converter's `rope_freqs.weight`, one frequency after the other."""
   divisors = []

@@ -6,18 +6,16 @@ head. Parameter paths follow Hugging Face's `LlamaForCausalLM`, less `model.`.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pydantic
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from pdpo_jax.models import hf_fields, kernels, layers
+from pdpo_jax.models import hf_fields, kernels, layers, llama_fields
 
 LINEARS = (
   "q_proj",
@@ -32,105 +30,6 @@ LORA_TARGETS = (*LINEARS, "embed_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """Llama 3.1's stretch of low rotary frequencies to longer contexts.
-
-  Attributes:
-    factor: by which wavelengths above `original_positions / low_factor` grow.
-    low_factor, high_factor: ends of the band in which scaled and unscaled
-      frequencies are blended, in periods per original context.
-    original_positions: the context length before scaling, in tokens.
-  """
-
-  factor: float
-  low_factor: float
-  high_factor: float
-  original_positions: int
-
-  def __call__(
-    self, frequencies: Float[Array, " half"]
-  ) -> Float[Array, " half"]:
-    periods = self.original_positions * frequencies / (2 * math.pi)
-    kept = (periods - self.low_factor) / (self.high_factor - self.low_factor)
-    kept = jnp.clip(kept, 0.0, 1.0)
-    return frequencies * (kept + (1 - kept) / self.factor)
-
-
-class _HfRope(pydantic.BaseModel):
-  """How `config.json` describes rotary embedding."""
-
-  model_config = hf_fields.STRICT
-
-  rope_type: Literal["default", "llama3"] = pydantic.Field(
-    "default", validation_alias=pydantic.AliasChoices("rope_type", "type")
-  )
-  rope_theta: hf_fields.Positive | None = None
-  partial_rotary_factor: hf_fields.One | None = None
-  factor: hf_fields.Positive | None = None
-  low_freq_factor: hf_fields.Positive | None = None
-  high_freq_factor: hf_fields.Positive | None = None
-  original_max_position_embeddings: hf_fields.Size | None = None
-
-  @pydantic.model_validator(mode="before")
-  @classmethod
-  def _one_for_all_layers(cls, fields: Any) -> Any:
-    if isinstance(fields, Mapping):
-      for name, value in fields.items():
-        if isinstance(value, Mapping):
-          raise ValueError(f"{name}: all layers have to turn alike")
-    return fields
-
-
-class _HfConfig(pydantic.BaseModel):
-  """The fields of `config.json` that mean something, and their defaults."""
-
-  model_config = hf_fields.STRICT
-
-  vocab_size: hf_fields.Size = 32_000
-  hidden_size: hf_fields.Size = 4096
-  intermediate_size: hf_fields.Size = 11_008
-  num_hidden_layers: hf_fields.Layers = 32
-  num_attention_heads: hf_fields.Size = 32
-  num_key_value_heads: hf_fields.Size | None = None
-  head_dim: hf_fields.Size | None = None
-  hidden_act: Literal["silu", "swish"] = "silu"
-  attention_bias: Literal[False] = False
-  mlp_bias: Literal[False] = False
-  sliding_window: Literal[False] | None = None
-  max_position_embeddings: hf_fields.Size = 2048
-  original_max_position_embeddings: hf_fields.Size | None = None
-  rms_norm_eps: hf_fields.Epsilon = 1e-6
-  tie_word_embeddings: bool = False
-  rope_theta: hf_fields.Positive = 10_000.0
-  partial_rotary_factor: hf_fields.One | None = None
-  rope_scaling: _HfRope | None = None
-  # Its name since transformers 5, with `rope_theta` inside.
-  rope_parameters: _HfRope | None = None
-
-
-def _rope_scaling(rope: _HfRope, fields: _HfConfig) -> RopeScaling | None:
-  if rope.rope_type == "default":
-    return None
-  for name in ("factor", "low_freq_factor", "high_freq_factor"):
-    if getattr(rope, name) is None:
-      raise ValueError(f"Llama rope_scaling of type 'llama3' lacks {name}")
-  if rope.high_freq_factor <= rope.low_freq_factor:
-    raise ValueError(
-      f"Llama high_freq_factor {rope.high_freq_factor} is not supported; it "
-      f"has to be above low_freq_factor, {rope.low_freq_factor}"
-    )
-  return RopeScaling(
-    factor=rope.factor,
-    low_factor=rope.low_freq_factor,
-    high_factor=rope.high_freq_factor,
-    # Where a model trained for no longer context has it.
-    original_positions=fields.original_max_position_embeddings
-    or rope.original_max_position_embeddings
-    or fields.max_position_embeddings,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
 class Architecture:
   """Sizes of a Llama, named as in this project; `from_hf` reads theirs."""
 
@@ -142,7 +41,7 @@ class Architecture:
   head_size: int
   mlp_width: int
   rope_base: float = 500_000.0
-  rope_scaling: RopeScaling | None = None
+  rope_scaling: llama_fields.RopeScaling | None = None
   tied_head: bool = False
   max_positions: int = 8192
   epsilon: float = 1e-5
@@ -172,7 +71,7 @@ class Architecture:
     Raises:
       ValueError: naming a field that is of no use or not supported.
     """
-    fields = hf_fields.parse(_HfConfig, config, "Llama")
+    fields = hf_fields.parse(llama_fields.HfConfig, config, "Llama")
     old, new = fields.rope_scaling, fields.rope_parameters
     without_theta = {"rope_theta": None}
     if (
@@ -185,7 +84,7 @@ class Architecture:
         "Llama rope_scaling and rope_parameters, two names of the same, "
         "differ; remove the one that is wrong"
       )
-    rope = new or old or _HfRope()
+    rope = new or old or llama_fields.HfRope()
     num_heads = fields.num_attention_heads
     if fields.head_dim is None and fields.hidden_size % num_heads:
       raise ValueError(
@@ -202,7 +101,7 @@ class Architecture:
       head_size=head_size,
       mlp_width=fields.intermediate_size,
       rope_base=rope.rope_theta or fields.rope_theta,
-      rope_scaling=_rope_scaling(rope, fields),
+      rope_scaling=llama_fields.rope_scaling(rope, fields),
       tied_head=fields.tie_word_embeddings,
       max_positions=fields.max_position_embeddings,
       epsilon=fields.rms_norm_eps,
@@ -258,7 +157,7 @@ PRESETS = {
   "llama-3-8b": _LLAMA_3_8B,
   "llama-3.1-8b": dataclasses.replace(
     _LLAMA_3_8B,
-    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+    rope_scaling=llama_fields.RopeScaling(8.0, 1.0, 4.0, 8192),
     max_positions=131072,
   ),
   "llama-3.2-1b": Architecture(
@@ -269,7 +168,7 @@ PRESETS = {
     8,
     64,
     8192,
-    rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
+    rope_scaling=llama_fields.RopeScaling(32.0, 1.0, 4.0, 8192),
     tied_head=True,
     max_positions=131072,
   ),
@@ -285,7 +184,7 @@ PRESETS = {
     6,
     52,
     rope_base=5_000.0,
-    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32),
+    rope_scaling=llama_fields.RopeScaling(8.0, 1.0, 4.0, 32),
     max_positions=128,
   ),
 }

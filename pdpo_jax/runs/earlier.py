@@ -17,7 +17,7 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.runs import answers, experiment, run_folder
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.training import checkpoint, policies
+from pdpo_jax.training import checkpoint, checkpoint_meta, policies
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def check_base(
       f"{base.fingerprint}; leave base.path empty for the same, or name what "
       "it was trained on by base.path and base.param_dtype"
     )
-  checkpoint.check_meta(described[1], base.names, place)
+  checkpoint_meta.check(described[1], base.names, place)
 
 
 def user_texts(

@@ -15,7 +15,7 @@ from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import experiment, run_folder
 from pdpo_jax.runs import responses as responses_lib
 from pdpo_jax.runs import scores as scores_lib
-from pdpo_jax.training import checkpoint, policies
+from pdpo_jax.training import checkpoint, checkpoint_meta, policies
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Trained:
         f"is {base.fingerprint}; only runs on the same base say anything about "
         "each other"
       )
-    checkpoint.check_meta(self.described, base.names, self.folder)
+    checkpoint_meta.check(self.described, base.names, self.folder)
     return base
 
   def check(self) -> None:

@@ -28,7 +28,7 @@ from orbax.checkpoint import v1 as ocp
 
 from pdpo_jax.core import kept, processes, structs
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.training import checkpoint_items
+from pdpo_jax.training import checkpoint_items, checkpoint_meta
 from pdpo_jax.training import sums as sums_lib
 
 logger = logging.getLogger(__name__)
@@ -276,7 +276,7 @@ class Checkpoints:
       found, problems[step] = _read(lambda step=step: self.meta(step))
       if problems[step]:
         continue
-      check_meta(found, meta, self.folder / str(step))
+      checkpoint_meta.check(found, meta, self.folder / str(step))
       items, problems[step] = self._load_checked(step, shapes)
       if not problems[step]:
         del problems[step]
@@ -360,32 +360,6 @@ def _move(place: pathlib.Path, folder: pathlib.Path) -> None:
     if not (name := folder / f"{place.name}_{number}").exists()
   )
   place.rename(name)
-
-
-def check_meta(
-  found: Mapping[str, Any], wanted: Mapping[str, Any], place: pathlib.Path
-) -> None:
-  """Compares a checkpoint's `meta` with this run's, in what both name.
-
-  Raises:
-    ValueError: naming each difference.
-  """
-  there, here = _expand(found), _expand(wanted)
-  differences = [
-    f"{name} is {there[name]!r} there and {value!r} here"
-    for name, value in here.items()
-    if name in there and there[name] != value
-  ]
-  if differences:
-    raise ValueError(
-      f"checkpoint {place} is of another run: {'; '.join(differences)}. Use "
-      "the base and the data it was trained with, or another --config.workdir"
-    )
-
-
-def _expand(meta: Mapping[str, Any]) -> dict[str, Any]:
-  """With the fields of its config, if it has one, for what they are."""
-  return {**meta, **json.loads(meta.get("config", "{}")), "config": ""}
 
 
 def restore(

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from pdpo_jax.models import hf_fields, layers, llama
+from pdpo_jax.models import hf_fields, layers, llama, llama_fields
 from pdpo_jax.weights import loading
 
 # What to do about a file that is not as it should be.
@@ -147,7 +147,7 @@ def _sizes(file: File) -> dict[str, Any]:
 
 def _rope_scaling(
   file: File, head_size: int, rope_base: float
-) -> llama.RopeScaling | None:
+) -> llama_fields.RopeScaling | None:
   """Llama 3.1's scaling, from the divisor of each frequency.
 
   The file has no other trace of it. Llama 3.1 to 3.3 all blend between 1 and 4
@@ -163,12 +163,12 @@ def _rope_scaling(
       f"{_ROPE_FREQS} has shape {divisors.shape}, not {frequencies.shape}"
     )
 
-  def deviation(scaling: llama.RopeScaling) -> float:
+  def deviation(scaling: llama_fields.RopeScaling) -> float:
     ratio = divisors * np.asarray(scaling(frequencies) / frequencies)
     return float(np.abs(ratio - 1).max())
 
   candidates = [
-    llama.RopeScaling(float(divisors.max()), 1.0, 4.0, 2**exponent)
+    llama_fields.RopeScaling(float(divisors.max()), 1.0, 4.0, 2**exponent)
     for exponent in range(5, 21)
   ]
   best = min(candidates, key=deviation)

@@ -7,7 +7,7 @@ import pytest
 import transformers
 from flax import nnx
 
-from pdpo_jax.models import layers, llama
+from pdpo_jax.models import layers, llama, llama_fields
 from pdpo_jax.weights import loading
 from tests import golden_cases
 
@@ -65,7 +65,7 @@ def test_type_is_another_name_of_rope_type():
 def test_config_of_transformers_5_is_read():
   arch = golden_cases.architecture(golden_cases.read("llama"))
   assert arch.rope_base == 5_000.0
-  assert arch.rope_scaling == llama.RopeScaling(8.0, 1.0, 4.0, 64)
+  assert arch.rope_scaling == llama_fields.RopeScaling(8.0, 1.0, 4.0, 64)
   assert (arch.num_heads, arch.num_kv_heads, arch.head_size) == (6, 2, 10)
   tied = golden_cases.architecture(golden_cases.read("llama_tied"))
   assert tied.rope_scaling is None
@@ -111,7 +111,7 @@ def test_a_config_that_transformers_refuses_is_not_written():
 
 
 def test_rope_scaling_keeps_high_blends_middle_divides_low_frequencies():
-  scaling = llama.RopeScaling(8.0, 1.0, 4.0, 64)
+  scaling = llama_fields.RopeScaling(8.0, 1.0, 4.0, 64)
   per_period = 2 * np.pi / 64  # the frequency of one period in the context
   frequencies = jnp.array([5.0, 4.0, 2.5, 1.0, 0.5]) * per_period
   # Half way between 1 and 4 periods: half kept, half divided by 8.

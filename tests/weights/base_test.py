@@ -9,7 +9,7 @@ from flax import nnx
 
 from pdpo_jax.data import tokenize
 from pdpo_jax.models import gptj
-from pdpo_jax.training import checkpoint
+from pdpo_jax.training import checkpoint_meta
 from pdpo_jax.weights import base as base_lib
 from pdpo_jax.weights import hf_safetensors, loading
 from tests.weights import models
@@ -128,10 +128,10 @@ def test_a_checkpoint_of_another_tokenizer_or_architecture_is_refused(base):
   }
   for name, another in changed.items():
     with pytest.raises(ValueError, match=f"another run: {name} is"):
-      checkpoint.check_meta(base.names, another.names, pathlib.Path("x"))
+      checkpoint_meta.check(base.names, another.names, pathlib.Path("x"))
   # Of before there were names but that of the weights.
   before = {"base": base.fingerprint}
-  checkpoint.check_meta(before, base.names, pathlib.Path("x"))
+  checkpoint_meta.check(before, base.names, pathlib.Path("x"))
 
 
 def test_fingerprint_does_not_depend_on_how_the_weights_were_loaded(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax.models import attention, llama, policy
+from pdpo_jax.models import attention, llama, llama_fields, policy
 from pdpo_jax.weights import gguf as gguf_lib
 from pdpo_jax.weights import hf_safetensors, loading
 from tests import golden_cases, tiny_gguf
@@ -20,7 +20,9 @@ Kind = gguf.GGMLQuantizationType
 ARCH = llama.Architecture(37, 64, 2, 4, 2, 24, 256, rope_base=5_000.0)
 TIED = dataclasses.replace(ARCH, tied_head=True, epsilon=1e-6)
 SCALED = dataclasses.replace(
-  ARCH, rope_scaling=llama.RopeScaling(8.0, 1.0, 4.0, 64), max_positions=128
+  ARCH,
+  rope_scaling=llama_fields.RopeScaling(8.0, 1.0, 4.0, 64),
+  max_positions=128,
 )
 
 
@@ -256,7 +258,7 @@ def test_metadata_of_another_type_is_named(name, value, tmp_path):
 
 
 def test_divisors_of_another_rope_scaling_are_an_error(tmp_path):
-  other = llama.RopeScaling(8.0, 1.0, 3.0, 64)
+  other = llama_fields.RopeScaling(8.0, 1.0, 3.0, 64)
   arch = dataclasses.replace(ARCH, rope_scaling=other)
   file = tiny_gguf.write(tmp_path / "x.gguf", *tiny_gguf.model(make(arch)))
   assert "not the scaling of Llama 3.1" in error_of(file)

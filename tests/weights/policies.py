@@ -8,13 +8,20 @@ from flax import nnx
 
 from pdpo_jax.data import tokenize
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.models import attention, gptj, llama, policy, user_model
+from pdpo_jax.models import (
+  attention,
+  gptj,
+  llama,
+  llama_fields,
+  policy,
+  user_model,
+)
 from pdpo_jax.weights import base as base_lib
 from tests.weights import models
 
 USERS = users_lib.UserIndex(["4", "ada", "böhm"])
 VOCABULARY = 271
-ROPE = llama.RopeScaling(8.0, 1.0, 4.0, 32)
+ROPE = llama_fields.RopeScaling(8.0, 1.0, 4.0, 32)
 ARCHITECTURES = {
   "gptj": gptj.Architecture(VOCABULARY, 20, 3, 2, 23, 6, max_positions=128),
   "llama": llama.Architecture(

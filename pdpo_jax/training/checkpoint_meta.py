@@ -1,0 +1,32 @@
+"""What a checkpoint says of its training, and whether that is this one."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+
+def check(
+  found: Mapping[str, Any], wanted: Mapping[str, Any], place: pathlib.Path
+) -> None:
+  """Compares a checkpoint's `meta` with this run's, in what both name.
+
+  Raises:
+    ValueError: naming each difference.
+  """
+  there, here = _expand(found), _expand(wanted)
+  differences = [
+    f"{name} is {there[name]!r} there and {value!r} here"
+    for name, value in here.items()
+    if name in there and there[name] != value
+  ]
+  if differences:
+    raise ValueError(
+      f"checkpoint {place} is of another run: {'; '.join(differences)}. Use "
+      "the base and the data it was trained with, or another --config.workdir"
+    )
+
+
+def _expand(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """With the fields of its config, if it has one, for what they are."""
+  return {**meta, **json.loads(meta.get("config", "{}")), "config": ""}
