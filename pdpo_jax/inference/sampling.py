@@ -58,7 +58,7 @@ class AnswersConfig(sections.Section):
   # These two count the prompt's tokens too (the released code).
   penalize_prompt: bool = False
 
-  def sampling(self) -> dict[str, float]:
+  def sampling(self) -> dict[str, int | float]:
     """The knobs that decide which tokens are taken."""
     return {name: getattr(self, name) for name in _SAMPLING}
 
