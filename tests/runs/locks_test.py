@@ -15,7 +15,7 @@ from pdpo_jax.runs import locks
 # Holds a folder until it is killed.
 HOLD = """
 import pathlib, sys, time
-from pdpo_jax import locks
+from pdpo_jax.runs import locks
 locks._BEAT_SECONDS = 0.1
 with locks.writing(pathlib.Path(sys.argv[1])):
   print("has it", flush=True)
@@ -48,10 +48,12 @@ def holder(tmp_path):
     stderr=subprocess.PIPE,
     text=True,
   )
-  assert process.stdout.readline() == "has it\n"
-  yield process
-  process.kill()
-  process.communicate()
+  try:
+    assert process.stdout.readline() == "has it\n"
+    yield process
+  finally:
+    process.kill()
+    process.communicate()
 
 
 def test_a_second_writer_is_told_who_the_first_one_is(tmp_path, holder):
