@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from pdpo_jax import command_line
+from pdpo_jax.core import processes
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import judged
 from pdpo_jax.evaluation.report import reporting
-from pdpo_jax.runs import contenders, locks
+from pdpo_jax.runs import contenders, locks, run_folder
 from pdpo_jax.runs import run as run_lib
 
 _WORKDIR = command_line.workdir_flag()
@@ -50,6 +51,8 @@ def main() -> None:
   against = [pathlib.Path(each).expanduser() for each in _AGAINST.value]
   # Policies of other runs keep what they say with those.
   with locks.writing(run.workdir, against):
+    if processes.is_first():
+      run_folder.remove_unfinished(run.workdir)
     _evaluate(run, against, judge)
 
 

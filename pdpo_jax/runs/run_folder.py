@@ -177,13 +177,17 @@ def _open(config: config_lib.Config) -> pathlib.Path:
   if any((folder / name).exists() for name in _MADE):
     _check_same(folder, config)
   kept.make_folder(folder)
-  for name in _FOLDERS:
-    # Of processes that were killed: whoever is here is the only one.
-    for part in (folder / name).glob(f".*{kept.UNFINISHED}"):
-      part.unlink(missing_ok=True)
+  remove_unfinished(folder)
   kept.write(folder / CONFIG, config.to_json())
   kept.write_json(folder / VERSIONS, versions())
   return folder
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+  """Removes what killed processes were writing, for whoever has the lock."""
+  for name in _FOLDERS:
+    for part in (folder / name).glob(f".*{kept.UNFINISHED}"):
+      part.unlink(missing_ok=True)
 
 
 def _check_same(folder: pathlib.Path, config: config_lib.Config) -> None:
