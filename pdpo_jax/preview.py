@@ -1,4 +1,4 @@
-r"""What a configuration makes of its data, before anything is trained.
+r"""Shows what a config makes of its data, before anything is trained.
 
   python -m pdpo_jax.preview --config=configs/prism.py:individual
 
