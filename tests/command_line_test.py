@@ -86,6 +86,18 @@ def test_a_command_finds_shipped_configs_from_any_folder(tmp_path):
   )
 
 
+def test_a_command_runs_where_there_is_no_clone(tmp_path):
+  done = run(
+    "preview",
+    "--config=quickstart:smoke",
+    "--personal_signal",
+    folder=tmp_path,
+  )
+  assert done.returncode == 0, done.stderr
+  written = tmp_path / "runs" / "quickstart-smoke" / "data_report.txt"
+  assert "how much is personal" in written.read_text()
+
+
 def test_help_has_the_flags_that_commands_share(tmp_path):
   done = run("export", "--help", folder=tmp_path)
   assert "--workdir" in done.stdout and "--output" in done.stdout
