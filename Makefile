@@ -5,9 +5,10 @@ VENV := .venv
 OLDEST_VENV := .venv-oldest
 PARITY_VENV := .venv-parity
 BENCH_VENV := .venv-bench
+WHEEL_VENV := .venv-wheel
 BIN := $(VENV)/bin
 
-.PHONY: quickstart smoke test lint oldest parity golden bench clean
+.PHONY: quickstart smoke test lint libtpu wheel oldest parity golden bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
@@ -23,6 +24,20 @@ test: $(VENV)/dev
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+# Adds XLA's compiler for TPUs, half a gigabyte, which needs none: `make test`
+# then compiles the plan for a TPU slice as well.
+libtpu: $(VENV)/libtpu
+
+# What people install, and a minute's run of it in a folder without a clone.
+wheel: $(VENV)/dev
+	rm -rf dist
+	$(BIN)/uv build --quiet
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(WHEEL_VENV)
+	$(BIN)/uv pip install --quiet --python $(WHEEL_VENV) dist/*.whl
+	folder=$$(mktemp -d) && cd "$$folder" && \
+	  $(CURDIR)/$(WHEEL_VENV)/bin/pdpo main --config=quickstart:smoke && \
+	  rm -r "$$folder"
 
 # With the oldest Python and packages that the requirements allow; what takes
 # long is left to `make test`.
@@ -57,6 +72,11 @@ $(VENV)/dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@ $(VENV)/run
 
+$(VENV)/libtpu: requirements-libtpu.txt | $(VENV)/dev
+	$(BIN)/python -m pip install --quiet \
+	  --requirement requirements-libtpu.txt
+	touch $@
+
 $(OLDEST_VENV)/oldest: requirements.txt requirements-dev.txt | $(VENV)/dev
 	$(BIN)/uv venv --quiet --clear --python 3.11 $(OLDEST_VENV)
 	# Compiling must not warn in the midst of tests.
@@ -82,4 +102,5 @@ $(BENCH_VENV)/bench: requirements.txt requirements-bench.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) $(PARITY_VENV) $(BENCH_VENV)
+	rm -rf $(VENV) $(OLDEST_VENV) $(PARITY_VENV) $(BENCH_VENV) $(WHEEL_VENV) \
+	  build dist
