@@ -125,3 +125,24 @@ def test_what_is_imported_is_a_requirement():
   for name in imported:
     names = {each.lower().replace("_", "-") for each in packages[name]}
     assert names & required, f"{name} is imported and not required"
+
+
+def test_what_code_in_texts_imports_exists():
+  """Scripts that tests start, notebooks, and what CI runs."""
+  root = PACKAGE.parent
+  for file in (
+    *root.glob("tests/**/*.py"),
+    *root.glob("benchmarks/*.py"),
+    *root.glob("demos/*.ipynb"),
+    root / ".ci" / "run",
+  ):
+    for module, names in re.findall(
+      r"from (pdpo_jax[\w.]*) import ([a-z_]+(?:, [a-z_]+)*)", file.read_text()
+    ):
+      place = root.joinpath(*module.split("."))
+      if not place.is_dir():
+        assert place.with_suffix(".py").is_file(), f"{file}: {module}"
+        continue
+      for name in names.split(", "):
+        there = (place / name).is_dir() or (place / f"{name}.py").is_file()
+        assert there, f"{file}: {name} from {module}"

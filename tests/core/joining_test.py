@@ -313,7 +313,7 @@ def test_a_process_that_cannot_be_is_an_error(numbers):
 
 def test_a_wait_that_heeds_no_time_is_ended_with_what_it_waits_for():
   wait = (
-    "import time; from pdpo_jax import joining\n"
+    "import time; from pdpo_jax.core import joining\n"
     "with joining.Deadline(1, 'process 1 waits for a name'): time.sleep(60)"
   )
   ended = subprocess.run(

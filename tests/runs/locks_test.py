@@ -15,7 +15,7 @@ from pdpo_jax.runs import locks
 # Holds a folder until it is killed.
 HOLD = """
 import pathlib, sys, time
-from pdpo_jax import locks
+from pdpo_jax.runs import locks
 locks._BEAT_SECONDS = 0.1
 with locks.writing(pathlib.Path(sys.argv[1])):
   print("has it", flush=True)

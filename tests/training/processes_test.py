@@ -232,7 +232,7 @@ def test_a_command_without_process_0_ends_after_its_join_timeout():
 
 def test_the_coordinator_listens_at_the_named_address_alone():
   look = (
-    "import socket; from pdpo_jax import processes; "
+    "import socket; from pdpo_jax.core import processes; "
     "processes.start('127.0.0.1:39253', 1, 0, join_timeout=60, "
     "silence_timeout=60); "
     "socket.create_connection(('127.0.0.1', 39253), timeout=5).close(); "
@@ -246,7 +246,7 @@ def test_the_coordinator_listens_at_the_named_address_alone():
 
 def test_a_value_that_takes_longer_than_a_second_to_send_arrives():
   gather = (
-    "import sys; from pdpo_jax import processes; number = int(sys.argv[1]); "
+    "import sys; from pdpo_jax.core import processes; number = int(sys.argv[1]); "
     "processes.start('localhost:39252', 2, number, join_timeout=60, "
     "silence_timeout=60); own = bytes([number]) * 150_000_000; "
     "found = [(x[-1], len(x)) for x in processes.gather(own)]; assert found == "
