@@ -246,7 +246,8 @@ def test_the_coordinator_listens_at_the_named_address_alone():
 
 def test_a_value_that_takes_longer_than_a_second_to_send_arrives():
   gather = (
-    "import sys; from pdpo_jax.core import processes; number = int(sys.argv[1]); "
+    "import sys; from pdpo_jax.core import processes; "
+    "number = int(sys.argv[1]); "
     "processes.start('localhost:39252', 2, number, join_timeout=60, "
     "silence_timeout=60); own = bytes([number]) * 150_000_000; "
     "found = [(x[-1], len(x)) for x in processes.gather(own)]; assert found == "
