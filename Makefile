@@ -5,9 +5,14 @@ VENV := .venv
 OLDEST_VENV := .venv-oldest
 PARITY_VENV := .venv-parity
 BENCH_VENV := .venv-bench
+WHEEL_VENV := .venv-wheel
 BIN := $(VENV)/bin
+# Files, tokenizers, checkpoints, what processes send, clients and figures.
+OLDEST_TESTS := tests/core tests/data tests/weights \
+  tests/evaluation/judge tests/evaluation/report tests/inference/golden_test.py \
+  tests/training/checkpoint_test.py tests/command_line_test.py
 
-.PHONY: quickstart smoke test lint oldest parity golden bench clean
+.PHONY: quickstart smoke test lint libtpu wheel oldest parity golden bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
@@ -24,10 +29,27 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-# With the oldest Python and packages that the requirements allow; what takes
-# long is left to `make test`.
+# Adds XLA's compiler for TPUs, half a gigabyte, which needs none: `make test`
+# then compiles the plan for a TPU slice as well.
+libtpu: $(VENV)/libtpu
+
+# What people install, and a minute's run of it in a folder without a clone.
+wheel: $(VENV)/dev
+	rm -rf dist
+	$(BIN)/uv build --quiet
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(WHEEL_VENV)
+	$(BIN)/uv pip install --quiet --python $(WHEEL_VENV) dist/*.whl
+	folder=$$(mktemp -d) && cd "$$folder" && \
+	  $(CURDIR)/$(WHEEL_VENV)/bin/pdpo main --config=quickstart:smoke && \
+	  rm -r "$$folder"
+
+# With the oldest Python and packages that the requirements allow: what hangs on
+# them, and a run from nothing. `make oldest OLDEST_TESTS=tests` tests more.
 oldest: $(OLDEST_VENV)/oldest
-	$(OLDEST_VENV)/bin/python -m pytest -n 2 -m "not slow"
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 -m "not slow" $(OLDEST_TESTS)
+	rm -rf runs/quickstart-oldest
+	$(OLDEST_VENV)/bin/python -m pdpo_jax main --config=quickstart:smoke \
+	  --config.workdir=runs/quickstart-oldest
 
 # The same numbers as torch, transformers and PEFT, computed live.
 parity: $(PARITY_VENV)/parity
@@ -57,6 +79,11 @@ $(VENV)/dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@ $(VENV)/run
 
+$(VENV)/libtpu: requirements-libtpu.txt | $(VENV)/dev
+	$(BIN)/python -m pip install --quiet \
+	  --requirement requirements-libtpu.txt
+	touch $@
+
 $(OLDEST_VENV)/oldest: requirements.txt requirements-dev.txt | $(VENV)/dev
 	$(BIN)/uv venv --quiet --clear --python 3.11 $(OLDEST_VENV)
 	# Compiling must not warn in the midst of tests.
@@ -82,4 +109,5 @@ $(BENCH_VENV)/bench: requirements.txt requirements-bench.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) $(PARITY_VENV) $(BENCH_VENV)
+	rm -rf $(VENV) $(OLDEST_VENV) $(PARITY_VENV) $(BENCH_VENV) $(WHEEL_VENV) \
+	  build dist

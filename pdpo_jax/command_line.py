@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import os
+import pathlib
 import re
 import sys
 import traceback
@@ -65,7 +66,8 @@ def config_flag() -> flags.FlagHolder:
   return config_flags.DEFINE_config_file(
     "config",
     None,
-    "The experiment: configs/<name>.py, or configs/<name>.py:variant",
+    "The experiment: a shipped config by name, as in quickstart or "
+    "prism:authors, or a file, as in my/config.py or my/config.py:variant.",
   )
 
 
@@ -86,6 +88,60 @@ def judge_flag() -> flags.FlagHolder:
     )
 
 
+def shipped_configs() -> dict[str, pathlib.Path]:
+  """The files of configs/ by their names, in a clone or a wheel."""
+  package = pathlib.Path(__file__).parent
+  for folder in (package / "configs", package.parent / "configs"):
+    if folder.is_dir():
+      return {file.stem: file for file in sorted(folder.glob("*.py"))}
+  return {}
+
+
+def config_file(value: str) -> str:
+  """The file that `--config` means, with the variant that it names.
+
+  Args:
+    value: a path, or the bare name of a shipped config; either may be followed
+      by a colon and a variant.
+
+  Raises:
+    ValueError: if there is no such file.
+  """
+  name, colon, variant = value.partition(":")
+  shipped = shipped_configs()
+  if "/" not in name and not name.endswith(".py"):
+    if name not in shipped:
+      raise ValueError(
+        f"--config {name!r} is none of the shipped configs, "
+        f"{', '.join(shipped)}; name one of them, or a file that ends in .py"
+      )
+    return f"{shipped[name]}{colon}{variant}"
+  file = pathlib.Path(name)
+  if not file.is_file():
+    hint = ""
+    if file.stem in shipped:
+      hint = f"; the shipped config is --config={file.stem}{colon}{variant}"
+    raise ValueError(f"--config: there is no file {name}{hint}")
+  return value
+
+
+def _with_config_files(arguments: Sequence[str]) -> list[str]:
+  """The command line with the config's file in place of its name."""
+  found, is_next = [], False
+  for argument in arguments:
+    flag, equals, value = argument.partition("=")
+    is_config = flag in ("--config", "-config")
+    if is_config and equals:
+      argument = f"{flag}={config_file(value)}"
+    elif is_next:
+      argument = config_file(argument)
+    is_next = is_config and not equals
+    found.append(argument)
+  return found
+
+
+# Flags that are defined here; those of several processes are not shown.
+_SHARED = ("config", "workdir", "judge", _TRACEBACK.name)
 _SECTIONS = {"config": config_lib.Config, "judge": judge_config.JudgeConfig}
 _PARSERS = {
   int: flags.IntegerParser(),
@@ -139,9 +195,13 @@ def _expected_errors() -> Iterator[None]:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
+  # `--help` shows the flags of the command's own file, and these as well.
+  for name in _SHARED:
+    if name in flags.FLAGS:
+      flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   with _expected_errors():
     _check_fields(arguments)
-    return flags.FLAGS(arguments)
+    return flags.FLAGS(_with_config_files(arguments))
 
 
 def run(main: Callable[[], None], *, distributed: bool = False) -> None:

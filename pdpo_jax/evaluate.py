@@ -1,4 +1,4 @@
-r"""Evaluates a trained run, alone or beside others, and writes a report.
+r"""Evaluates a run, alone or beside others, and writes a report.
 
   python -m pdpo_jax.evaluate --workdir=runs/prism-individual \
     --against=runs/prism-cluster10 --against=runs/prism-vanilla

@@ -1,4 +1,4 @@
-r"""What a training needs of hardware that is not there.
+r"""Tells what a training needs of devices that are not there.
 
   python -m pdpo_jax.plan --config=configs/prism.py --topology=v5e-16 \
     --config.train.accumulation_steps=1

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from pdpo_jax import __main__ as commands
+
 PACKAGE = pathlib.Path(__file__).parent.parent / "pdpo_jax"
 
 # A part may import itself and those below it.
@@ -20,10 +22,6 @@ ORDER = (
   "runs",
   "evaluation",
 )
-# What a user calls, and nothing else, stands above all parts.
-COMMANDS = (
-  "main", "generate", "evaluate", "export", "preview", "plan", "convert"
-)  # fmt: skip
 
 
 def part_of(file: pathlib.Path) -> str:
@@ -84,11 +82,9 @@ def test_no_part_below_runs_knows_the_whole_config():
 
 
 def test_commands_alone_stand_on_top():
-  assert {file.stem for file in PACKAGE.glob("*.py")} == {
-    *COMMANDS,
-    "__init__",
-    "command_line",
-  }
+  beside = {"__init__", "__main__", "command_line"}
+  files = {file.stem for file in PACKAGE.glob("*.py")}
+  assert files == {*commands.COMMANDS} | beside
   folders = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
   assert folders == {*ORDER}
 
@@ -129,3 +125,24 @@ def test_what_is_imported_is_a_requirement():
   for name in imported:
     names = {each.lower().replace("_", "-") for each in packages[name]}
     assert names & required, f"{name} is imported and not required"
+
+
+def test_what_code_in_texts_imports_exists():
+  """Scripts that tests start, notebooks, and what CI runs."""
+  root = PACKAGE.parent
+  for file in (
+    *root.glob("tests/**/*.py"),
+    *root.glob("benchmarks/*.py"),
+    *root.glob("demos/*.ipynb"),
+    root / ".ci" / "run",
+  ):
+    for module, names in re.findall(
+      r"from (pdpo_jax[\w.]*) import ([a-z_]+(?:, [a-z_]+)*)", file.read_text()
+    ):
+      place = root.joinpath(*module.split("."))
+      if not place.is_dir():
+        assert place.with_suffix(".py").is_file(), f"{file}: {module}"
+        continue
+      for name in names.split(", "):
+        there = (place / name).is_dir() or (place / f"{name}.py").is_file()
+        assert there, f"{file}: {name} from {module}"

@@ -143,7 +143,7 @@ def test_a_repository_without_safetensors_names_the_converter(
   tmp_path, monkeypatch
 ):
   answer_with(monkeypatch, tmp_path / "snapshot", files=["config.json"])
-  with pytest.raises(ValueError, match=r"`python -m pdpo_jax\.weights\.conv"):
+  with pytest.raises(ValueError, match=r"`python -m pdpo_jax\.convert"):
     hub.find("EleutherAI/gpt-j-6b@float16")
 
 
