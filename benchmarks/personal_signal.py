@@ -157,12 +157,11 @@ def main() -> None:
       f"{name} weights: {results[name].users:.3f}, mean over users "
       f"[{low:.3f}, {high:.3f}]"
     )
-  gain, (low, high) = accuracy.difference(
-    results["personal"], results["common"]
-  )
+  gain = accuracy.gain(results["personal"], results["common"])
+  low, high = gain.interval
   print(
-    f"gain: {100 * gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] "
-    f"(freedom {freedom})"
+    f"gain: {100 * gain.mean:+.1f} points "
+    f"[{100 * low:+.1f}, {100 * high:+.1f}] (freedom {freedom})"
   )
 
 
