@@ -14,12 +14,12 @@ from typing import Protocol, runtime_checkable
 import openai
 
 from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import prompt, services
-from pdpo_jax.inference import respond
+from pdpo_jax.inference import respond, sampling
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -305,9 +305,10 @@ class LocalJudge:
   """Any base that this project runs, in batches."""
 
   def __init__(self, config: judge_config.JudgeConfig):
-    self._config = config_lib.Config()
-    self._config.base.dtype = self._config.base.param_dtype = "bfloat16"
-    self._base = base_lib.read_base(config.model, self._config.base)
+    self._base = base_lib.read_base(
+      config.model,
+      base_lib.BaseConfig(dtype="bfloat16", param_dtype="bfloat16"),
+    )
     room = self._base.lm.arch.max_positions - config.max_tokens
     if room < 1:
       raise ValueError(
@@ -315,13 +316,13 @@ class LocalJudge:
         f"the {self._base.lm.arch.max_positions} positions of "
         f"{config.model!r}; lower it"
       )
-    self._config.data.max_prompt_tokens = room
-    self._encoder = prompts_lib.PromptEncoder(
-      self._base.tokenizer, self._config.data.template, room
+    self._data = data_config.DataConfig(max_prompt_tokens=room)
+    self._encoder = prompts_lib.make_encoder(self._base.tokenizer, self._data)
+    self._answers = sampling.AnswersConfig(
+      max_new_tokens=config.max_tokens,
+      temperature=config.temperature,
+      batch_size=_BATCH_SIZE,
     )
-    self._config.answers.max_new_tokens = config.max_tokens
-    self._config.answers.temperature = config.temperature
-    self._config.answers.batch_size = _BATCH_SIZE
     self._policy = policy_lib.base_policy(self._base.lm)
 
   def answers(
@@ -348,8 +349,8 @@ class LocalJudge:
         [prompts[place] for place in batch],
         [0] * len(batch),
         batch,
-        self._config.answers,
-        self._config.data,
+        self._answers,
+        self._data,
       )
       seconds = round((time.perf_counter() - begin) / len(batch), 3)
       for place, text in zip(batch, texts, strict=True):

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import accuracy
 from pdpo_jax.evaluation.report import charts, page
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import contenders
 from pdpo_jax.runs import scores as scores_lib
 
@@ -156,7 +156,7 @@ def find(
     compare(scores, groups, baseline),
     first.name,
     baseline,
-    _oracles(first.config, dataset, scores[first.name]),
+    _oracles(first.config.data, dataset, scores[first.name]),
   )
 
 
@@ -239,12 +239,11 @@ def _baseline(policies: Sequence[contenders.Contender]) -> str | None:
 
 
 def _oracles(
-  config: config_lib.Config,
+  data: data_config.DataConfig,
   dataset: dataset_lib.Dataset,
   scores: Mapping[str, scores_lib.Scores],
 ) -> dict[str, float]:
   """By split, on the pairs that were scored; see `accuracy.oracle`."""
-  data = config.data
   if data.source == "tldr" and data.tldr.length_unit != "words":
     return {}  # What tastes are made of is not known here.
   oracles = {}

@@ -12,7 +12,8 @@ from absl.testing import flagsaver
 from pdpo_jax import evaluate, generate, main
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.report import accuracy, controls, users
-from pdpo_jax.runs import answers, contenders, experiment, run_folder
+from pdpo_jax.inference import respond
+from pdpo_jax.runs import contenders, experiment, run_folder
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
@@ -337,7 +338,7 @@ def test_the_base_responds_only_once(runs, monkeypatch):
     def refuse(*arguments):
       raise AssertionError("this was generated before")
 
-    monkeypatch.setattr(answers, "respond", refuse)
+    monkeypatch.setattr(respond, "respond", refuse)
     assert call(runs / "individual")["win_rates"] == first
 
 
@@ -485,7 +486,7 @@ def test_no_secret_of_the_judge_is_kept(runs, tmp_path):
 def test_answers_give_a_terminal_no_command(runs, monkeypatch, capsys):
   texts = {"\x1b]0;title\x07": ["\x1b[31mred\r\nnext"], "x" * 500: [""]}
   texts = {name: said * 2 for name, said in texts.items()}
-  monkeypatch.setattr(answers, "answer", lambda *arguments: texts)
+  monkeypatch.setattr(respond, "answer", lambda *arguments: texts)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(["tests"])
   with flagsaver.flagsaver(
