@@ -108,8 +108,8 @@ class Report:
 def section_or_note(title: str, make: Callable[[], Section]) -> Section:
   """A section as it is made, or else one that says why it could not be.
 
-  For what shows results. What computes them is no part of `make`, since its
-  errors have to stop the command.
+  For what describes and shows results. What results hang on is no part of
+  `make`, since its errors have to stop the command.
   """
   try:
     return make()
