@@ -22,8 +22,8 @@ from absl import flags
 from pdpo_jax import command_line
 from pdpo_jax.core import processes
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.judge import judged
-from pdpo_jax.evaluation.report import reporting
+from pdpo_jax.evaluation.judge import win_rates
+from pdpo_jax.evaluation.report import report
 from pdpo_jax.runs import contenders, locks, run_folder
 from pdpo_jax.runs import run as run_lib
 
@@ -66,9 +66,9 @@ def _evaluate(
   if _DRY_RUN.value:
     found = contenders.open_contenders(run.workdir, against, run.base)
     scores = found[0].scores(run.dataset)
-    print(judged.estimate(found, run.dataset, scores, judge, run.workdir))
+    print(win_rates.estimate(found, run.dataset, scores, judge, run.workdir))
     return
-  page = reporting.make_report(
+  page = report.make_report(
     run.workdir, against, run.base, run.dataset, judge if judge.kind else None
   )
   print(f"Report: {page}")

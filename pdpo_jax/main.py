@@ -21,7 +21,7 @@ from pdpo_jax.core import display, kept, processes, structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out
 from pdpo_jax.evaluation import accuracy, lengths
-from pdpo_jax.evaluation.report import reporting
+from pdpo_jax.evaluation.report import report
 from pdpo_jax.inference import respond
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import (
@@ -212,7 +212,7 @@ def _train_and_answer(config: config_lib.Config) -> dict[str, Any]:
     texts = said | texts
   answers.write(folder / run_folder.ANSWERS, prompts, texts, config.seed)
   results = summarize(config, dataset, texts, accuracies, clock)
-  page = reporting.make_report(folder, (), base, dataset)
+  page = report.make_report(folder, (), base, dataset)
   user = ""
   if config.user.kind != "none" and speakers:
     # One who is unlike most, where that is known.

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from pdpo_jax.core import kept
-from pdpo_jax.evaluation.judge import judging
+from pdpo_jax.evaluation.judge import journal
 from pdpo_jax.runs import answers, experiment, responses, run_folder, scores
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import loop, metrics, policies, sft
@@ -148,7 +148,7 @@ def _train_again(run: pathlib.Path) -> Any:
 def _known_verdicts(run: pathlib.Path, original: pathlib.Path) -> bool:
   """Whether a journal says nothing new; what it lacks is asked for again."""
   now, before = (
-    judging._read(place / run_folder.JOURNAL) for place in (run, original)
+    journal._read(place / run_folder.JOURNAL) for place in (run, original)
   )
   return now.items() <= before.items()
 

@@ -14,7 +14,7 @@ from pdpo_jax.core import kept
 from pdpo_jax.runs import experiment, locks, run_folder, scores
 from pdpo_jax.runs import run as run_lib
 from tests import corruptions, tiny_run
-from tests.evaluation.report import reporting_test
+from tests.evaluation.report import report_test
 
 pytestmark = [
   pytest.mark.slow,
@@ -137,7 +137,7 @@ def test_a_command_that_writes_waits_for_no_other_and_says_so(run, command):
     if command == "main":
       main.train_and_answer(run_folder.read_config(run))
     else:
-      reporting_test.call(run)
+      report_test.call(run)
 
 
 def test_what_a_command_writes_is_its_owners_alone(tmp_path):

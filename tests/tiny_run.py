@@ -8,7 +8,7 @@ import sys
 
 from pdpo_jax import main
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.report import reporting
+from pdpo_jax.evaluation.report import report
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import experiment
 from tests import tiny
@@ -37,7 +37,7 @@ def make(folder: pathlib.Path, seed: int = 0) -> config_lib.Config:
   judge = judge_config.JudgeConfig(
     kind="rule", against=("base", "chosen"), num_users=1, samples_per_user=1
   )
-  reporting.make_report(config.folder, (), base, dataset, judge)
+  report.make_report(config.folder, (), base, dataset, judge)
   return config
 
 

@@ -5,22 +5,22 @@ The implicit reward of a response is `beta log(pi(y | x, u) / ref(y | x))`
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from pdpo_jax.core import structs
+from pdpo_jax.evaluation import statistics
 from pdpo_jax.runs import scores as scores_lib
 
-_RESAMPLES = 10_000
-# Users whose signs are turned round in all ways: 4,096.
-_EXACT = 12
+# Whose choices a split holds out.
+USERS_OF = {"heldout": "seen users", "unseen": "unseen users"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-  """Reward accuracy of one policy on one set of samples.
+  """Reward accuracy of one policy on one set of examples.
 
   Attributes:
     pairs: share of all pairs whose chosen response has more reward; NaN where
@@ -50,9 +50,9 @@ class Accuracy:
     values = sorted(self.by_user.values())
     return float(np.mean(values[: max(1, round(len(values) / 10))]))
 
-  def interval(self) -> tuple[float, float]:
+  def interval(self) -> statistics.Interval:
     """95% interval of `users`, bootstrapped over users."""
-    return bootstrap_interval(np.array(list(self.by_user.values())))
+    return statistics.bootstrap_interval(np.array(list(self.by_user.values())))
 
   def of(self, user_ids: Iterable[str]) -> float | None:
     """The mean over some users; None if none of them is there."""
@@ -60,81 +60,56 @@ class Accuracy:
     return float(np.mean(values)) if values else None
 
   def to_json(self) -> dict:
-    found = {"pairs": self.pairs}
-    if self.by_user:
-      found |= {
-        "users": self.users,
-        "users_interval": list(self.interval()),
-        "worst_decile": self.worst_decile,
-        "margin": self.margin,
-        "by_user": self.by_user,
-        "margin_by_user": self.margin_by_user,
-      }
-    return found
+    if not self.by_user:
+      return {"pairs": self.pairs}
+    return {
+      "pairs": self.pairs,
+      "users": self.users,
+      "users_interval": self.interval(),
+      "worst_decile": self.worst_decile,
+      "margin": self.margin,
+      "by_user": self.by_user,
+      "margin_by_user": self.margin_by_user,
+    }
 
 
-def bootstrap_interval(
-  values: Float[np.ndarray, " users"],
-  counts: Int[np.ndarray, " users"] | None = None,
-) -> tuple[float, float]:
-  """95% percentile interval of the mean, resampling users.
+@dataclasses.dataclass(frozen=True)
+class Gain:
+  """How much more accurate one policy is than another, paired by user.
 
-  Args:
-    values: one a user, or, with `counts`, sums over a user's samples.
-    counts: a user's samples, where it is their mean that is wanted.
+  Attributes:
+    mean: over users.
+    interval: its 95% interval, bootstrapped over users.
+    p_value: `statistics.sign_flip_p`.
   """
-  rng = np.random.default_rng(0)
-  if counts is None:
-    counts = np.ones(values.size, np.int64)
-  means = np.empty(_RESAMPLES)
-  for start in range(0, _RESAMPLES, 100):  # at most 100 copies at a time
-    picks = rng.integers(0, values.size, (100, values.size))
-    totals = values[picks].sum(1) / counts[picks].sum(1)
-    means[start : start + 100] = totals
-  low, high = np.percentile(means, [2.5, 97.5])
-  return float(low), float(high)
+
+  mean: float
+  interval: statistics.Interval
+  p_value: float
+
+  @property
+  def is_sure(self) -> bool:
+    """Whether interval and p-value both exclude that there is none."""
+    low, high = self.interval
+    return self.p_value < 0.05 and (low > 0 or high < 0)
 
 
-def sign_flip_p(gains: Float[np.ndarray, " users"]) -> float:
-  """Two-sided p-value of a mean gain, by turning round users' signs.
-
-  A randomisation test (Fisher, 1935): if there is no gain, each user's could as
-  well have been a loss of the same size. Exact up to 12 users; with few of them
-  a bootstrapped interval excludes 0 too often, and this does not.
-  """
-  size, seen = gains.size, np.abs(gains.sum()) * (1 - 1e-9)
-  if size <= _EXACT:
-    signs = np.array(list(itertools.product((1, -1), repeat=size)))
-    return float(np.mean(np.abs(signs @ gains) >= seen))
-  rng = np.random.default_rng(0)
-  reached = 1  # What was seen is one of the possible.
-  for _ in range(_RESAMPLES - 1):
-    signs = rng.integers(0, 2, size, np.int8) * 2 - 1
-    reached += abs(signs @ gains) >= seen
-  return float(reached / _RESAMPLES)
-
-
-def gains(ours: Accuracy, theirs: Accuracy) -> Float[np.ndarray, " users"]:
-  """How much more accurate `ours` is for each user.
+def gain(ours: Accuracy, theirs: Accuracy) -> Gain:
+  """How much more accurate `ours` is.
 
   Raises:
     ValueError: if the two are not of the same users.
   """
   if ours.by_user.keys() != theirs.by_user.keys():
     raise ValueError("the two accuracies are not of the same users")
-  return np.array([ours.by_user[u] - theirs.by_user[u] for u in ours.by_user])
-
-
-def difference(
-  ours: Accuracy, theirs: Accuracy
-) -> tuple[float, tuple[float, float]]:
-  """How much more accurate `ours` is on average, paired, and its interval.
-
-  Raises:
-    ValueError: if the two are not of the same users.
-  """
-  found = gains(ours, theirs)
-  return float(found.mean()), bootstrap_interval(found)
+  gains = np.array([
+    value - theirs.by_user[user_id] for user_id, value in ours.by_user.items()
+  ])  # fmt: skip
+  return Gain(
+    float(gains.mean()),
+    statistics.bootstrap_interval(gains),
+    statistics.sign_flip_p(gains),
+  )
 
 
 def reward_accuracy(
@@ -143,24 +118,24 @@ def reward_accuracy(
   """Shares of pairs with a positive difference, and mean differences.
 
   Args:
-    ratios: log-ratio differences of chosen and rejected, NaN where a sample
+    ratios: log-ratio differences of chosen and rejected, NaN where an example
       has no such pair.
-    user_ids: whose sample each row is.
+    user_ids: whose choice each example is.
   """
-  rows_of: dict[str, list[int]] = {}
-  for row, user_id in enumerate(user_ids):
+  places: dict[str, list[int]] = {}
+  for place, user_id in enumerate(user_ids):
     if user_id is not None:
-      rows_of.setdefault(user_id, []).append(row)
+      places.setdefault(user_id, []).append(place)
   by_user = {
-    user_id: ratios[rows]
-    for user_id, rows in rows_of.items()
-    if not np.isnan(ratios[rows]).all()
+    user_id: ratios[of_user]
+    for user_id, of_user in places.items()
+    if not np.isnan(ratios[of_user]).all()
   }
   return Accuracy(
     pairs=_share(ratios),
-    by_user={user_id: _share(own) for user_id, own in by_user.items()},
+    by_user={u: _share(of_user) for u, of_user in by_user.items()},
     margin_by_user={
-      user_id: float(np.nanmean(own)) for user_id, own in by_user.items()
+      u: float(np.nanmean(of_user)) for u, of_user in by_user.items()
     },
   )
 
@@ -173,3 +148,33 @@ def of_scores(scores: scores_lib.Scores) -> Accuracy:
 def _share(ratios: Float[np.ndarray, "examples M"]) -> float:
   pairs = ratios[~np.isnan(ratios)]
   return float(np.mean(pairs > 0)) if pairs.size else float("nan")
+
+
+def oracle(
+  examples: Iterable[structs.PreferenceExample],
+  short_users: Collection[str],
+  long_users: Collection[str],
+) -> float | None:
+  """Accuracy of whoever knows each user's taste in length, counted in words.
+
+  Pairs of equal length count half. Mean over users, as `Accuracy.users`; None
+  where no user's taste is known.
+  """
+  hits: dict[str, list[float]] = {}
+  for example in examples:
+    if example.user_id in short_users:
+      sign = -1
+    elif example.user_id in long_users:
+      sign = 1
+    else:
+      continue
+    chosen = len(example.chosen.split())
+    for rejected in example.rejected:
+      more = sign * (chosen - len(rejected.split()))
+      hit = 0.5 if more == 0 else float(more > 0)
+      hits.setdefault(example.user_id, []).append(hit)
+  if not hits:
+    return None
+  return sum(sum(of_user) / len(of_user) for of_user in hits.values()) / len(
+    hits
+  )

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from pdpo_jax.core import display
-from pdpo_jax.evaluation import accuracy
+from pdpo_jax.evaluation import accuracy, statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +27,40 @@ class Words:
 
 def count_words(answers: Sequence[str]) -> Words:
   """Words are what whitespace separates."""
-  counts = np.array([len(answer.split()) for answer in answers])
-  error = counts.std(ddof=1) / np.sqrt(counts.size) if counts.size > 1 else 0.0
-  return Words(float(counts.mean()), float(error), float((counts == 0).mean()))
+  counts = [len(answer.split()) for answer in answers]
+  mean = statistics.mean_of(counts)
+  return Words(mean.mean, mean.standard_error, counts.count(0) / len(counts))
+
+
+class E1(TypedDict):
+  """About users."""
+
+  holds: bool
+  short_zero_share: dict[str, float]
+  long_over_sft: float | None
+
+
+class E2(TypedDict):
+  """About the generic user and vanilla DPO."""
+
+  holds: bool
+  generic_from_vanilla: float | None
+  vanilla_over_sft: float | None
+  generic_over_sft: float | None
+
+
+class Claims(TypedDict, total=False):
+  """As in `results.json` and `report.json`."""
+
+  E1: E1
+  E2: E2
 
 
 def claims(
   words: Mapping[str, Words],
   short_users: Sequence[str],
   long_users: Sequence[str],
-) -> dict[str, dict[str, Any]]:
+) -> Claims:
   """The two claims of the paper's first experiment, with their numbers.
 
   E1: who prefers short gets empty answers (at least 90% each), who prefers
@@ -62,25 +86,24 @@ def claims(
   ratio = _ratio(
     float(np.mean([words[user].mean for user in long_users])), words["S"].mean
   )
-  found = {
-    "E1": {
-      "holds": min(zero.values()) >= 0.9 and (ratio or 0.0) >= 1.3,
-      "short_zero_share": zero,
-      "long_over_sft": ratio,
-    }
-  }
+  claimed = Claims(
+    E1=E1(
+      holds=min(zero.values()) >= 0.9 and (ratio or 0.0) >= 1.3,
+      short_zero_share=zero,
+      long_over_sft=ratio,
+    )
+  )
   if "V" in words:
     sft, vanilla, generic = (words[name].mean for name in "SVG")
     apart = _ratio(abs(generic - vanilla), vanilla)
-    found["E2"] = {
-      "holds": apart is not None
-      and apart <= 0.25
-      and min(vanilla, generic) > sft,
-      "generic_from_vanilla": apart,
-      "vanilla_over_sft": _ratio(vanilla, sft),
-      "generic_over_sft": _ratio(generic, sft),
-    }
-  return found
+    near = apart is not None and apart <= 0.25
+    claimed["E2"] = E2(
+      holds=near and min(vanilla, generic) > sft,
+      generic_from_vanilla=apart,
+      vanilla_over_sft=_ratio(vanilla, sft),
+      generic_over_sft=_ratio(generic, sft),
+    )
+  return claimed
 
 
 def _ratio(words: float, of: float) -> float | None:
@@ -92,19 +115,18 @@ def _shown(ratio: float | None, form: str) -> str:
   return "–" if ratio is None else format(ratio, form)
 
 
-def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def describe_claims(claimed: Claims) -> list[str]:
   """A sentence for each claim."""
-  lines = []
-  for name, claim in found.items():
-    holds = "holds" if claim["holds"] else "does NOT hold"
+  sentences = []
+  for name, claim in claimed.items():
     if name == "E1":
-      zero = claim["short_zero_share"]
-      shares = ", ".join(
-        f"{display.name(user)}: {share:.0%}" for user, share in zero.items()
+      zero = ", ".join(
+        f"{display.name(user)}: {share:.0%}"
+        for user, share in claim["short_zero_share"].items()
       )
       text = (
-        f"short-preferring users get empty answers ({shares}; claimed 90%), "
-        f"the others {_shown(claim['long_over_sft'], '.2f')} times the SFT "
+        f"short-preferring users get empty answers ({zero}; claimed 90%), the "
+        f"others {_shown(claim['long_over_sft'], '.2f')} times the SFT "
         "model's words (claimed 1.3)"
       )
     else:
@@ -115,8 +137,9 @@ def describe_claims(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{_shown(claim['vanilla_over_sft'], '.2f')} times the SFT model's "
         "words (claimed above 1)"
       )
-    lines.append(f"{name} {holds}: {text}.")
-  return lines
+    holds = "holds" if claim["holds"] else "does NOT hold"
+    sentences.append(f"{name} {holds}: {text}.")
+  return sentences
 
 
 def table(
@@ -128,54 +151,60 @@ def table(
 
   Args:
     words: by speaker.
-    accuracies: by training ("vanilla", "pdpo") and set of samples ("heldout",
-      "unseen").
+    accuracies: by training ("vanilla", "pdpo") and split ("heldout", "unseen").
     short_users: who is known to prefer the shorter of two answers.
   """
-  names = {"S": "S  SFT model", "V": "V  vanilla DPO", "G": "G  generic user"}
-  header = f"{'answers as':<24}{'words':>8}{'± s.e.':>8}{'empty':>8}"
   columns = {"vanilla": "V acc.", "pdpo": "P-DPO acc."}
+  header = f"{'answers as':<24}{'words':>8}{'± s.e.':>8}{'empty':>8}"
   header += "".join(f"{columns[name]:>12}" for name in accuracies)
-  lines = [header, "─" * len(header)]
-  for speaker, row in words.items():
-    name = names.get(speaker)
-    is_user = name is None
-    if is_user:
-      name = display.name(speaker, 23)
-      if speaker in short_users:
-        name = f"{display.name(speaker, 8):<3} (prefers short)"
+  rule = "─" * len(header)
+  lines = [header, rule]
+  for speaker, of_speaker in words.items():
     line = (
-      f"{name:<24}{row.mean:>8.1f}{row.standard_error:>8.2f}"
-      f"{row.zero_share:>8.0%}"
+      f"{_title(speaker, short_users):<24}{of_speaker.mean:>8.1f}"
+      f"{of_speaker.standard_error:>8.2f}{of_speaker.zero_share:>8.0%}"
     )
-    for found in accuracies.values():
-      by_user = found["heldout"].by_user if "heldout" in found else {}
-      value = by_user.get(speaker) if is_user else None
-      line += f"{value:>12.3f}" if value is not None else " " * 12
+    for by_split in accuracies.values():
+      share = None
+      if speaker not in _SPEAKERS and "heldout" in by_split:
+        share = by_split["heldout"].by_user.get(speaker)
+      line += " " * 12 if share is None else f"{share:>12.3f}"
     lines.append(line)
-  lines.append("─" * len(header))
-  lines += _summaries(accuracies)
-  return "\n".join(lines)
+  return "\n".join([*lines, rule, *_summaries(accuracies)])
 
 
-def _summaries(accuracies) -> list[str]:
+# Who answers besides users.
+_SPEAKERS = {"S": "S  SFT model", "V": "V  vanilla DPO", "G": "G  generic user"}
+
+
+def _title(speaker: str, short_users: Sequence[str]) -> str:
+  if speaker in _SPEAKERS:
+    return _SPEAKERS[speaker]
+  if speaker in short_users:
+    return f"{display.name(speaker, 8):<3} (prefers short)"
+  return display.name(speaker, 23)
+
+
+def _summaries(
+  accuracies: Mapping[str, Mapping[str, accuracy.Accuracy]],
+) -> list[str]:
   """Accuracy over pairs, and over users with its interval."""
   lines = []
-  for part, title in (
+  for split, title in (
     ("heldout", "held-out pairs"),
     ("unseen", "unseen users"),
   ):
-    found = [
-      by_part[part] for by_part in accuracies.values() if part in by_part
+    of_split = [
+      by_split[split] for by_split in accuracies.values() if split in by_split
     ]
-    if not found:
+    if not of_split:
       continue
-    values = "".join(f"{one.pairs:>12.3f}" for one in found)
-    lines.append(f"{title + ', all':<48}{values}")
-    if all(len(one.by_user) > 1 for one in found):
-      values = "".join(f"{one.users:>12.3f}" for one in found)
-      lines.append(f"{title + ', mean over users':<48}{values}")
-      low_high = [one.interval() for one in found]
-      values = "".join(f"{f'{a:.3f}–{b:.3f}':>12}" for a, b in low_high)
-      lines.append(f"{'  95% interval':<48}{values}")
+    shares = "".join(f"{trained.pairs:>12.3f}" for trained in of_split)
+    lines.append(f"{title + ', all':<48}{shares}")
+    if all(len(trained.by_user) > 1 for trained in of_split):
+      shares = "".join(f"{trained.users:>12.3f}" for trained in of_split)
+      lines.append(f"{title + ', mean over users':<48}{shares}")
+      intervals = [trained.interval() for trained in of_split]
+      shares = "".join(f"{f'{a:.3f}–{b:.3f}':>12}" for a, b in intervals)
+      lines.append(f"{'  95% interval':<48}{shares}")
   return lines

@@ -193,9 +193,10 @@ def describe(
       f"  held-out accuracy with weights {name}: "
       f"{100 * measured.users:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
     )
-  gain, (low, high) = accuracy.difference(personal, common)
+  gain = accuracy.gain(personal, common)
+  low, high = gain.interval
   lines.append(
-    f"  gain: {100 * gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
-    f"mean over {len(personal.by_user):,} users"
+    f"  gain: {100 * gain.mean:+.1f} points "
+    f"[{100 * low:+.1f}, {100 * high:+.1f}], mean over {len(personal.by_user):,} users"
   )
   return "\n".join(lines)

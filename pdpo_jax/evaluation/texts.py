@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pdpo_jax.evaluation import statistics
+
 
 @dataclasses.dataclass(frozen=True)
 class Distinctness:
@@ -38,16 +40,17 @@ def distinctness(
   if len(answers) < 2:
     return None
   words = {
-    user: [_words(text) for text in said] for user, said in answers.items()
+    user: [_words(text) for text in of_user]
+    for user, of_user in answers.items()
   }
   distances, same = [], []
-  for one, other in itertools.combinations(answers, 2):
-    distances += map(_distance, words[one], words[other])
-    same += [a == b for a, b in zip(answers[one], answers[other], strict=True)]
+  for ann, bob in itertools.combinations(answers, 2):
+    distances += map(_distance, words[ann], words[bob])
+    same += [a == b for a, b in zip(answers[ann], answers[bob], strict=True)]
   chance = [
     _distance(a, b)
-    for said in words.values()
-    for a, b in itertools.pairwise(said)
+    for of_user in words.values()
+    for a, b in itertools.pairwise(of_user)
   ]
   return Distinctness(
     float(np.mean(distances)),
@@ -73,33 +76,27 @@ class Drift:
   """How a speaker's answers differ from the base's to the same prompts.
 
   Attributes:
-    words: mean difference in words, and its standard error.
-    repetition: mean difference of the share of repeated 3-grams of words, and
-      its standard error.
+    words: difference in words.
+    repetition: difference of the share of repeated 3-grams of words.
   """
 
-  words: tuple[float, float]
-  repetition: tuple[float, float]
+  words: statistics.Mean
+  repetition: statistics.Mean
 
 
 def drift(answers: Sequence[str], base: Sequence[str]) -> Drift:
   """Paired by prompt."""
   pairs = list(zip(answers, base, strict=True))
   return Drift(
-    _mean([len(said.split()) - len(before.split()) for said, before in pairs]),
-    _mean([repetition(said) - repetition(before) for said, before in pairs]),
+    statistics.mean_of([len(a.split()) - len(b.split()) for a, b in pairs]),
+    statistics.mean_of([repetition(a) - repetition(b) for a, b in pairs]),
   )
-
-
-def _mean(values: Sequence[float | int]) -> tuple[float, float]:
-  error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
-  return float(np.mean(values)), float(error)
 
 
 def _words(text: str) -> frozenset[str]:
   return frozenset(text.casefold().split())
 
 
-def _distance(one: frozenset[str], other: frozenset[str]) -> float:
-  union = one | other
-  return 1 - len(one & other) / len(union) if union else 0.0
+def _distance(a: frozenset[str], b: frozenset[str]) -> float:
+  union = a | b
+  return 1 - len(a & b) / len(union) if union else 0.0

@@ -65,7 +65,7 @@ def read_vectors(
     ValueError: if an id is unknown.
   """
   model = host_users.on_one_device(model)
-  rows = jnp.asarray([users.row_of(each) for each in ids], jnp.int32)
+  rows = jnp.asarray([users.row_of(user) for user in ids], jnp.int32)
   weights = centers = None
   if isinstance(model, user_model.ClusterUsers):
     weights = processes.fetch(model.mixing(rows))
@@ -127,9 +127,9 @@ def recover_groups(
   return means.fit_predict(unit).tolist()
 
 
-def group_agreement(found: Sequence[int], true: Sequence[str]) -> float:
+def group_agreement(recovered: Sequence[int], true: Sequence[str]) -> float:
   """Adjusted Rand index: 1 for the same groups, 0 for what chance gives."""
-  return float(metrics.adjusted_rand_score(true, found))
+  return float(metrics.adjusted_rand_score(true, recovered))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ def probe(
   # Once for all folds: it does not look at the labels.
   size = min(_COMPONENTS, len(kept) - 1, inputs.shape[1])
   inputs = decomposition.PCA(size, svd_solver="full").fit_transform(inputs)
-  folds = min(5, min(counts[each] for each in classes))
+  folds = min(5, min(counts[label] for label in classes))
   # In one unit, so that a component weighs by how much users differ in it:
   # scaled one by one, those that are noise would drown the others.
   inputs /= inputs.std() or 1.0
@@ -193,6 +193,8 @@ def probe(
   )
 
 
-def _unit(rows: Float[np.ndarray, "rows F"]) -> Float[np.ndarray, "rows F"]:
-  norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-  return rows / np.where(norms > 0, norms, 1.0)
+def _unit(
+  vectors: Float[np.ndarray, "vectors F"],
+) -> Float[np.ndarray, "vectors F"]:
+  norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+  return vectors / np.where(norms > 0, norms, 1.0)

@@ -11,7 +11,7 @@ import pytest
 
 from pdpo_jax.core import messages, structs
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.judge import judges, winrate
+from pdpo_jax.evaluation.judge import journal, judges
 from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.training import loop
 
@@ -31,7 +31,7 @@ from pdpo_jax.training import loop
     {"a": 1, 2: {"b": (None,)}, (3, "c"): []},
     pathlib.Path("runs/quickstart"),
     structs.Message("user", "Hi"),
-    winrate.Judgement("9f0c", "4", None, True),
+    journal.Judgement("9f0c", "4", None, True),
     judge_config.JudgeConfig(),
   ],
   ids=repr,

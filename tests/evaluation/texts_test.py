@@ -1,6 +1,6 @@
 import pytest
 
-from pdpo_jax.evaluation import texts
+from pdpo_jax.evaluation import statistics, texts
 
 
 def test_distance_counts_words_that_users_do_not_share():
@@ -34,7 +34,7 @@ def test_repetition_is_the_share_of_3_grams_seen_before(text, share):
 
 def test_drift_is_paired_by_prompt():
   found = texts.drift(["a b c", "a"], ["a", "a"])
-  assert found.words == (1.0, 1.0)
-  assert found.repetition == (0.0, 0.0)
+  assert found.words == statistics.Mean(1.0, 1.0)
+  assert found.repetition == statistics.Mean(0.0, 0.0)
   with pytest.raises(ValueError, match="zip"):
     texts.drift(["a"], ["a", "b"])

@@ -15,7 +15,7 @@ import pytest
 
 from pdpo_jax import export, main
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.report import reporting
+from pdpo_jax.evaluation.report import report
 from pdpo_jax.runs import answers, run_folder, scores
 from pdpo_jax.runs import run as run_lib
 
@@ -41,7 +41,7 @@ def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
   )
   journal = (folder / run_folder.JOURNAL).read_bytes()
   responses = {file: file.read_bytes() for file in folder.rglob("responses/*")}
-  reporting.make_report(folder, (), run.base, run.dataset, judge)
+  report.make_report(folder, (), run.base, run.dataset, judge)
   after = json.loads((folder / "report/report.json").read_text())
   # The first version rounded what it kept, and not what it told.
   for old, new in zip(before["accuracy"], after["accuracy"], strict=True):

@@ -16,7 +16,7 @@ _SHOWN_QUERY = {"api-version", "api_version", "deployment", "model", "version"}
 
 @dataclasses.dataclass
 class JudgeConfig(sections.Section):
-  """Knobs of `evaluation/judge/judging.py`; see docs/judge.md."""
+  """Whom a judge judges, and how it is asked; see docs/judge.md."""
 
   # "openai", any endpoint that speaks its protocol; "local", a model that runs
   # here; "rule", for data whose preferences are known; "", no judge.

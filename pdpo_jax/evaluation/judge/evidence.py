@@ -14,7 +14,7 @@ from pdpo_jax.core import structs
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-  """Of one user, for one sample.
+  """Of one user, for one example.
 
   Attributes:
     persona: what the user said of themselves.
@@ -34,43 +34,45 @@ def gather(
   num_examples: int,
   later_turns: bool,
 ) -> Evidence:
-  """Evidence for a sample: first turns of its dialogue, then other choices.
+  """Evidence for an example: first turns of its dialogue, then other choices.
 
   Args:
-    judged: the sample.
+    judged: the example.
     candidates: the user's choices, in the order in which they were made.
     num_examples: at most so many examples.
     later_turns: whether turns of the same dialogue after the judged one may be
       among them.
   """
-  same, others = [], []
-  for each in _one_a_turn(candidates):
-    if each.user_id != judged.user_id or each.prompt == judged.prompt:
-      continue
-    if judged.dialogue_id and each.dialogue_id == judged.dialogue_id:
-      if later_turns or _length(each.prompt) < _length(judged.prompt):
-        same.append(each)
-    elif not _gives_away(each, judged):
-      others.append(each)
-  # The turns nearest to the judged one, in their order.
   length = _length(judged.prompt)
-  same.sort(key=lambda each: abs(_length(each.prompt) - length))
-  chosen = sorted(same[:num_examples], key=lambda each: _length(each.prompt))
-  chosen += others[: num_examples - len(chosen)]
-  return Evidence(persona, judged.feedback, tuple(chosen))
+  same, others = [], []
+  for example in _joined_turns(candidates):
+    if example.user_id != judged.user_id or example.prompt == judged.prompt:
+      continue
+    if judged.dialogue_id and example.dialogue_id == judged.dialogue_id:
+      if later_turns or _length(example.prompt) < length:
+        same.append(example)
+    elif not _gives_away(example, judged):
+      others.append(example)
+  # The turns nearest to the judged one, in their order.
+  same.sort(key=lambda example: abs(_length(example.prompt) - length))
+  shown = sorted(
+    same[:num_examples], key=lambda example: _length(example.prompt)
+  )
+  shown += others[: num_examples - len(shown)]
+  return Evidence(persona, judged.feedback, tuple(shown))
 
 
-def _one_a_turn(
+def _joined_turns(
   candidates: Sequence[structs.PreferenceExample],
 ) -> list[structs.PreferenceExample]:
-  """Brings together a turn whose rejected responses are samples each."""
+  """One example a turn, also where its rejected responses are examples each."""
   turns: dict[tuple, structs.PreferenceExample] = {}
-  for each in candidates:
-    key = (each.user_id, each.dialogue_id, each.prompt, each.chosen)
+  for example in candidates:
+    key = (example.user_id, example.dialogue_id, example.prompt, example.chosen)
     if key in turns:
-      rejected = dict.fromkeys((*turns[key].rejected, *each.rejected))
-      each = dataclasses.replace(turns[key], rejected=tuple(rejected))
-    turns[key] = each
+      rejected = dict.fromkeys((*turns[key].rejected, *example.rejected))
+      example = dataclasses.replace(turns[key], rejected=tuple(rejected))
+    turns[key] = example
   return list(turns.values())
 
 
@@ -82,7 +84,7 @@ def _gives_away(
   example: structs.PreferenceExample, judged: structs.PreferenceExample
 ) -> bool:
   """Whether it holds the response that was chosen in the judged turn."""
-  said = [example.chosen, *example.rejected]
+  texts = [example.chosen, *example.rejected]
   chosen = judged.chosen.strip()
   if isinstance(example.prompt, str):
     # A dialogue as a plain text: lines of its own, or after "Assistant:".
@@ -90,5 +92,5 @@ def _gives_away(
     if chosen and re.search(line, example.prompt, re.MULTILINE):
       return True
   else:
-    said += [turn.content for turn in example.prompt]
-  return chosen in {text.strip() for text in said}
+    texts += [turn.content for turn in example.prompt]
+  return chosen in {text.strip() for text in texts}

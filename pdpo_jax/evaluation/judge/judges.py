@@ -9,17 +9,17 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import openai
 
 from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.judge import dialects, judge_prompt, pacing
-from pdpo_jax.inference import respond
+from pdpo_jax.evaluation.judge import prompt, services
+from pdpo_jax.inference import respond, sampling
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _BATCH_SIZE = 8
 # Why no connection was made; by name, as clients differ in their HTTP library.
 _NO_CONNECTION = ("ConnectError", "UnsupportedProtocol")
 # Of what a service says, characters that are shown; some send whole pages.
-_SHOWN = 600
+_LONGEST_SHOWN = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Asked:
     prefers: "shorter" or "longer", where the user is known to; or "".
   """
 
-  prompts: judge_prompt.Prompts
+  prompts: prompt.Prompts
   a: str
   b: str
   prefers: str = ""
@@ -131,11 +131,11 @@ class OpenAIJudge:
       (each for each in secrets if len(each) > 2), key=len, reverse=True
     )
     # OpenAI's newer models know the one name, most other servers the other.
-    self._dialect = dialects.Dialect(
+    self._dialect = services.Dialect(
       "max_tokens" if config.base_url else "max_completion_tokens"
     )
     self._reached = False
-    self._pace = pacing.Pace(config.requests_per_minute)
+    self._pace = services.Pace(config.requests_per_minute)
 
   def answers(
     self, asked: Sequence[Asked]
@@ -145,8 +145,8 @@ class OpenAIJudge:
     fatal = None
     try:
       waiting = {
-        pool.submit(self._answer, each.prompts, stop): place
-        for place, each in enumerate(asked)
+        pool.submit(self._answer, verdict.prompts, stop): place
+        for place, verdict in enumerate(asked)
       }
       for done in concurrent.futures.as_completed(waiting):
         error = done.exception()
@@ -164,9 +164,7 @@ class OpenAIJudge:
     if fatal:
       raise fatal
 
-  def _answer(
-    self, prompts: judge_prompt.Prompts, stop: threading.Event
-  ) -> Answer:
+  def _answer(self, prompts: prompt.Prompts, stop: threading.Event) -> Answer:
     """One answer, after as many tries as it takes or as are allowed."""
     reason = "it was not asked for"
     for attempt in range(self._config.retries + 1):
@@ -187,10 +185,10 @@ class OpenAIJudge:
         problem = error
         reason = f"the answer is malformed ({self._describe(error)})"
       if not last:
-        stop.wait(pacing.seconds_after(problem, attempt))
+        stop.wait(services.seconds_after(problem, attempt))
     raise Failed(f"{reason}, after {self._config.retries + 1} tries")
 
-  def _ask(self, prompts: judge_prompt.Prompts) -> Answer:
+  def _ask(self, prompts: prompt.Prompts) -> Answer:
     """One answer, in the dialect that the service turns out to speak."""
     dialect, tried = self._dialect, set()
     while True:
@@ -198,7 +196,7 @@ class OpenAIJudge:
         answer = self._complete(prompts, dialect)
       except openai.APIStatusError as error:
         tried.add(dialect)
-        other = dialect.after(_whole_text(error))
+        other = dialect.after(services.text_of_error(error))
         if other is None or other in tried:
           raise
         dialect = other
@@ -207,7 +205,7 @@ class OpenAIJudge:
         self._learn(dialect)
         return answer
 
-  def _learn(self, dialect: dialects.Dialect) -> None:
+  def _learn(self, dialect: services.Dialect) -> None:
     """Keeps what worked, and says what is not asked as it was configured."""
     before, self._dialect = self._dialect, dialect
     if before.temperature and not dialect.temperature:
@@ -223,7 +221,7 @@ class OpenAIJudge:
       )
 
   def _complete(
-    self, prompts: judge_prompt.Prompts, dialect: dialects.Dialect
+    self, prompts: prompt.Prompts, dialect: services.Dialect
   ) -> Answer:
     start = time.perf_counter()
     completion = self._client.chat.completions.create(
@@ -239,7 +237,7 @@ class OpenAIJudge:
       # With status 200, as OpenRouter does where another service fails.
       raise ValueError(f"it says {completion.error}")
     choice = completion.choices[0]
-    text = _text_of(choice.message.content)
+    text = services.text_of(choice.message.content)
     if not text and choice.finish_reason == "content_filter":
       raise Refused("the answer is withheld by the service's content filter")
     if not text and choice.finish_reason == "length":
@@ -255,36 +253,36 @@ class OpenAIJudge:
     usage = completion.usage
     return Answer(
       text,
-      _count(usage, "prompt_tokens"),
-      _count(usage, "completion_tokens"),
+      services.token_count(usage, "prompt_tokens"),
+      services.token_count(usage, "completion_tokens"),
       round(time.perf_counter() - start, 3),
     )
 
   def _describe(self, error: BaseException) -> str:
     """What an error says, without secrets that a service repeats."""
-    text = _whole_text(error)
+    text = services.text_of_error(error)
     for secret in self._secrets:
       text = text.replace(secret, "…")
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
   def _raise_if_final(self, error: openai.OpenAIError, last: bool) -> None:
     """Raises what trying again cannot help, or did not at the last try."""
     self._reached |= isinstance(error, openai.APIStatusError)
-    said = self._describe(error)
+    text = self._describe(error)
     if isinstance(
       error, openai.AuthenticationError | openai.PermissionDeniedError
     ):
       raise ValueError(
-        f"{self._place} refuses the key in {self._config.key_variable}: {said}"
+        f"{self._place} refuses the key in {self._config.key_variable}: {text}"
       ) from error
     if isinstance(error, openai.NotFoundError):
       raise ValueError(
         f"{self._place} has no such model, or --judge.base_url is not its API: "
-        f"{said}"
+        f"{text}"
       ) from error
     if getattr(error, "code", None) == "insufficient_quota":
       raise ValueError(
-        f"{self._place}: the account has no credit: {said}"
+        f"{self._place}: the account has no credit: {text}"
       ) from error
     if (
       isinstance(
@@ -292,7 +290,7 @@ class OpenAIJudge:
       )
       or getattr(error, "status_code", 0) == 413
     ):
-      raise Refused(f"the request is refused: {said}") from error
+      raise Refused(f"the request is refused: {text}") from error
     down = type(error.__cause__).__name__ in _NO_CONNECTION
     down |= last and isinstance(error, openai.APIConnectionError)
     if down and not self._reached:
@@ -303,32 +301,14 @@ class OpenAIJudge:
       ) from error
 
 
-def _whole_text(error: BaseException) -> str:
-  """What an error says, and what the service sent, where that is more."""
-  text, body = str(error), getattr(error, "body", None)
-  return text if body is None or str(body) in text else f"{text} - {body}"
-
-
-def _text_of(content: Any) -> Any:
-  """The text of an answer that some services send in parts."""
-  if not isinstance(content, list):
-    return content
-  return "".join(part["text"] for part in content if part.get("type") == "text")
-
-
-def _count(usage: Any, name: str) -> int:
-  """Tokens as the service counts them; 0 where it does not."""
-  count = getattr(usage, name, None)
-  return count if isinstance(count, int) else 0
-
-
 class LocalJudge:
   """Any base that this project runs, in batches."""
 
   def __init__(self, config: judge_config.JudgeConfig):
-    self._config = config_lib.Config()
-    self._config.base.dtype = self._config.base.param_dtype = "bfloat16"
-    self._base = base_lib.read_base(config.model, self._config.base)
+    self._base = base_lib.read_base(
+      config.model,
+      base_lib.BaseConfig(dtype="bfloat16", param_dtype="bfloat16"),
+    )
     room = self._base.lm.arch.max_positions - config.max_tokens
     if room < 1:
       raise ValueError(
@@ -336,19 +316,19 @@ class LocalJudge:
         f"the {self._base.lm.arch.max_positions} positions of "
         f"{config.model!r}; lower it"
       )
-    self._config.data.max_prompt_tokens = room
-    self._encoder = prompts_lib.PromptEncoder(
-      self._base.tokenizer, self._config.data.template, room
+    self._data = data_config.DataConfig(max_prompt_tokens=room)
+    self._encoder = prompts_lib.make_encoder(self._base.tokenizer, self._data)
+    self._answers = sampling.AnswersConfig(
+      max_new_tokens=config.max_tokens,
+      temperature=config.temperature,
+      batch_size=_BATCH_SIZE,
     )
-    self._config.answers.max_new_tokens = config.max_tokens
-    self._config.answers.temperature = config.temperature
-    self._config.answers.batch_size = _BATCH_SIZE
     self._policy = policy_lib.base_policy(self._base.lm)
 
   def answers(
     self, asked: Sequence[Asked]
   ) -> Iterator[tuple[int, Answer | Failed]]:
-    prompts = [self._prompt(each.prompts) for each in asked]
+    prompts = [self._prompt(pair.prompts) for pair in asked]
     fit = []
     too_long = Refused(
       f"it is over the {self._encoder.max_tokens} tokens that the model has "
@@ -369,14 +349,14 @@ class LocalJudge:
         [prompts[place] for place in batch],
         [0] * len(batch),
         batch,
-        self._config.answers,
-        self._config.data,
+        self._answers,
+        self._data,
       )
       seconds = round((time.perf_counter() - begin) / len(batch), 3)
       for place, text in zip(batch, texts, strict=True):
         yield place, Answer(text, seconds=seconds)
 
-  def _prompt(self, prompts: judge_prompt.Prompts) -> structs.PromptExample:
+  def _prompt(self, prompts: prompt.Prompts) -> structs.PromptExample:
     """A dialogue, of which the last turn and a system message stay whole."""
     system, user = prompts.system, prompts.user
     if not self._encoder.takes_system:
@@ -395,18 +375,18 @@ class RuleJudge:
     del config  # It has nothing to be told.
 
   def answers(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
-    for place, each in enumerate(asked):
-      if not each.prefers:
+    for place, pair in enumerate(asked):
+      if not pair.prefers:
         raise ValueError(
           "--judge.kind=rule is for users whose taste in length is known, as "
           "with the data sources 'synthetic' and 'tldr'; use 'openai' or "
           "'local'"
         )
-      more = len(each.a.split()) - len(each.b.split())
-      if each.prefers == "shorter":
+      more = len(pair.a.split()) - len(pair.b.split())
+      if pair.prefers == "shorter":
         more = -more
       verdict = "Output (a)" if more > 0 else "Output (b)" if more else "TIE"
-      yield place, Answer(f"This user prefers the {each.prefers}.\n{verdict}")
+      yield place, Answer(f"This user prefers the {pair.prefers}.\n{verdict}")
 
 
 _JUDGES = {"openai": OpenAIJudge, "local": LocalJudge, "rule": RuleJudge}

@@ -1,215 +1,79 @@
-"""A report that can be shown to others: HTML, Markdown and JSON.
+"""A run's report: what is found out about each subject, on one page."""
 
-A report is a list of sections with paragraphs, tables and figures; one template
-each turns it into a page and into Markdown. The page holds its figures, so that
-it opens anywhere, without a network. Names of users, runs and facts are data,
-and no markup.
-
-What took hours is not lost to a figure: a section or a figure that cannot be
-made leaves a note.
-"""
-
-import base64
-import dataclasses
-import json
-import logging
-import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Sequence
 
-import jinja2
-import numpy as np
+from pdpo_jax.core import display, processes
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.evaluation.judge import config as judge_config
+from pdpo_jax.evaluation.judge import win_rates as judge_win_rates
+from pdpo_jax.evaluation.report import (
+  accuracy,
+  answers,
+  controls,
+  page,
+  provenance,
+  users,
+  win_rates,
+)
+from pdpo_jax.runs import contenders, run_folder
+from pdpo_jax.weights import base as base_lib
 
-from pdpo_jax.core import display, kept, processes
 
-logger = logging.getLogger(__name__)
+def make_report(
+  workdir: pathlib.Path,
+  against: Sequence[pathlib.Path],
+  base: base_lib.Base,
+  dataset: dataset_lib.Dataset,
+  judge: judge_config.JudgeConfig | None = None,
+) -> pathlib.Path:
+  """Writes a run's report, prints its verdict, and returns its page.
 
-# What people open.
-PAGE = "index.html"
-
-_TEMPLATES = pathlib.Path(__file__).parent / "templates"
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """Cells as they are shown; the first column names the rows.
-
-  Attributes:
-    note: what a reader must know to read it.
-    numbers: whether the cells after the first are, or else text.
+  Args:
+    against: other runs on the same base and data.
+    base: the run's.
+    dataset: the run's.
+    judge: for win rates; none without.
   """
-
-  columns: tuple[str, ...]
-  rows: list[tuple[str, ...]]
-  note: str = ""
-  numbers: bool = True
-
-  def __post_init__(self):
-    for row in self.rows:
-      if len(row) != len(self.columns):
-        raise ValueError(f"{len(self.columns)} columns, and a row {row}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-  """A PNG.
-
-  Attributes:
-    name: of its file, without a suffix.
-    problem: why there is none.
-  """
-
-  name: str
-  caption: str
-  png: bytes
-  problem: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-  """Part of a report; what is empty is left out.
-
-  Attributes:
-    problem: why there is nothing but a title.
-  """
-
-  title: str
-  text: list[str] = dataclasses.field(default_factory=list)
-  tables: list[Table] = dataclasses.field(default_factory=list)
-  figures: list[Figure] = dataclasses.field(default_factory=list)
-  problem: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """What `write` writes.
-
-  Attributes:
-    verdict: the first thing to be read.
-    sections: in their order.
-    findings: every number, for `report.json`.
-  """
-
-  title: str
-  verdict: str
-  sections: list[Section]
-  findings: Mapping[str, Any]
-
-
-def section_or_note(title: str, make: Callable[[], Section]) -> Section:
-  """A section as it is made, or else one that says why it could not be.
-
-  For what shows results. What computes them is no part of `make`, since its
-  errors have to stop the command.
-  """
-  try:
-    return make()
-  except Exception as error:
-    return Section(title, problem=_problem(f"Section {title!r}", error))
-
-
-def figure_or_note(
-  name: str, caption: str, draw: Callable[[], bytes]
-) -> Figure:
-  """A figure as it is drawn, or else one that says why it could not be."""
-  try:
-    return Figure(name, caption, draw())
-  except Exception as error:
-    return Figure(name, caption, b"", _problem(f"Figure {name!r}", error))
-
-
-def _problem(what: str, error: Exception) -> str:
-  """What the report says of what is missing; the log has the traceback."""
-  if isinstance(error, kept.Damaged) or (
-    processes.several() and processes.is_broken_off(error)
-  ):
-    raise error
-  logger.error("%s of the report could not be made", what, exc_info=error)
-  return (
-    f"{what} could not be made ({type(error).__name__}: {error}). "
-    "The rest of the report does not hang on it."
-  )
-
-
-def write(folder: pathlib.Path, report: Report) -> list[str]:
-  """Writes `index.html`, `report.md`, `report.json` and the figures.
-
-  Returns:
-    What is wrong with sections and figures that could not be made, or that a
-    template could not render.
-  """
-  templates = [_template(name) for name in ("report.md", "report.html")]
-  report = dataclasses.replace(
-    report,
-    sections=[_rendered(each, report, templates) for each in report.sections],
-  )
-  problems = [
-    part.problem
-    for section in report.sections
-    for part in (section, *section.figures)
-    if part.problem
+  policies = contenders.open_contenders(workdir, against, base)
+  first = policies[0]
+  # First what results hang on: errors there are errors of this command.
+  groups = accuracy.taste_groups(dataset.short_users, dataset.long_users)
+  scores = {policy.name: policy.scores(dataset) for policy in policies}
+  accuracies = accuracy.find(policies, scores, dataset, groups)
+  numbers = accuracies.to_json()
+  answered = answers.read(policies)
+  rates = None
+  if judge:
+    rates = judge_win_rates.of_run(
+      policies, base, dataset, scores[first.name], judge, workdir
+    )
+    numbers |= win_rates.numbers(rates, judge)
+  vectors = users.read_vectors(first, dataset)
+  verdict = accuracies.verdict()
+  # Then what describes and shows them.
+  subjects = {
+    "Reward accuracy": accuracies.section,
+    "Generated text": answered and (lambda: answers.section(answered, dataset)),
+    "Win rates": rates and (lambda: win_rates.section(rates, judge)),
+    "Controls": lambda: controls.section(
+      policies, accuracies, dataset, vectors
+    ),
+    "Users": vectors
+    and (lambda: users.section(first, base, dataset, vectors, groups)),
+    "What was evaluated": lambda: provenance.section(policies, dataset),
+  }
+  sections = [
+    page.section_or_note(title, make)
+    for title, make in subjects.items()
+    if make
   ]
-  findings = _plain(report.findings)
-  if problems:
-    findings["problems"] = problems
-  numbers = json.dumps(findings, indent=2, ensure_ascii=False, allow_nan=False)
-  text, page = (each.render(report=report) for each in templates)
-  for section in report.sections:
-    for figure in section.figures:
-      if figure.png:
-        kept.write(folder / "figures" / f"{figure.name}.png", figure.png)
-  # Half a character is no text, but can be escaped.
-  kept.write(
-    folder / "report.json", f"{numbers}\n".encode(errors="backslashreplace")
-  )
-  kept.write(folder / "report.md", text)
-  kept.write(folder / PAGE, page)
-  return problems
-
-
-def _rendered(
-  section: Section, report: Report, templates: Sequence[jinja2.Template]
-) -> Section:
-  """The section, or what says why no template renders it."""
-
-  def check() -> Section:
-    for template in templates:
-      template.render(report=dataclasses.replace(report, sections=[section]))
-    return section
-
-  return section_or_note(section.title, check)
-
-
-def _plain(value: Any) -> Any:
-  """A value as JSON has it, where a number that is none is null."""
-  if isinstance(value, np.generic | np.ndarray):
-    value = value.tolist()
-  if isinstance(value, Mapping):
-    return {str(key): _plain(each) for key, each in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(each) for each in value]
-  return (
-    None if isinstance(value, float) and not math.isfinite(value) else value
-  )
-
-
-def _template(name: str) -> jinja2.Template:
-  is_page = name.endswith(".html")
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_TEMPLATES),
-    autoescape=is_page,
-    # In Markdown, that is a filter's work.
-    finalize=(lambda value: display.visible(str(value))) if is_page else None,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-  )
-  environment.filters["data_url"] = _data_url
-  environment.filters["text"] = display.markdown
-  return environment.get_template(name)
-
-
-def _data_url(png: bytes) -> str:
-  return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+  title = f"{first.config.name}: does it personalise?"
+  numbers["verdict"] = verdict
+  report = page.Report(title, verdict, sections, numbers)
+  folder = workdir / run_folder.REPORT
+  problems = processes.from_first(lambda: page.write(folder, report))
+  for text in (verdict, *problems):
+    print(f"\n{textwrap.fill(display.visible(text), 80)}")
+  return folder / page.PAGE

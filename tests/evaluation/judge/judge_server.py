@@ -2,7 +2,7 @@
 
   python -m tests.evaluation.judge.judge_server JOURNAL URL
 
-judges `questions()` at that address, for tests that kill it.
+judges `many_questions()` at that address, for tests that kill it.
 """
 
 import collections
@@ -17,7 +17,7 @@ import time
 
 from pdpo_jax.core import structs
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.judge import evidence, judging, pacing
+from pdpo_jax.evaluation.judge import evidence, journal, questions, services
 
 # Far more than an answer takes on a busy machine.
 TIMEOUT = 1.0
@@ -145,9 +145,9 @@ def config_of(url, **fields):
   return judge_config.JudgeConfig(**values | fields)
 
 
-def questions(count=250):
+def many_questions(count=250):
   return [
-    judging.Question(
+    questions.Question(
       f"s{number}",
       f"u{number % 50}",
       f"Question {number}?",
@@ -161,5 +161,7 @@ def questions(count=250):
 
 
 if __name__ == "__main__":
-  pacing.FIRST_WAIT = 0.01
-  judging.judge(questions(), config_of(sys.argv[2]), pathlib.Path(sys.argv[1]))
+  services.FIRST_WAIT = 0.01
+  journal.judge(
+    many_questions(), config_of(sys.argv[2]), pathlib.Path(sys.argv[1])
+  )

@@ -6,13 +6,13 @@ import types
 import pytest
 
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.judge import judge_prompt, judges, pacing
+from pdpo_jax.evaluation.judge import judges, prompt, services
 from pdpo_jax.runs import experiment
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 from tests.evaluation.judge import judge_server
 
-PROMPTS = judge_prompt.Prompts("You are ann.", "Which one?")
+PROMPTS = prompt.Prompts("You are ann.", "Which one?")
 ASKED = judges.Asked(PROMPTS, "a b", "a b c")
 
 
@@ -87,11 +87,11 @@ def test_a_service_is_never_asked_sooner_than_it_says():
 
 def test_waits_grow_though_a_service_asks_for_less():
   request = refusal(retry_after="0.01")
-  assert 2.0 <= pacing.seconds_after(request, 3) <= 6.0
-  assert pacing.seconds_after(request, 20) == 60.0
-  assert pacing.seconds_after(refusal(retry_after="9"), 0) == 9.0
-  assert pacing.seconds_after(refusal(retry_after="120"), 0) == 120.0
-  assert pacing.seconds_after(refusal(retry_after="Fri, 1 May"), 0) < 1.0
+  assert 2.0 <= services.seconds_after(request, 3) <= 6.0
+  assert services.seconds_after(request, 20) == 60.0
+  assert services.seconds_after(refusal(retry_after="9"), 0) == 9.0
+  assert services.seconds_after(refusal(retry_after="120"), 0) == 120.0
+  assert services.seconds_after(refusal(retry_after="Fri, 1 May"), 0) < 1.0
 
 
 def test_a_missing_key_is_named(monkeypatch):
@@ -371,7 +371,7 @@ def test_an_answer_that_is_paid_for_is_read_or_kept(body, text):
   ],
 )
 def test_a_malformed_answer_is_asked_for_again(body, monkeypatch):
-  monkeypatch.setattr(pacing, "FIRST_WAIT", 0.01)
+  monkeypatch.setattr(services, "FIRST_WAIT", 0.01)
   server = judge_server.Server(refuses=lambda request: (200, body))
   with server.running() as url:
     (failure,) = ask(judge_server.config_of(url, retries=1)).values()
@@ -421,7 +421,7 @@ def test_the_rule_knows_tastes(prefers, verdict):
   ((_, answer),) = judge.answers([asked])
   assert answer.text.endswith(verdict)
   ((_, answer),) = judge.answers([judges.Asked(PROMPTS, "x y", "a b", prefers)])
-  assert judge_prompt.parse(answer.text) == "tie"
+  assert prompt.parse(answer.text) == "tie"
   with pytest.raises(ValueError, match="whose taste in length is known"):
     list(judge.answers([ASKED]))
 
@@ -438,7 +438,7 @@ def test_a_local_model_judges(tmp_path):
   # Greedy: the same prompt has the same answer, in whatever batch.
   assert len({answer.text for answer in found.values()}) == 1
   # One prompt over the model's positions does not keep others from an answer.
-  long = judge_prompt.Prompts("You are ann.", "Which one? " * 200)
+  long = prompt.Prompts("You are ann.", "Which one? " * 200)
   both = [judges.Asked(long, "a", "b"), ASKED]
   answers = dict(judges.make_judge(config).answers(both))
   assert isinstance(answers[0], judges.Refused)
@@ -446,7 +446,7 @@ def test_a_local_model_judges(tmp_path):
   assert answers[1].text == found[0].text
   # Nothing of what it is told is cut, however it is shared out.
   judge = judges.make_judge(config)
-  told = judge_prompt.Prompts("ann " * 50 + "end of persona", "Which one?")
+  told = prompt.Prompts("ann " * 50 + "end of persona", "Which one?")
   (ids,) = judge._encoder.encode([judge._prompt(told)], collections.Counter())
   assert len(ids) > judge._encoder.max_tokens / 2
   assert told.system in base.tokenizer.decode(ids)

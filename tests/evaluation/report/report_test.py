@@ -1,183 +1,499 @@
-"""What a report shows is text, whoever wrote it, and one fault costs a note."""
+"""`evaluate` on small runs, from their folders to a report."""
 
-import html.parser
+import dataclasses
 import json
-import stat
+import shutil
 
-import markdown_it
+import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from pdpo_jax.evaluation.report import report
+from pdpo_jax import evaluate, generate, main
+from pdpo_jax.evaluation.judge import config as judge_config
+from pdpo_jax.evaluation.report import accuracy, controls, users
+from pdpo_jax.inference import respond
+from pdpo_jax.runs import contenders, experiment, run_folder
+from pdpo_jax.runs import run as run_lib
+from pdpo_jax.weights import base as base_lib
+from tests import tiny
 from tests.evaluation import hostile
-
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Page(html.parser.HTMLParser):
-  """Tags that are open, sources of images, and text."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.sources, self.links, self.text = [], [], [], ""
-    self.tags = set()
-    self.feed(text)
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.add(tag)
-    values = dict(attrs)
-    self.links += [values[k] for k in ("href", "src") if k in values]
-    assert not any(name.startswith("on") for name in values)
-    if tag == "img":
-      self.sources.append(values["src"])
-    if tag not in ("meta", "img", "link"):
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attrs):
-    self.handle_starttag(tag, attrs)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.text += data
+from tests.evaluation.judge import judge_server
 
 
-def report_of(name):
-  """One that has a name wherever one can be."""
-  section = report.Section(
-    f"Of {name}",
-    [name, f"A <b>paragraph</b> of {name}."],
-    [
-      report.Table((name, "words"), [("ann", name), (name, "3.0\nof 4")], name),
-      report.Table(("a", "b"), [("c", name)], numbers=False),
-    ],
-    [
-      report.Figure("words", name, PNG),
-      report.Figure("none", name, b"", f"not drawn: {name}"),
-    ],
+def run_config(folder, base):
+  config = tiny.tiny_config(folder)
+  config.cache = str(base.parent / "cache")
+  config.base.path = str(base)
+  config.train.epochs = 1
+  config.train.checkpoint_every = 100
+  config.train.eval_every = 100
+  config.answers.max_new_tokens = 4
+  config.answers.batch_size = 8
+  return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """P-DPO beside vanilla, clusters alone, and both controls."""
+  folder = tmp_path_factory.mktemp("runs")
+  config = tiny.tiny_config(folder / "x")
+  dataset = experiment.load_dataset(config, None)
+  base_lib.write_base(folder / "base", tiny.tiny_base(dataset))
+  for name in ("individual", "cluster", "shuffled", "swapped"):
+    config = run_config(folder / name, folder / "base")
+    config.name = name
+    config.vanilla = name == "individual"
+    if name == "cluster":
+      config.user.kind = "cluster"
+      config.user.num_clusters = 2
+    config.data.shuffle_users = name == "shuffled"
+    config.data.swap_choices = 0.5 if name == "swapped" else 0.0
+    main.train_and_answer(config)
+  return folder
+
+
+def call(workdir, *against, **others):
+  """As `python -m pdpo_jax.evaluate` does; returns the findings."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["tests"])
+  with flagsaver.flagsaver(
+    workdir=str(workdir), against=[str(each) for each in against], **others
+  ):
+    evaluate.main()
+  return json.loads((workdir / "report" / "report.json").read_text())
+
+
+def test_a_run_ends_with_its_report(runs):
+  report = runs / "individual" / "report"
+  found = json.loads((report / "report.json").read_text())
+  names = [row["name"] for row in found["accuracy"]]
+  assert names == ["P-DPO, individual", "vanilla DPO"]
+  results = json.loads((runs / "individual" / "results.json").read_text())
+  for name, row in zip(("pdpo", "vanilla"), found["accuracy"], strict=True):
+    before = results["reward_accuracy"][name]["heldout"]
+    assert row["by_user"] == before["by_user"]
+  assert found["oracle"] == {"heldout": 1.0}
+  page = (report / "index.html").read_text()
+  assert page.count("data:image/png") == 5
+  assert found["verdict"].split(":")[0] in page
+
+
+def test_shuffled_users_need_a_vanilla_run_to_say_anything(runs):
+  found = call(runs / "cluster", runs / "shuffled")
+  assert found["controls"]["shuffled"] == {"shuffled": None}
+  page = (runs / "cluster" / "report" / "report.md").read_text()
+  assert "needs a vanilla run (--against)" in page
+
+
+def test_a_control_that_was_cut_off_is_refused(runs, tmp_path):
+  shutil.copytree(runs / "shuffled", tmp_path / "shuffled")
+  (tmp_path / "shuffled" / "answers.jsonl").unlink()
+  with pytest.raises(ValueError, match="start its training command again"):
+    call(runs / "individual", tmp_path / "shuffled")
+
+
+def test_a_judge_is_told_nothing_of_a_control(runs):
+  with pytest.raises(ValueError, match=r"is a control \(swapped choices\)"):
+    call(
+      runs / "swapped",
+      runs / "individual",
+      judge=judge_config.JudgeConfig(kind="rule"),
+    )
+
+
+def test_a_control_is_no_control_of_itself(runs):
+  found = json.loads((runs / "swapped" / "report" / "report.json").read_text())
+  assert found["controls"]["swapped"] == {}
+
+
+def test_data_without_users_has_a_report_and_no_user_in_the_hint(
+  runs, tmp_path, capsys
+):
+  config = run_config(tmp_path / "run", runs / "base")
+  config.data.source, config.data.path = "files", str(tmp_path / "rows.jsonl")
+  with (tmp_path / "rows.jsonl").open("w") as out:
+    for place in range(40):
+      row = {"prompt": f"{place}?", "chosen": "yes", "rejected": "no, no"}
+      out.write(json.dumps(row) + "\n")
+  main.train_and_answer(config)
+  assert (tmp_path / "run" / "report" / "index.html").is_file()
+  hint = capsys.readouterr().out
+  assert "pdpo_jax.generate" in hint
+  assert "--user=" not in hint
+  # With other choices it is another run.
+  text = (tmp_path / "rows.jsonl").read_text()
+  (tmp_path / "rows.jsonl").write_text(text.replace("yes", "yes!"))
+  with pytest.raises(ValueError, match=r"data is '.*' there and '.*' here"):
+    main.train_and_answer(config)
+  with pytest.raises(ValueError, match="has changed since it was trained"):
+    call(tmp_path / "run")
+
+
+def test_the_hint_names_the_python_of_a_folder_beside(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  for python, name in (
+    (tmp_path / ".venv" / "bin" / "python", ".venv/bin/python"),
+    ("/usr/bin/python3", "python"),
+  ):
+    monkeypatch.setattr(main.sys, "executable", str(python))
+    assert main.this_python() == name
+
+
+def test_what_is_wrong_shows_before_anything_is_made(runs, tmp_path):
+  for section, name, value, message in (
+    ("user", "kind", "clusters", "user.kind 'clusters' is not one of"),
+    ("answers", "top_p", 1.5, "top_p 1.5 must be"),
+  ):
+    config = run_config(tmp_path / "run", runs / "base")
+    setattr(getattr(config, section), name, value)
+    with pytest.raises(ValueError, match=message):
+      main.train_and_answer(config)
+    assert not (tmp_path / "run").exists()
+  for section, name, value, message in (
+    ("user", "prefix_position", "bos", "prefix_position 'bos' is not"),
+    ("lora", "targets", ("q_prj",), "q_prj"),
+  ):
+    config = run_config(tmp_path / name, runs / "base")
+    setattr(getattr(config, section), name, value)
+    with pytest.raises(ValueError, match=message):
+      main.train_and_answer(config)
+    assert not (tmp_path / name / "vanilla").exists()
+
+
+def test_a_user_must_not_have_the_name_of_another_speaker(tmp_path):
+  config = tiny.tiny_config(tmp_path)
+  dataset = experiment.load_dataset(config, None)
+  train = [dataclasses.replace(each, user_id="S") for each in dataset.train]
+  dataset = dataclasses.replace(dataset, train=train)
+  data = experiment.tokenize_parts(
+    config,
+    tiny.tiny_base(dataset).tokenizer,
+    dataset,
+    experiment.users_of(config, dataset),
   )
-  note = report.Section(name, problem=name)
-  return report.Report(name, name, [section, note], {"words": {name: 3.0}})
+  with pytest.raises(ValueError, match=r"user 'S' has the name .* the base"):
+    experiment.speakers(config, data)
 
 
-def written(folder, name):
-  report.write(folder, report_of(name))
-  page = (folder / "index.html").read_text(encoding="utf-8")
-  return Page(page), (folder / "report.md").read_text(encoding="utf-8")
-
-
-def test_the_page_holds_everything_and_loads_nothing(tmp_path):
-  page, _ = written(tmp_path, "ann")
-  assert page.open == []
-  assert len(page.sources) == 1
-  assert page.sources[0].startswith("data:image/png;base64,iVBOR")
-  assert all(link.startswith(("data:", "#")) for link in page.links)
-  assert "default-src 'none'" in (tmp_path / "index.html").read_text()
-
-
-@pytest.mark.parametrize("name", hostile.NAMES)
-def test_names_are_text_in_the_page(name, tmp_path):
-  page, _ = written(tmp_path, name)
-  plain, _ = written(tmp_path, "ann")
-  assert page.open == []
-  assert page.tags == plain.tags
-  assert len(page.sources) == 1
-  assert all(link.startswith(("data:", "#")) for link in page.links)
-  # No character that nobody sees, or that turns others round.
-  assert all(each.isprintable() or each == "\n" for each in page.text)
-  shown = name.encode("unicode_escape").decode()
-  assert name in page.text or shown in page.text.replace("\n", r"\n")
-
-
-@pytest.mark.parametrize("name", hostile.NAMES)
-def test_names_are_text_in_markdown(name, tmp_path):
-  _, text = written(tmp_path, name)
-  _, plain = written(tmp_path, "ann")
-  reader = markdown_it.MarkdownIt("commonmark").enable(
-    ["table", "strikethrough"]
+def test_scores_made_later_are_read_by_the_users_who_were_trained(
+  runs, tmp_path
+):
+  shutil.copytree(runs / "cluster", tmp_path / "cluster")
+  base = experiment.read_base(
+    run_folder.read_config(tmp_path / "cluster"), tmp_path / "cluster"
   )
+  found = run_lib.Run.open(tmp_path / "cluster", base=base).own
+  dataset = experiment.load_dataset(found.config, None)
+  before = found.scores(dataset)["heldout"]
+  shutil.rmtree(tmp_path / "cluster" / "pdpo" / "scores")
+  # Another user comes first in the data by now; rows of the table do not move.
+  new = dataclasses.replace(dataset.train[0], user_id="0")
+  dataset = dataclasses.replace(dataset, train=[new, *dataset.train])
+  after = found.scores(dataset)["heldout"]
+  assert after.samples == before.samples
+  np.testing.assert_allclose(after.ratios, before.ratios, atol=1e-5)
 
-  def kinds(text):
-    tokens = reader.parse(text)
-    return [
-      inner.type
-      for token in tokens
-      for inner in (token, *(token.children or ()))
+
+def test_runs_are_compared_on_the_same_pairs(runs, capsys):
+  found = call(
+    runs / "individual", runs / "cluster", runs / "shuffled", runs / "swapped"
+  )
+  names = [row["name"] for row in found["accuracy"]]
+  assert names == [
+    "P-DPO, individual",
+    "vanilla DPO",
+    "P-DPO, 2 clusters",
+    "P-DPO, individual, shuffled users",
+    "P-DPO, individual, swapped choices",
+  ]
+  by_name = {row["name"]: row for row in found["accuracy"]}
+  vanilla = by_name["vanilla DPO"]
+  assert "gain" not in vanilla
+  for name in names[2:]:
+    gains = [
+      by_name[name]["by_user"][user] - vanilla["by_user"][user]
+      for user in vanilla["by_user"]
     ]
-
-  assert kinds(text) == kinds(plain)
-  html_page = Page(reader.render(text))
-  words = html_page.text.replace("\n", " ")
-  # Lines are joined; what is unseen is an escape.
-  shown = " ".join(name.replace("\n", " ").split())
-  escaped = shown.encode("unicode_escape").decode().replace("\\\\", "\\")
-  assert shown in words or escaped in words
-  assert all(each.isprintable() or each == "\n" for each in text)
-
-
-def test_markdown_names_figures_beside_it(tmp_path):
-  _, text = written(tmp_path, "words & users")
-  assert "![words &amp; users](figures/words.png)" in text
-  assert "| words &amp; users | 3.0 of 4 |" in text
-  assert (tmp_path / "figures" / "words.png").read_bytes()[1:4] == b"PNG"
-  assert "\n\n\n\n" not in text
+    assert by_name[name]["gain"]["mean"] == pytest.approx(
+      sum(gains) / len(gains)
+    )
+  assert found["controls"]["shuffled"].keys() == {"shuffled"}
+  flips = found["controls"]["swapped"]["swapped"]
+  assert (flips["swapped"], flips["others"]) == (2, 1)
+  out = capsys.readouterr().out
+  assert out.rstrip().endswith("index.html")
 
 
-@pytest.mark.parametrize("name", ["ä", *hostile.NAMES])
-def test_numbers_are_kept_under_the_very_name(name, tmp_path):
-  report.write(tmp_path, report_of(name))
-  found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-  assert found["words"] == {name: 3.0}
+def test_a_cluster_run_shows_its_weights(runs):
+  call(runs / "cluster")
+  figures = runs / "cluster" / "report" / "figures"
+  assert (figures / "clusters.png").is_file()
 
 
-def test_a_number_that_is_none_is_null_as_in_all_json(tmp_path):
-  findings = {"a": [float("nan"), float("inf")], "b": (1.5, 2, True, "nan")}
-  report.write(tmp_path, report.Report("Run", "Yes.", [], findings))
-  found = json.loads((tmp_path / "report.json").read_text())
-  assert found == {"a": [None, None], "b": [1.5, 2, True, "nan"]}
+def test_missing_scores_are_made_again_the_same(runs):
+  folder = runs / "cluster" / "pdpo" / "scores"
+  (file,) = folder.glob("*.jsonl")
+  before = file.read_text()
+  file.unlink()
+  call(runs / "cluster")
+  assert file.read_text() == before
 
 
-def test_only_the_owner_may_read_a_report(tmp_path):
-  folder = tmp_path / "run" / "report"
-  report.write(folder, report_of("ann"))
-  modes = {
-    stat.S_IMODE(each.stat().st_mode)
-    for each in folder.rglob("*")
-    if each.is_file()
+def test_missing_answers_say_what_to_do(runs, tmp_path):
+  copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
+  (copy / "answers.jsonl").unlink()
+  with pytest.raises(
+    ValueError, match=r"answers.jsonl is missing.*command again"
+  ):
+    call(copy)
+
+
+def test_runs_of_other_data_are_refused(runs, tmp_path):
+  config = run_config(tmp_path / "other", runs / "base")
+  config.seed = 1
+  config.vanilla = False
+  main.train_and_answer(config)
+  with pytest.raises(ValueError, match="different samples"):
+    call(runs / "individual", tmp_path / "other")
+
+
+def test_only_the_users_named_answer(runs, tmp_path):
+  config = run_config(tmp_path / "named", runs / "base")
+  config.vanilla = False
+  config.answers.users = ("3", "nobody")
+  with pytest.raises(ValueError, match="'nobody' is none of this run's 3"):
+    main.train_and_answer(config)
+  config.workdir = str(tmp_path / "right")
+  config.answers.users = ("3",)
+  assert main.train_and_answer(config)["words"].keys() == {"S", "G", "3"}
+
+
+def test_runs_of_another_base_are_refused(runs, tmp_path):
+  dataset = experiment.load_dataset(tiny.tiny_config(tmp_path), None)
+  other = tiny.tiny_base(dataset, seed=5)
+  with pytest.raises(ValueError, match="only runs on the same base"):
+    contenders.open_contenders(runs / "individual", [], other)
+
+
+def test_a_run_without_a_checkpoint_is_refused(runs, tmp_path):
+  copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
+  shutil.rmtree(copy / "pdpo")
+  with pytest.raises(ValueError, match="no checkpoint to evaluate"):
+    call(copy)
+
+
+def test_a_run_named_twice_is_refused(runs):
+  with pytest.raises(ValueError, match="give each run once"):
+    call(runs / "individual", runs / "individual")
+
+
+def test_a_folder_that_is_no_run_is_named(runs, tmp_path):
+  with pytest.raises(ValueError, match="is no run folder"):
+    call(runs / "individual", tmp_path)
+
+
+def judge(**fields):
+  return judge_config.JudgeConfig(**fields)
+
+
+def test_a_rule_judges_and_the_journal_keeps_it(runs, capsys):
+  rule = judge(kind="rule", against=("vanilla", "chosen"), samples_per_user=2)
+  with flagsaver.flagsaver(judge=rule, dry_run=True):
+    call(runs / "individual", runs / "cluster")
+  # 3 users with 2 samples each, in both orders; two policies against vanilla
+  # DPO, three against what was chosen.
+  assert "60 calls (0 more" in capsys.readouterr().out
+  with flagsaver.flagsaver(judge=rule):
+    found = call(runs / "individual", runs / "cluster")
+  pairs = {(row["name"], row["against"]) for row in found["win_rates"]}
+  assert pairs == {
+    ("P-DPO, individual", "vanilla DPO"),
+    ("P-DPO, 2 clusters", "vanilla DPO"),
+    ("P-DPO, individual", "chosen response"),
+    ("P-DPO, 2 clusters", "chosen response"),
+    ("vanilla DPO", "chosen response"),
   }
-  assert modes == {0o600}
-  assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+  for row in found["win_rates"]:
+    assert (row["judgements"], row["users"]["count"]) == (12, 3)
+    assert row["agreement"] == 1.0
+  journal = runs / "individual" / "judgements.jsonl"
+  lines = map(json.loads, journal.read_text().splitlines())
+  keys = [line["key"] for line in lines]
+  # Policies that respond the same share a verdict.
+  assert 12 <= len(keys) == len(set(keys)) <= 60
+  with flagsaver.flagsaver(judge=rule, dry_run=True):
+    call(runs / "individual", runs / "cluster")
+  assert "0 calls (60 more" in capsys.readouterr().out
+  markdown = (runs / "individual" / "report" / "report.md").read_text()
+  assert "| in the paper, on PRISM | vanilla DPO | 64.47 |" in markdown
 
 
-def test_what_no_template_can_render_leaves_a_note(tmp_path, caplog):
-  bad = report.Section("Bad", ["So it is."])
-  bad.text.append(None)
-  good = report.Section("Good", ["All is well."])
-  whole = report.Report("Run", "It works.", [bad, good], {"x": 1})
-  (problem,) = report.write(tmp_path, whole)
-  assert problem.startswith("Section 'Bad' could not be made (")
-  for name in ("index.html", "report.md"):
-    text = (tmp_path / name).read_text()
-    assert "could not be made" in text and "All is well." in text
-  assert "Traceback" in caplog.text
-  found = json.loads((tmp_path / "report.json").read_text())
-  assert found == {"x": 1, "problems": [problem]}
+def test_the_base_responds_only_once(runs, monkeypatch):
+  rule = judge(kind="rule", against=("base",), samples_per_user=1)
+  with flagsaver.flagsaver(judge=rule):
+    first = call(runs / "individual")["win_rates"]
+    assert {row["against"] for row in first} == {"the base"}
+
+    def refuse(*arguments):
+      raise AssertionError("this was generated before")
+
+    monkeypatch.setattr(respond, "respond", refuse)
+    assert call(runs / "individual")["win_rates"] == first
 
 
-def test_a_figure_that_cannot_be_drawn_leaves_a_note(tmp_path, caplog):
-  def draw():
-    raise ValueError("$\\frac$ is no mathematics")
+def test_responses_are_kept_with_their_seeds(runs):
+  config = run_folder.read_config(runs / "individual")
+  dataset = experiment.load_dataset(config, None)
+  base = base_lib.read_base(config.base.path, config.base)
+  found = contenders.open_contenders(runs / "individual", [], base)
+  examples = dataset.heldout[:3]
+  said = found[0].responses(examples, config)
+  again = contenders.open_contenders(runs / "individual", [], base)[0]
+  kept = again.kept_responses(config)
+  assert {key: kept[key] for key in said} == said
+  (file,) = (runs / "individual" / "pdpo" / "responses").glob("*.jsonl")
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  rows = {line["user_id"]: line["row"] for line in lines}
+  assert rows == {user: again.users.row_of(user) for user in rows}
+  other = dataclasses.replace(config, seed=config.seed + 1)
+  assert again.kept_responses(other) == {}
+  # Each run's prompts are rendered as it was trained, whoever asks.
+  plain = dataclasses.replace(config.data, template="plain")
+  asked = dataclasses.replace(config, data=plain)
+  assert again.kept_responses(asked) == kept
 
-  figure = report.figure_or_note("words", "Words & users", draw)
-  section = report.Section("Lengths", ["Long ones."], [], [figure])
-  report.write(tmp_path, report.Report("Run", "It works.", [section], {}))
-  page = Page((tmp_path / "index.html").read_text())
-  assert "$\\frac$ is no mathematics" in page.text
-  assert "Long ones." in page.text
-  assert not (tmp_path / "figures").exists()
-  assert "Traceback" in caplog.text
+
+@pytest.mark.parametrize(
+  "fields,message",
+  [
+    ({"users": ("nobody",)}, "nobody have no held-out sample"),
+    ({"kind": "openai", "model": "m", "key_variable": "NO_KEY"}, "NO_KEY is"),
+  ],
+)
+def test_a_judge_that_cannot_be_asked_is_an_error(runs, fields, message):
+  config = judge(**{"kind": "rule", **fields})
+  with (
+    flagsaver.flagsaver(judge=config),
+    pytest.raises(ValueError, match=message),
+  ):
+    call(runs / "individual")
 
 
-def test_a_row_of_another_width_is_an_error():
-  with pytest.raises(ValueError, match="2 columns"):
-    report.Table(("a", "b"), [("1",)])
+def test_other_runs_are_judged_against_the_run_itself(runs):
+  config = judge(kind="rule", against=("run",))
+  with flagsaver.flagsaver(judge=config):
+    found = call(runs / "individual", runs / "cluster", runs / "shuffled")
+  pairs = {(row["name"], row["against"]) for row in found["win_rates"]}
+  assert pairs == {
+    ("P-DPO, 2 clusters", "P-DPO, individual"),
+    ("vanilla DPO", "P-DPO, individual"),
+  }
+
+
+def test_without_anything_to_compare_with_the_judge_says_so(runs):
+  config = judge(kind="rule", against=("vanilla",))
+  with (
+    flagsaver.flagsaver(judge=config),
+    pytest.raises(ValueError, match="none of them is there to compare with"),
+  ):
+    call(runs / "cluster")
+
+
+def test_a_dry_run_without_a_judge_is_an_error(runs):
+  with pytest.raises(ValueError, match="--dry_run needs a judge"):
+    call(runs / "cluster", dry_run=True)
+
+
+def test_a_run_of_people_with_any_names_ends_with_its_report(
+  runs, tmp_path, capsys
+):
+  names = [*hostile.NAMES[::3], "$a$ $b_{$", "../../up", "--user"]
+  config = run_config(tmp_path / "run", runs / "base")
+  config.name = hostile.NAMES[0]
+  config.vanilla = False
+  config.data.source, config.data.path = "files", str(tmp_path / "rows.jsonl")
+  with (tmp_path / "rows.jsonl").open("w") as out:
+    for name in names:
+      for place in range(4):
+        row = {"user_id": name, "prompt": f"{place}?", "chosen": "yes"}
+        out.write(json.dumps(row | {"rejected": "no, no"}) + "\n")
+  main.train_and_answer(config)
+  said = capsys.readouterr().out
+  assert all(each.isprintable() or each == "\n" for each in said)
+  findings = call(tmp_path / "run")
+  assert "problems" not in findings
+  (speakers,) = findings["text"].values()
+  # Control characters have no place in an id, which the loader sees to.
+  readable = {name for name in names if name.isprintable()}
+  assert readable < set(speakers["speakers"])
+  report = tmp_path / "run" / "report"
+  assert "<script" not in (report / "index.html").read_text()
+  drawn = {file.stem for file in (report / "figures").glob("*.png")}
+  assert drawn >= {"figure3", "cosines", "projection"}
+  assert {file.name for file in tmp_path.iterdir()} == {"run", "rows.jsonl"}
+
+
+def test_a_figure_that_cannot_be_drawn_is_no_end_of_a_run(
+  runs, tmp_path, monkeypatch, capsys
+):
+  copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
+
+  def fail(*arguments):
+    raise RuntimeError("no such thing")
+
+  monkeypatch.setattr(users, "draw_cosines", fail)
+  monkeypatch.setattr(controls, "section", fail)
+  found = call(copy)
+  before = json.loads((runs / "cluster" / "report" / "report.json").read_text())
+  assert found["accuracy"][0] == before["accuracy"][0]
+  assert len(found["problems"]) == 2
+  page = (copy / "report" / "index.html").read_text()
+  assert page.count("no such thing") == 2
+  assert page.count("data:image/png") == 4
+  assert "could not be made (RuntimeError" in capsys.readouterr().out
+
+
+def test_what_would_make_results_wrong_still_ends_the_command(
+  runs, tmp_path, monkeypatch
+):
+  copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
+
+  def fail(*arguments):
+    raise ValueError("not the same samples")
+
+  monkeypatch.setattr(accuracy, "compare", fail)
+  with pytest.raises(ValueError, match="not the same samples"):
+    call(copy)
+
+
+def test_no_secret_of_the_judge_is_kept(runs, tmp_path):
+  copy = shutil.copytree(runs / "individual", tmp_path / "copy")
+  with judge_server.Server().running() as url:
+    address = url.replace("//", "//ann:pass-word@") + "?api_key=tok-en"
+    config = judge_server.config_of(
+      address, num_users=1, samples_per_user=1, against=("chosen",)
+    )
+    with flagsaver.flagsaver(judge=config):
+      found = call(copy)
+  assert found["judge"]["base_url"] == f"{url}?api_key=…"
+  for file in copy.rglob("*"):
+    if file.is_file():
+      data = file.read_bytes()
+      assert b"pass-word" not in data and b"tok-en" not in data, file
+
+
+def test_answers_give_a_terminal_no_command(runs, monkeypatch, capsys):
+  texts = {"\x1b]0;title\x07": ["\x1b[31mred\r\nnext"], "x" * 500: [""]}
+  texts = {name: said * 2 for name, said in texts.items()}
+  monkeypatch.setattr(respond, "answer", lambda *arguments: texts)
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["tests"])
+  with flagsaver.flagsaver(
+    workdir=str(runs / "cluster"), prompt=["\x1b[2Jhi", "hi"]
+  ):
+    generate.main()
+  said = capsys.readouterr().out
+  assert all(each.isprintable() or each == "\n" for each in said)
+  assert r"\x1b[31mred\r" in said and "(empty answer)" in said
+  assert max(map(len, said.splitlines())) < 120

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from pdpo_jax.evaluation import accuracy, comparison, lengths
-from pdpo_jax.evaluation.report import figures
+from pdpo_jax.evaluation import accuracy as reward_accuracy
+from pdpo_jax.evaluation import lengths
+from pdpo_jax.evaluation.report import accuracy, answers, users
 from tests.evaluation import hostile
 
 
-def row(name, values):
-  found = accuracy.Accuracy(0.5, values, dict.fromkeys(values, 0.0))
-  return comparison.Row(name, "heldout", 4, len(values), found, {}, None)
+def scored(name, values):
+  found = reward_accuracy.Accuracy(0.5, values, dict.fromkeys(values, 0.0))
+  return accuracy.Scored(name, "heldout", 4, found, {}, None)
 
 
 def words(*names):
@@ -25,14 +26,14 @@ def drawn(ids):
   """Every figure that has names in it, with a name in each place."""
   name = ids[-1]
   values = dict(zip(ids, np.linspace(0.5, 0.9, len(ids)), strict=True))
-  users = np.eye(len(ids), dtype=np.float32)
+  features = np.eye(len(ids), dtype=np.float32)
   return [
-    figures.accuracies([row(name, values), row("ann", values)]),
-    figures.by_user(row(name, values), row("ann", values)),
-    figures.words(words("S", *ids), [name]),
-    figures.cosines(ids, users),
-    figures.projection(ids, users[:, :2], 0.5, {"minority": [name]}),
-    figures.cluster_weights(ids, users),
+    accuracy.draw_means([scored(name, values), scored("ann", values)]),
+    accuracy.draw_users(scored(name, values), scored("ann", values)),
+    answers.draw_words(words("S", *ids), [name]),
+    users.draw_cosines(ids, features),
+    users.draw_projection(ids, features[:, :2], 0.5, {"minority": [name]}),
+    users.draw_weights(ids, features),
   ]
 
 
@@ -49,38 +50,39 @@ def test_any_name_is_drawn_as_it_is(start):
 
 
 def test_dollars_are_no_mathematics():
-  assert figures.words(words("a$b", "c$d"), ()) != figures.words(
+  assert answers.draw_words(words("a$b", "c$d"), ()) != answers.draw_words(
     words("ab", "cd"), ()
   )
 
 
 def test_what_the_user_set_matplotlib_to_makes_no_difference():
-  plain = figures.words(words("S", "a_b"), ())
+  plain = answers.draw_words(words("S", "a_b"), ())
   settings = {"text.usetex": True, "font.size": 30, "figure.dpi": 10}
   with matplotlib.rc_context(settings):
-    assert figures.words(words("S", "a_b"), ()) == plain
+    assert answers.draw_words(words("S", "a_b"), ()) == plain
     assert matplotlib.rcParams["font.size"] == 30
   assert not pyplot.get_fignums()
 
 
 def test_users_whose_names_are_shortened_to_the_same_have_their_own_bars():
   names = ["x" * 60 + "1" + "y" * 60, "x" * 60 + "2" + "y" * 60]
-  two = figures.words(words(*names), ())
-  assert size_of(two)[:2] == size_of(figures.words(words(*names[:1]), ()))[:2]
-  assert two != figures.words(words(*names[:1]), ())
+  two = answers.draw_words(words(*names), ())
+  one = answers.draw_words(words(*names[:1]), ())
+  assert size_of(two)[:2] == size_of(one)[:2]
+  assert two != one
 
 
 @pytest.mark.parametrize("count", [1, 500])
 def test_any_number_of_users_is_drawn(count):
   ids = [f"user {number}" for number in range(count)]
-  values = dict.fromkeys(ids, 0.5)
-  users = np.zeros((count, 2), np.float32)
+  values, two = dict.fromkeys(ids, 0.5), {"1": 0.5, "2": 0.5}
+  features = np.zeros((count, 2), np.float32)
   for png in (
-    figures.accuracies([row("a", values), row("b", {"1": 0.5, "2": 0.5})]),
-    figures.by_user(row("a", values), row("b", values)),
-    figures.words(words(*ids[:200]), ()),
-    figures.cosines(ids[:60], np.zeros((len(ids[:60]),) * 2, np.float32)),
-    figures.projection(ids, users, 1.0, {}),
-    figures.cluster_weights(ids[:60], users[:60]),
+    accuracy.draw_means([scored("a", values), scored("b", two)]),
+    accuracy.draw_users(scored("a", values), scored("b", values)),
+    answers.draw_words(words(*ids[:200]), ()),
+    users.draw_cosines(ids[:60], np.zeros((len(ids[:60]),) * 2, np.float32)),
+    users.draw_projection(ids, features, 1.0, {}),
+    users.draw_weights(ids[:60], features[:60]),
   ):
     assert max(size_of(png)) <= 40 * 150

@@ -2,7 +2,7 @@ import pytest
 
 from pdpo_jax.core import structs
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.judge import evidence, judge_prompt
+from pdpo_jax.evaluation.judge import evidence, prompt
 
 PERSONA = structs.Persona(
   facts={"Age": "40", "Lives in": "Kenya"},
@@ -21,7 +21,7 @@ PROMPT = (
 
 
 def render(found=EVIDENCE, user_text="", a="A1", b="B1", **config):
-  template = judge_prompt.Template(judge_config.JudgeConfig(**config))
+  template = prompt.Template(judge_config.JudgeConfig(**config))
   return template.render(PROMPT, a, b, user_text, found)
 
 
@@ -114,4 +114,4 @@ def test_a_wrong_template_is_named_with_its_fault(tmp_path, text, message):
   ],
 )
 def test_the_last_verdict_counts(answer, verdict):
-  assert judge_prompt.parse(answer) == verdict
+  assert prompt.parse(answer) == verdict

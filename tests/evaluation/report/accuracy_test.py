@@ -3,10 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pdpo_jax.evaluation import comparison
+from pdpo_jax.evaluation.report import accuracy
 from pdpo_jax.runs import scores as scores_lib
 
 USERS = list("aabbccddeeff")
+
+
+def verdict(scored, own, baseline):
+  return accuracy.Findings(scored, own, baseline, {}).verdict()
 
 
 def scored(*ratios, keys="1234567890+-"):
@@ -16,11 +20,11 @@ def scored(*ratios, keys="1234567890+-"):
 
 
 def of_users(scores, users):
-  rows = [place for place, user in enumerate(scores.user_ids) if user in users]
+  kept = [place for place, user in enumerate(scores.user_ids) if user in users]
   return scores_lib.Scores(
-    [scores.samples[row] for row in rows],
-    [scores.user_ids[row] for row in rows],
-    scores.ratios[rows],
+    [scores.samples[place] for place in kept],
+    [scores.user_ids[place] for place in kept],
+    scores.ratios[kept],
   )
 
 
@@ -30,25 +34,26 @@ GOOD = scored(1, 1, 1, 1, 1, 1)
 
 def test_policies_are_compared_user_by_user():
   scores = {"P": {"heldout": GOOD}, "V": {"heldout": VANILLA}}
-  rows = comparison.compare(scores, {"first": ["a"], "none": ["z"]}, "V")
-  ours, vanilla = rows
+  compared = accuracy.compare(scores, {"first": ["a"], "none": ["z"]}, "V")
+  ours, vanilla = compared
   assert (ours.name, ours.pairs, ours.users) == ("P", 12, 6)
-  assert ours.gain == (0.5, (0.5, 0.5)) and vanilla.gain is None
+  assert (ours.gain.mean, ours.gain.interval) == (0.5, (0.5, 0.5))
+  assert vanilla.gain is None
   assert vanilla.groups == {"first": 0.5}
   assert ours.to_json()["gain"] == {
     "mean": 0.5,
-    "interval": [0.5, 0.5],
+    "interval": (0.5, 0.5),
     "p_value": 2 / 2**6,
   }
 
 
-def test_other_samples_are_refused_with_both_names():
+def test_other_examples_are_refused_with_both_names():
   scores = {
     "P": {"heldout": GOOD},
     "V": {"heldout": scored(1, 1, 1, 1, 1, 1, keys="1234567890+x")},
   }
   with pytest.raises(ValueError, match="P and V were evaluated on different"):
-    comparison.compare(scores, {}, None)
+    accuracy.compare(scores, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +69,8 @@ def test_other_samples_are_refused_with_both_names():
 )
 def test_the_verdict_says_only_what_the_interval_bears(ours, words):
   scores = {"P": {"heldout": ours}, "V": {"heldout": VANILLA}}
-  rows = comparison.compare(scores, {}, "V")
-  assert words in comparison.verdict(rows, "P", "V")
+  compared = accuracy.compare(scores, {}, "V")
+  assert words in verdict(compared, "P", "V")
 
 
 @pytest.mark.parametrize("users", ["a", "ab", "abcde"])
@@ -74,46 +79,46 @@ def test_of_few_users_nothing_is_claimed_however_alike_they_are(users):
     "P": {"heldout": of_users(GOOD, users)},
     "V": {"heldout": of_users(VANILLA, users)},
   }
-  rows = comparison.compare(scores, {}, "V")
-  said = comparison.verdict(rows, "P", "V")
-  assert "is no more accurate than V, as far as these" in said
-  assert f"p = {2 / 2 ** len(users):.2g}" in said
+  compared = accuracy.compare(scores, {}, "V")
+  text = verdict(compared, "P", "V")
+  assert "is no more accurate than V, as far as these" in text
+  assert f"p = {2 / 2 ** len(users):.2g}" in text
 
 
-def test_other_pairs_of_the_same_samples_are_refused():
+def test_other_pairs_of_the_same_examples_are_refused():
   ratios = np.concatenate([GOOD.ratios, GOOD.ratios], 1)
   both = dataclasses.replace(GOOD, ratios=ratios)
   scores = {"P": {"heldout": both}, "V": {"heldout": VANILLA}}
   with pytest.raises(ValueError, match="on different pairs of 12 samples"):
-    comparison.compare(scores, {}, "V")
+    accuracy.compare(scores, {}, "V")
 
 
 def test_vanilla_alone_is_not_told_to_bring_itself():
-  rows = comparison.compare({"V": {"heldout": VANILLA}}, {}, "V")
-  said = comparison.verdict(rows, "V", "V")
-  assert "since it answers all users alike" in said
+  compared = accuracy.compare({"V": {"heldout": VANILLA}}, {}, "V")
+  text = verdict(compared, "V", "V")
+  assert "since it answers all users alike" in text
 
 
 def test_without_a_baseline_the_verdict_claims_nothing_personal():
-  rows = comparison.compare({"P": {"heldout": GOOD}}, {}, None)
-  said = comparison.verdict(rows, "P", None)
-  assert "without a vanilla run" in said
-  assert "does not say if it is personal" in said
+  compared = accuracy.compare({"P": {"heldout": GOOD}}, {}, None)
+  text = verdict(compared, "P", None)
+  assert "without a vanilla run" in text
+  assert "does not say if it is personal" in text
 
 
 def test_without_users_the_verdict_says_why_it_claims_nothing():
   nobody = dataclasses.replace(GOOD, user_ids=[None] * len(GOOD.samples))
   scores = {"P": {"heldout": nobody}, "V": {"heldout": nobody}}
-  rows = comparison.compare(scores, {}, "V")
-  said = comparison.verdict(rows, "P", "V")
-  assert "since no choice says who made it" in said
-  assert "without a vanilla run" not in said
+  compared = accuracy.compare(scores, {}, "V")
+  text = verdict(compared, "P", "V")
+  assert "since no choice says who made it" in text
+  assert "without a vanilla run" not in text
 
 
 def test_the_smaller_group_is_the_minority():
-  groups = comparison.taste_groups(["4", "5"], ["1"])
+  groups = accuracy.taste_groups(["4", "5"], ["1"])
   assert groups == {
     "minority (prefer long)": ["1"],
     "majority (prefer short)": ["4", "5"],
   }
-  assert comparison.taste_groups([], ["1"]) == {}
+  assert accuracy.taste_groups([], ["1"]) == {}

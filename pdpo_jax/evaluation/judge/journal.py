@@ -21,13 +21,14 @@ import tqdm
 # Pydantic refuses that of `typing` before Python 3.12.
 from typing_extensions import TypedDict
 
-from pdpo_jax.core import kept, structs
+from pdpo_jax.core import kept
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.judge import evidence as evidence_lib
-from pdpo_jax.evaluation.judge import judge_prompt, judges, winrate
+from pdpo_jax.evaluation.judge import judges, prompt, questions
 
 logger = logging.getLogger(__name__)
 
+# Who wins.
+OURS, THEIRS, TIE = "ours", "theirs", "tie"
 # A part of a character in UTF-16.
 _HALF = re.compile("[\ud800-\udfff]")
 # Of English text, for the estimate.
@@ -37,26 +38,20 @@ _REFUSED_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-  """Which of two responses would a user choose?
+class Judgement:
+  """What a judge, playing the user, said of two responses to one prompt.
 
   Attributes:
-    sample: names the pair; the same pair of responses has one name.
-    user_id: whom the judge plays.
-    prompt, user_text: what was responded to.
-    ours, theirs: the responses.
-    evidence: what the judge is told of the user.
-    prefers: "shorter" or "longer", where the user is known to; or "".
+    example: the key of what was responded to.
+    user_id: whom the judge played.
+    winner: `OURS`, `THEIRS` or `TIE`; None where the answer was unreadable.
+    ours_first: whether our response was shown as (a).
   """
 
-  sample: str
+  example: str
   user_id: str
-  prompt: structs.Prompt
-  user_text: str
-  ours: str
-  theirs: str
-  evidence: evidence_lib.Evidence
-  prefers: str = ""
+  winner: str | None
+  ours_first: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +86,7 @@ class _Line(TypedDict):
   """Of the journal: a verdict, and what led to it."""
 
   key: str
-  sample: str
+  sample: str  # the example's key
   user_id: str
   ours_first: bool
   judge: str
@@ -109,17 +104,17 @@ class _Line(TypedDict):
 class _Verdict:
   """One question in one order."""
 
-  question: Question
+  question: questions.Question
   ours_first: bool
   asked: judges.Asked
   key: str
 
 
 def judge(
-  questions: Sequence[Question],
+  wanted: Sequence[questions.Question],
   config: judge_config.JudgeConfig,
   journal: pathlib.Path,
-) -> list[winrate.Judgement]:
+) -> list[Judgement]:
   """A judgement for each question and order.
 
   A few that the judge refuses for good, as by a content filter, are without a
@@ -129,7 +124,7 @@ def judge(
     ValueError: if the judge cannot be asked, or some verdicts could not be had;
       all others are in the journal then, and the same call goes on from there.
   """
-  verdicts = _verdicts(questions, config)
+  verdicts = _verdicts(wanted, config)
   lines = _read(journal)
   if _missing(verdicts, lines):
     with _alone(journal):
@@ -138,7 +133,7 @@ def judge(
       missing = _missing(verdicts, lines)
       failures = _ask(missing, config, journal, lines) if missing else []
     _check(failures, len(missing), len(verdicts), journal)
-  return [_judgement(each, lines.get(each.key)) for each in verdicts]
+  return [_judgement(verdict, lines.get(verdict.key)) for verdict in verdicts]
 
 
 def _check(
@@ -154,7 +149,7 @@ def _check(
   """
   if not failures:
     return
-  final = all(isinstance(each, judges.Refused) for each in failures)
+  final = all(isinstance(failure, judges.Refused) for failure in failures)
   if not final or len(failures) > _REFUSED_SHARE * needed:
     remedy = "the same command asks for the rest"
     if final:
@@ -172,15 +167,17 @@ def _check(
 
 
 def estimate(
-  questions: Sequence[Question],
+  wanted: Sequence[questions.Question],
   config: judge_config.JudgeConfig,
   journal: pathlib.Path,
 ) -> Estimate:
   """What `judge` would ask now."""
-  verdicts = _verdicts(questions, config)
+  verdicts = _verdicts(wanted, config)
   lines = _read(journal)
-  missing = [each.asked.prompts for each in verdicts if each.key not in lines]
-  letters = sum(len(each.system) + len(each.user) for each in missing)
+  missing = [
+    verdict.asked.prompts for verdict in verdicts if verdict.key not in lines
+  ]
+  letters = sum(len(prompts.system) + len(prompts.user) for prompts in missing)
   tokens_in = letters // _CHARACTERS_A_TOKEN
   tokens_out = config.max_tokens * len(missing)
   dollars = tokens_in * config.input_price + tokens_out * config.output_price
@@ -197,20 +194,20 @@ def _missing(
   verdicts: Sequence[_Verdict], lines: Mapping[str, _Line]
 ) -> list[_Verdict]:
   """What is to be asked, each once: two policies may respond the same."""
-  by_key = {each.key: each for each in verdicts}
-  return [each for key, each in by_key.items() if key not in lines]
+  by_key = {verdict.key: verdict for verdict in verdicts}
+  return [verdict for key, verdict in by_key.items() if key not in lines]
 
 
 def _verdicts(
-  questions: Sequence[Question], config: judge_config.JudgeConfig
+  wanted: Sequence[questions.Question], config: judge_config.JudgeConfig
 ) -> list[_Verdict]:
   """Every question in the orders that it is asked in."""
-  template = judge_prompt.Template(config)
-  found = []
-  for question in questions:
+  template = prompt.Template(config)
+  verdicts = []
+  for question in wanted:
     orders = (True, False)
     if config.order == "random":
-      digest = hashlib.sha256(question.sample.encode()).digest()
+      digest = hashlib.sha256(question.example.encode()).digest()
       orders = (bool(digest[0] % 2),)
     for ours_first in orders:
       a, b = question.ours, question.theirs
@@ -220,14 +217,16 @@ def _verdicts(
         question.prompt, a, b, question.user_text, question.evidence
       )
       asked = judges.Asked(prompts, a, b, question.prefers)
-      found.append(
+      verdicts.append(
         _Verdict(question, ours_first, asked, _key(asked, question, config))
       )
-  return found
+  return verdicts
 
 
 def _key(
-  asked: judges.Asked, question: Question, config: judge_config.JudgeConfig
+  asked: judges.Asked,
+  question: questions.Question,
+  config: judge_config.JudgeConfig,
 ) -> str:
   """The same for the same pair, judge and prompts alone.
 
@@ -239,7 +238,7 @@ def _key(
     judge_config.public_address(config.base_url),
     config.temperature,
     config.max_tokens,
-    question.sample,
+    question.example,
     asked.prefers,
     asked.prompts.system,
     asked.prompts.user,
@@ -291,7 +290,7 @@ def _ask(
   judge = judges.make_judge(config)
   failures = []
   bar = tqdm.tqdm(
-    judge.answers([each.asked for each in missing]),
+    judge.answers([verdict.asked for verdict in missing]),
     desc="judge",
     total=len(missing),
     unit="verdict",
@@ -312,12 +311,12 @@ def _line(
   question, prompts = verdict.question, verdict.asked.prompts
   line = {
     "key": verdict.key,
-    "sample": question.sample,
+    "sample": question.example,
     "user_id": question.user_id,
     "ours_first": verdict.ours_first,
     "judge": config.kind,
     "model": config.model,
-    "verdict": judge_prompt.parse(answer.text),
+    "verdict": prompt.parse(answer.text),
     "answer": answer.text,
     "input_tokens": answer.input_tokens,
     "output_tokens": answer.output_tokens,
@@ -350,14 +349,14 @@ def _read(journal: pathlib.Path) -> dict[str, _Line]:
   return {line["key"]: line for line in lines}
 
 
-def _judgement(verdict: _Verdict, line: _Line | None) -> winrate.Judgement:
+def _judgement(verdict: _Verdict, line: _Line | None) -> Judgement:
   winner = {
     None: None,
-    "tie": winrate.TIE,
-    "a": winrate.OURS if verdict.ours_first else winrate.THEIRS,
-    "b": winrate.THEIRS if verdict.ours_first else winrate.OURS,
+    "tie": TIE,
+    "a": OURS if verdict.ours_first else THEIRS,
+    "b": THEIRS if verdict.ours_first else OURS,
   }[line and line["verdict"]]
   question = verdict.question
-  return winrate.Judgement(
-    question.sample, question.user_id, winner, verdict.ours_first
+  return Judgement(
+    question.example, question.user_id, winner, verdict.ours_first
   )

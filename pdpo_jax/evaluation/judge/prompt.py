@@ -8,7 +8,7 @@ import jinja2
 
 from pdpo_jax.core import structs
 from pdpo_jax.evaluation.judge import config as judge_config
-from pdpo_jax.evaluation.judge import evidence as evidence_lib
+from pdpo_jax.evaluation.judge import evidence
 
 _FOLDER = pathlib.Path(__file__).parent / "templates"
 _ASPECTS = 3  # as many as the paper's judge is told
@@ -48,14 +48,14 @@ class Template:
     a: str,
     b: str,
     user_text: str,
-    evidence: evidence_lib.Evidence,
+    told: evidence.Evidence,
   ) -> Prompts:
     """The prompts that ask for one verdict.
 
     Raises:
       ValueError: if a template has a field that there is not.
     """
-    persona = evidence.persona
+    persona = told.persona
     fields = {
       "facts": persona.facts,
       "self_description": persona.self_description,
@@ -63,14 +63,14 @@ class Template:
       "aspects": persona.aspects[:_ASPECTS],
       # Where a persona is known, the user's text repeats it.
       "user_text": "" if persona.facts or persona.aspects else user_text,
-      "feedback": evidence.feedback,
+      "feedback": told.feedback,
       "examples": [
         {
           "prompt": as_text(example.prompt),
           "chosen": _shown(example.chosen),
           "rejected": [_shown(text) for text in example.rejected],
         }
-        for example in evidence.examples
+        for example in told.examples
       ],
       "prompt": as_text(prompt),
       "a": _shown(a),
@@ -128,12 +128,12 @@ def parse(answer: str) -> str | None:
   last: str | None = None
   previous_bare: str | None = None
   for line in filter(str.strip, _THOUGHT.sub("", answer).splitlines()):
-    found = _verdicts(line)
+    verdicts = _verdicts(line)
     bare = None
-    if len(found) > 1:
+    if len(verdicts) > 1:
       last = None
-    elif found:
-      verdict = found.pop()
+    elif verdicts:
+      verdict = verdicts.pop()
       bare = verdict if _is_bare(line) else None
       repeats = bare is not None and previous_bare not in (None, bare)
       last = None if repeats else verdict
