@@ -197,6 +197,7 @@ def describe(
   low, high = gain.interval
   lines.append(
     f"  gain: {100 * gain.mean:+.1f} points "
-    f"[{100 * low:+.1f}, {100 * high:+.1f}], mean over {len(personal.by_user):,} users"
+    f"[{100 * low:+.1f}, {100 * high:+.1f}], "
+    f"mean over {len(personal.by_user):,} users"
   )
   return "\n".join(lines)
