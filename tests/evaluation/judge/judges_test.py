@@ -407,9 +407,11 @@ def test_no_secret_of_an_address_is_in_what_is_said(monkeypatch):
 def test_no_more_requests_a_minute_than_allowed():
   server = judge_server.Server()
   with server.running() as url:
+    start = time.monotonic()
     ask(judge_server.config_of(url, requests_per_minute=600), 6)
-  times = sorted(at for _, _, at in server.requests)
-  assert times[-1] - times[0] >= 5 * 0.1 - 0.05
+  # From before the first, which a busy machine may delay more than the last.
+  (*_, last) = sorted(at for _, _, at in server.requests)
+  assert last - start >= 5 * 0.1
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_the_hint_names_the_python_of_a_folder_beside(monkeypatch, tmp_path):
 
 def test_what_is_wrong_shows_before_anything_is_made(runs, tmp_path):
   for section, name, value, message in (
-    ("user", "kind", "clusters", "user.kind 'clusters' is not one of"),
+    ("user", "kind", "clusters", "user.kind 'clusters' must be one of"),
     ("answers", "top_p", 1.5, "top_p 1.5 must be"),
   ):
     config = run_config(tmp_path / "run", runs / "base")
