@@ -1,11 +1,21 @@
 """Checks every shape annotation of the package while the tests run."""
 
+import atexit
 import os
-
-import jaxtyping
+import shutil
+import tempfile
 
 # Tests spend their time in compiling; tiny models gain nothing from LLVM's
 # optimizations. Setting XLA_FLAGS brings them back.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# They also make the same tiny models again and again, in many processes. A
+# program is compiled once in a session, whose processes inherit this.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _cache = tempfile.mkdtemp(prefix="pdpo-jax-tests-")
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import jaxtyping
 
 jaxtyping.install_import_hook("pdpo_jax", "beartype.beartype")

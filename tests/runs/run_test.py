@@ -52,7 +52,7 @@ def test_the_policy_of_a_run_is_the_one_that_was_trained(run_and_split):
   np.testing.assert_array_equal(
     trained.policy.user_model(rows), split.merge().user_model(rows)
   )
-  assert trained.step == 6
+  assert trained.step == 3
 
 
 def test_users_and_config_are_known_without_a_weight(
