@@ -146,11 +146,14 @@ def _train_again(run: pathlib.Path) -> Any:
 
 
 def _known_verdicts(run: pathlib.Path, original: pathlib.Path) -> bool:
-  """Whether a journal says nothing new; what it lacks is asked for again."""
+  """Whether a journal says nothing else; what it lacks is asked for again.
+
+  Verdicts of another run are of other questions, which nobody asks here.
+  """
   now, before = (
     journal._read(place / run_folder.JOURNAL) for place in (run, original)
   )
-  return now.items() <= before.items()
+  return all(now[key] == before[key] for key in now.keys() & before.keys())
 
 
 def commands(

@@ -203,6 +203,8 @@ def documented_commands() -> list[str]:
 def test_documented_batches_can_be_split_over_their_devices(command):
   flags = dict(re.findall(r"--([\w.]+)=(\S+)", command))
   file, _, variant = flags["config"].partition(":")
+  if not file.endswith(".py"):
+    file = f"configs/{file}.py"
   spec = importlib.util.spec_from_file_location("documented", ROOT / file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

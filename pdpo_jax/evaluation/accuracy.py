@@ -65,7 +65,7 @@ class Accuracy:
     return {
       "pairs": self.pairs,
       "users": self.users,
-      "users_interval": self.interval(),
+      "users_interval": list(self.interval()),
       "worst_decile": self.worst_decile,
       "margin": self.margin,
       "by_user": self.by_user,

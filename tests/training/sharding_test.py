@@ -120,7 +120,7 @@ def _base(mesh, folder):
 def _train(config, base, data, folder):
   users, batches, heldout, dataset = data
   return pdpo.train(
-    config, base, users, batches, heldout, dataset.train, folder
+    config.recipe, base, users, batches, heldout, dataset.train, folder
   )
 
 
