@@ -151,7 +151,7 @@ def test_what_is_wrong_shows_before_anything_is_made(runs, tmp_path):
       main.train_and_answer(config)
     assert not (tmp_path / "run").exists()
   for section, name, value, message in (
-    ("user", "prefix_position", "bos", "prefix_position 'bos' is not"),
+    ("user", "prefix_position", "bos", "prefix_position 'bos' must be one of"),
     ("lora", "targets", ("q_prj",), "q_prj"),
   ):
     config = run_config(tmp_path / name, runs / "base")
