@@ -15,6 +15,7 @@ from flax import nnx
 from pdpo_jax import generate, main
 from pdpo_jax.core import sections, structs
 from pdpo_jax.data import prompts, tokenize
+from pdpo_jax.evaluation import user_space
 from pdpo_jax.inference import respond
 from pdpo_jax.models import gptj, llama
 from pdpo_jax.runs import config as config_lib
@@ -169,6 +170,12 @@ def test_tldrs_released_prompt_has_a_bos_and_in_training_a_space():
   for ids, text in zip(responses, (" sat", ""), strict=True):
     whole = tokenizer(f"{post} {text}")["input_ids"]
     assert [*trained.ids, *ids] == [bos, *whole, end]
+
+
+@pytest.fixture(autouse=True)
+def few_permutations(monkeypatch):
+  """Probes of users' facts are half of a tiny run's time."""
+  monkeypatch.setattr(user_space, "_PERMUTATIONS", 5)
 
 
 @pytest.fixture(scope="module")
