@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from pdpo_jax import command_line
-from pdpo_jax.core import processes
+from pdpo_jax.core import processes, sections
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import win_rates
 from pdpo_jax.evaluation.report import report
@@ -44,7 +44,7 @@ def main() -> None:
       "--workdir=runs/quickstart"
     )
   judge = _JUDGE.value
-  judge_config.validate(judge)
+  sections.check(judge, "judge.")
   if _DRY_RUN.value and not judge.kind:
     raise ValueError("--dry_run needs a judge, e.g. --judge.kind=openai")
   run = run_lib.Run.open(_WORKDIR.value)

@@ -1,4 +1,6 @@
+import ast
 import dataclasses
+import functools
 import importlib.util
 import operator
 import pathlib
@@ -222,29 +224,54 @@ def test_every_knob_is_set_by_a_flag(section):
     assert (now, type(now)) == (value, type(value)), path
 
 
-# Sections that are handed on whole, or to a dataclass with the same fields.
-PASSED_ON = {
-  "data.synthetic.": "pdpo_jax/data/sources/__init__.py",
-  "data.prism.": "pdpo_jax/data/sources/prism_survey.py",
-  "train.": "pdpo_jax/training/loop.py",
-  "user.": "pdpo_jax/models/user_model.py",
-  "lora.": "pdpo_jax/models/layers.py",
-  "loss.": "pdpo_jax/training/objective.py",
-  "answers.": "pdpo_jax/inference/sampling.py",
+# What a section is called where it is read, besides its own name.
+CALLED = {
+  "answers": ("spec",),
+  "lora": ("LoraConfig",),
+  "loss": ("objective",),
+  "mesh": ("config",),
+  "prism": ("config",),
+  "synthetic": ("data",),
+  "train": ("train_config", "cadence"),
+  "user": ("spec",),
 }
+
+
+class Reads(ast.NodeVisitor):
+  """Pairs of names `x.y` that code reads, but to check them."""
+
+  def __init__(self):
+    self.found = set()
+    self.owner = "self"
+
+  def visit_ClassDef(self, node):
+    before, self.owner = self.owner, node.name
+    self.generic_visit(node)
+    self.owner = before
+
+  def visit_FunctionDef(self, node):
+    if node.name != "check_together":
+      self.generic_visit(node)
+
+  def visit_Attribute(self, node):
+    owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
+    self.found.add((self.owner if owner == "self" else owner, node.attr))
+    self.generic_visit(node)
+
+
+@functools.cache
+def reads():
+  visitor = Reads()
+  for file in (ROOT / "pdpo_jax").rglob("*.py"):
+    if file != ROOT / "pdpo_jax" / "runs" / "config.py":
+      visitor.visit(ast.parse(file.read_text()))
+  return visitor.found
 
 
 @pytest.mark.parametrize("path", list(fields(config_lib.Config())))
 def test_every_knob_is_read_somewhere(path):
-  # With its section, since others have fields of the same name.
-  pattern = r"\.".join(path.split(".")[-2:])
-  name = path.split(".")[-1]
-  texts = {
-    str(file.relative_to(ROOT)): file.read_text()
-    for file in (ROOT / "pdpo_jax").rglob("*.py")
-    if file.name != "config.py"
-  }
-  read = any(re.search(rf"\b{pattern}\b", text) for text in texts.values())
-  for section, file in PASSED_ON.items():
-    read |= path.startswith(section) and name in texts[file]
-  assert read or name == "workdir"
+  section, _, name = f"config.{path}".rpartition(".")
+  section = section.rpartition(".")[2]
+  names = (section, *CALLED.get(section, ()))
+  # The folder is what `Config.folder` makes of it.
+  assert any((each, name) in reads() for each in names) or name == "workdir"

@@ -195,19 +195,26 @@ def read(file: pathlib.Path, remedy: str = _REMEDY) -> bytes:
   Raises:
     Damaged: if it is missing, or is not.
   """
-  try:
-    content = file.read_bytes()
-  except FileNotFoundError as error:
-    raise Damaged(file, "is missing", remedy) from error
-  except OSError as error:
-    raise Damaged(
-      file, f"cannot be read ({error.strerror or error})", remedy
-    ) from error
+  with _reading(file, remedy) as opened:
+    content = opened.read()
   # Read after the file, whose sum was there before it.
   sums = _read_sums(file.parent).get(file.name)
   if sums and hashlib.sha256(content).hexdigest() not in sums:
     raise Damaged(file, _CHANGED, remedy)
   return content
+
+
+@contextlib.contextmanager
+def _reading(file: pathlib.Path, remedy: str) -> Iterator[BinaryIO]:
+  """A file to read from; what keeps it from being read is `Damaged`."""
+  try:
+    with file.open("rb") as opened:
+      yield opened
+  except FileNotFoundError as error:
+    raise Damaged(file, "is missing", remedy) from error
+  except OSError as error:
+    problem = f"cannot be read ({error.strerror or error})"
+    raise Damaged(file, problem, remedy) from error
 
 
 def check(folder: pathlib.Path, remedy: str = _REMEDY) -> None:
@@ -218,15 +225,8 @@ def check(folder: pathlib.Path, remedy: str = _REMEDY) -> None:
   """
   for name, sums in _read_sums(folder).items():
     file = folder / name
-    try:
-      with file.open("rb") as opened:
-        total = hashlib.file_digest(opened, "sha256").hexdigest()
-    except FileNotFoundError as error:
-      raise Damaged(file, "is missing", remedy) from error
-    except OSError as error:
-      raise Damaged(
-        file, f"cannot be read ({error.strerror or error})", remedy
-      ) from error
+    with _reading(file, remedy) as opened:
+      total = hashlib.file_digest(opened, "sha256").hexdigest()
     if total not in sums:
       raise Damaged(file, _CHANGED, remedy)
 

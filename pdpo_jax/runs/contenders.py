@@ -11,10 +11,6 @@ from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
 
-# As the report and the judge know them.
-Contender = trained.Trained
-SHUFFLED, SWAPPED = trained.SHUFFLED, trained.SWAPPED
-
 
 def check(
   workdir: pathlib.Path,

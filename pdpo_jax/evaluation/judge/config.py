@@ -57,39 +57,32 @@ class JudgeConfig(sections.Section):
   input_price: sections.NotNegative = 0.0
   output_price: sections.NotNegative = 0.0
 
-
-def validate(judge: JudgeConfig) -> None:
-  """Checks types, ranges and combinations.
-
-  Raises:
-    ValueError: with the field, its value, what is allowed and what to do.
-  """
-  sections.check(judge, "judge.")
-  opponents = typing.get_args(Opponent)
-  sections.require(
-    bool(judge.against), "judge.against", judge.against, f"some of {opponents}"
-  )
-  if judge.kind in ("openai", "local") and not judge.model:
-    raise ValueError(
-      f"judge.kind {judge.kind!r} needs --judge.model: what the endpoint calls "
-      "it, or for 'local' a folder, a .gguf file or a model of the hub"
+  def check_together(self) -> None:
+    opponents = typing.get_args(Opponent)
+    sections.require(
+      bool(self.against), "judge.against", self.against, f"some of {opponents}"
     )
-  _check_address(judge.base_url)
-  if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", judge.key_variable):
-    # It may be the key itself.
-    raise ValueError(
-      "judge.key_variable must be the name of an environment variable, in "
-      "capitals, as OPENAI_API_KEY; the key itself belongs into that variable"
-    )
-  if judge.kind != "openai" and judge.base_url:
-    raise ValueError(
-      f"judge.base_url {public_address(judge.base_url)!r} is for "
-      f"--judge.kind=openai, and this is {judge.kind!r}"
-    )
-  for name in ("system_template", "user_template"):
-    value = getattr(judge, name)
-    if value and not pathlib.Path(value).is_file():
-      raise ValueError(f"judge.{name}: there is no file {value!r}")
+    if self.kind in ("openai", "local") and not self.model:
+      raise ValueError(
+        f"judge.kind {self.kind!r} needs --judge.model: what the endpoint "
+        "calls it, or for 'local' a folder, a .gguf file or a model of the hub"
+      )
+    _check_address(self.base_url)
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
+      # It may be the key itself.
+      raise ValueError(
+        "judge.key_variable must be the name of an environment variable, in "
+        "capitals, as OPENAI_API_KEY; the key itself belongs into that variable"
+      )
+    if self.kind != "openai" and self.base_url:
+      raise ValueError(
+        f"judge.base_url {public_address(self.base_url)!r} is for "
+        f"--judge.kind=openai, and this is {self.kind!r}"
+      )
+    for name in ("system_template", "user_template"):
+      value = getattr(self, name)
+      if value and not pathlib.Path(value).is_file():
+        raise ValueError(f"judge.{name}: there is no file {value!r}")
 
 
 def described(judge: JudgeConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import evidence
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import contenders, experiment
+from pdpo_jax.runs import experiment, trained
 from pdpo_jax.runs import responses as responses_lib
 from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.weights import base as base_lib
@@ -62,7 +62,7 @@ class Drawn:
 
 
 def of_run(
-  policies: Sequence[contenders.Contender],
+  policies: Sequence[trained.Trained],
   base: base_lib.Base | None,
   dataset: dataset_lib.Dataset,
   scores: Mapping[str, scores_lib.Scores],
@@ -175,7 +175,7 @@ def _by_user(
 
 
 def _pairs(
-  policies: Sequence[contenders.Contender], judge: judge_config.JudgeConfig
+  policies: Sequence[trained.Trained], judge: judge_config.JudgeConfig
 ) -> list[tuple[str, str]]:
   """The names of who is compared: no control, and nobody with itself."""
   names = [policy.name for policy in policies if not policy.control]
@@ -193,7 +193,7 @@ def _pairs(
 
 
 def _opponents(
-  policies: Sequence[contenders.Contender], judge: judge_config.JudgeConfig
+  policies: Sequence[trained.Trained], judge: judge_config.JudgeConfig
 ) -> list[str]:
   """The names of what `judge.against` says, where it is there."""
   names = {"chosen": _CHOSEN, "base": _BASE, "run": policies[0].name}
@@ -211,7 +211,7 @@ def _opponents(
 
 
 def _responses(
-  policies: Sequence[contenders.Contender],
+  policies: Sequence[trained.Trained],
   drawn: Drawn,
   base: base_lib.Base | None,
   judge: judge_config.JudgeConfig,

@@ -21,7 +21,7 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import accuracy, statistics
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import journal, questions
-from pdpo_jax.runs import contenders, run_folder
+from pdpo_jax.runs import run_folder, trained
 from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -98,7 +98,7 @@ ByPair = dict[tuple[str, str], dict[str, WinRates]]
 
 
 def of_run(
-  policies: Sequence[contenders.Contender],
+  policies: Sequence[trained.Trained],
   base: base_lib.Base,
   dataset: dataset_lib.Dataset,
   scores: Mapping[str, scores_lib.Scores],
@@ -132,7 +132,7 @@ def of_run(
 
 
 def estimate(
-  policies: Sequence[contenders.Contender],
+  policies: Sequence[trained.Trained],
   dataset: dataset_lib.Dataset,
   scores: Mapping[str, scores_lib.Scores],
   judge: judge_config.JudgeConfig,

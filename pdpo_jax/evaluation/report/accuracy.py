@@ -10,7 +10,7 @@ from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import accuracy
 from pdpo_jax.evaluation.report import charts, page
-from pdpo_jax.runs import contenders
+from pdpo_jax.runs import contenders, trained
 from pdpo_jax.runs import scores as scores_lib
 
 
@@ -136,7 +136,7 @@ class Findings:
 
 
 def find(
-  policies: Sequence[contenders.Contender],
+  policies: Sequence[trained.Trained],
   scores: Mapping[str, Mapping[str, scores_lib.Scores]],
   dataset: dataset_lib.Dataset,
   groups: Mapping[str, Collection[str]],
@@ -220,7 +220,7 @@ def taste_groups(
   }
 
 
-def _baseline(policies: Sequence[contenders.Contender]) -> str | None:
+def _baseline(policies: Sequence[trained.Trained]) -> str | None:
   """What others are compared with: vanilla DPO, or else the run before.
 
   For a run without users, that is the run before, or else itself.

@@ -10,7 +10,7 @@ from pdpo_jax.core import processes
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import lengths, statistics, texts
 from pdpo_jax.evaluation.report import charts, page
-from pdpo_jax.runs import answers, contenders, run_folder
+from pdpo_jax.runs import answers, run_folder, trained
 
 # By speaker; `answers.OTHERS` are no users.
 Answers = Mapping[str, Sequence[str]]
@@ -37,7 +37,7 @@ def _plus_minus(mean: statistics.Mean, factor: float = 1.0) -> str:
   return f"{factor * mean.mean:+z.1f} ± {factor * mean.standard_error:.1f}"
 
 
-def read(policies: Sequence[contenders.Contender]) -> dict[str, Answers]:
+def read(policies: Sequence[trained.Trained]) -> dict[str, Answers]:
   """What runs' own policies answered, by policy; controls are left out.
 
   Raises:

@@ -11,7 +11,7 @@ from pdpo_jax.data import sources
 from pdpo_jax.evaluation import accuracy, user_space
 from pdpo_jax.evaluation.report import accuracy as report_accuracy
 from pdpo_jax.evaluation.report import page
-from pdpo_jax.runs import contenders
+from pdpo_jax.runs import trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Numbers(TypedDict):
 
 
 def section(
-  policies: Sequence[contenders.Contender],
+  policies: Sequence[trained.Trained],
   accuracies: report_accuracy.Findings,
   dataset: dataset_lib.Dataset,
   vectors: user_space.UserVectors | None,
@@ -102,14 +102,14 @@ def section(
 
 def _shuffled(
   table: page.Table,
-  policies: Sequence[contenders.Contender],
+  policies: Sequence[trained.Trained],
   accuracies: report_accuracy.Findings,
 ) -> dict[str, dict[str, Any] | None]:
   """The gain of each run whose users were shuffled; None without a baseline."""
   gains = {}
   for policy in policies:
     scored = accuracies.on("heldout").get(policy.name)
-    if not (scored and policy.is_own and policy.control == contenders.SHUFFLED):
+    if not (scored and policy.is_own and policy.control == trained.SHUFFLED):
       continue
     gain, run = scored.gain, policy.workdir.name
     gains[run] = gain and {"gain": gain.mean, "interval": gain.interval}
@@ -124,7 +124,7 @@ def _shuffled(
 
 def _swapped(
   table: page.Table,
-  policies: Sequence[contenders.Contender],
+  policies: Sequence[trained.Trained],
   accuracies: report_accuracy.Findings,
   dataset: dataset_lib.Dataset,
 ) -> dict[str, dict[str, int]]:
@@ -135,7 +135,7 @@ def _swapped(
   seen = accuracies.on("heldout")
   for policy in policies:
     scored = seen.get(policy.name)
-    if not (scored and policy.is_own and policy.control == contenders.SWAPPED):
+    if not (scored and policy.is_own and policy.control == trained.SWAPPED):
       continue
     turned = flips(
       seen[policies[0].name].accuracy,

@@ -6,11 +6,11 @@ from typing import Any
 from pdpo_jax.core import processes
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation.report import page
-from pdpo_jax.runs import contenders, run_folder
+from pdpo_jax.runs import run_folder, trained
 
 
 def section(
-  policies: Sequence[contenders.Contender], dataset: dataset_lib.Dataset
+  policies: Sequence[trained.Trained], dataset: dataset_lib.Dataset
 ) -> page.Section:
   """Of policies, of which the first is the run's own."""
   table = page.Table(

@@ -11,7 +11,7 @@ from pdpo_jax.core import processes
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import user_space
 from pdpo_jax.evaluation.report import charts, page
-from pdpo_jax.runs import contenders, experiment
+from pdpo_jax.runs import experiment, trained
 from pdpo_jax.weights import base as base_lib
 
 # Users that are probed and projected, those that are drawn one by one, and
@@ -28,7 +28,7 @@ class Numbers(TypedDict):
 
 
 def read_vectors(
-  policy: contenders.Contender, dataset: dataset_lib.Dataset
+  policy: trained.Trained, dataset: dataset_lib.Dataset
 ) -> user_space.UserVectors | None:
   """Embeddings of the busiest users; None for fewer than two, or no users."""
   if policy.config.user.kind == "none" or len(policy.users.ids) < 2:
@@ -38,7 +38,7 @@ def read_vectors(
 
 
 def section(
-  policy: contenders.Contender,
+  policy: trained.Trained,
   base: base_lib.Base,
   dataset: dataset_lib.Dataset,
   vectors: user_space.UserVectors,

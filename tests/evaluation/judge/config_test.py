@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from pdpo_jax.core import sections
 from pdpo_jax.evaluation.judge import config as judge_config
 
 PACKAGE = pathlib.Path(__file__).parents[3] / "pdpo_jax"
@@ -45,7 +46,7 @@ def test_wrong_values_are_named(fields, message):
   for name, value in fields.items():
     setattr(config, name, value)
   with pytest.raises(ValueError, match=message):
-    judge_config.validate(config)
+    sections.check(config, "judge.")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_wrong_values_are_named(fields, message):
 )
 def test_an_address_is_shown_without_secrets(address, public):
   judge = judge_config.JudgeConfig(kind="openai", model="m", base_url=address)
-  judge_config.validate(judge)
+  sections.check(judge, "judge.")
   assert judge_config.described(judge)["base_url"] == public
   assert judge.base_url == address
 
@@ -89,7 +90,7 @@ def test_an_address_is_shown_without_secrets(address, public):
 def test_what_is_no_address_is_an_error_that_does_not_show_it(address, kind):
   judge = judge_config.JudgeConfig(kind=kind, model="m", base_url=address)
   with pytest.raises(ValueError, match=r"judge\.base_url \(not shown") as error:
-    judge_config.validate(judge)
+    sections.check(judge, "judge.")
   assert "pw" not in str(error.value)
 
 
@@ -97,10 +98,10 @@ def test_what_is_no_address_is_an_error_that_does_not_show_it(address, kind):
 def test_a_key_in_place_of_its_variable_is_not_shown(name):
   judge = judge_config.JudgeConfig(kind="openai", model="m", key_variable=name)
   with pytest.raises(ValueError, match="must be the name of an env") as error:
-    judge_config.validate(judge)
+    sections.check(judge, "judge.")
   assert not name or name not in str(error.value)
 
 
 def test_the_defaults_are_valid():
-  judge_config.validate(judge_config.JudgeConfig())
-  judge_config.validate(judge_config.JudgeConfig(kind="openai", model="m"))
+  sections.check(judge_config.JudgeConfig(), "judge.")
+  sections.check(judge_config.JudgeConfig(kind="openai", model="m"), "judge.")
