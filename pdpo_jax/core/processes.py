@@ -6,8 +6,8 @@ prints are the first process's. Without `start` there is one process, and
 everything here is immediate.
 
 No process waits forever. One that fails tells the others why before it leaves
-(`fail`), one that is silent is missed (`_Watch`), and the others then leave by
-`os._exit`, since JAX's own way out waits for those who are gone.
+(`fail`), one that is silent is missed (`liveness`), and the others then leave
+by `os._exit`, since JAX's own way out waits for those who are gone.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import itertools
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
@@ -28,23 +27,13 @@ import numpy as np
 from jax import sharding as jax_sharding
 from jax.experimental import multihost_utils
 
-from pdpo_jax.core import joining, messages
+from pdpo_jax.core import joining, liveness, messages
 
 T = TypeVar("T")
 
-# Between signs of life.
-_BEAT_SECONDS = 0.5
 # JAX's own deadlines, at which it aborts the process with a stack trace, lie
 # this far behind ours.
 _BEHIND_SECONDS = 60
-_GO_ON = (
-  "What was saved is whole: start all processes again to go on from the newest "
-  "checkpoint"
-)
-_FIRST_IS_GONE = (
-  "process 0, through which all keep in touch, was killed, or its machine is "
-  f"gone. {_GO_ON}"
-)
 _STRANGERS = (
   "Whoever reaches the coordinator can write there: see that these processes "
   "alone do (launch/README.md)"
@@ -61,7 +50,7 @@ class _Group:
   count: int
   store: Any  # JAX's key-value store
   calls: Iterator[int] = dataclasses.field(default_factory=itertools.count)
-  watch: "_Watch | None" = None
+  watch: liveness.Watch | None = None
 
 
 _group: _Group | None = None
@@ -125,7 +114,9 @@ def start(
       ) from error
   state = _jax_state()
   _group = _Group(state.process_id, state.num_processes, state.client)
-  _group.watch = _Watch(_group, silence_timeout)
+  _group.watch = liveness.Watch(
+    state.client, state.process_id, state.num_processes, silence_timeout, _leave
+  )
   _group.watch.start()
   # Where no training waits for it, it ends all processes.
   signal.signal(signal.SIGTERM, _stop)
@@ -149,7 +140,7 @@ def _aborted(_: int) -> None:
 
   JAX does so from a thread of its own, with a dump of all stacks to follow.
   """
-  _leave(f"JAX aborted this process; most often, {_FIRST_IS_GONE}")
+  _leave(f"JAX aborted this process; most often, {liveness.FIRST_IS_GONE}")
 
 
 def _jax_state() -> Any:
@@ -386,12 +377,12 @@ def fail_together(error: BaseException) -> NoReturn:
   When a process goes, the others' common computation breaks off, with an error
   that says nothing of the cause; who knows it will say so within moments.
   """
-  time.sleep(6 * _BEAT_SECONDS)
-  silent = _group.watch.silent(4 * _BEAT_SECONDS)
+  time.sleep(6 * liveness.BEAT_SECONDS)
+  silent = _group.watch.silent(4 * liveness.BEAT_SECONDS)
   who = f"process {silent[0]} is gone" if silent else "another may be gone"
   fail(
-    f"process {index()} broke off a common computation: {who}. {_GO_ON}. JAX "
-    f"says: {str(error).splitlines()[0]}"
+    f"process {index()} broke off a common computation: {who}. "
+    f"{liveness.GO_ON}. JAX says: {str(error).splitlines()[0]}"
   )
 
 
@@ -399,62 +390,5 @@ def _leave(reason: str, status: int = 1) -> NoReturn:
   joining.say_last(reason)
   # The store is in the first process, and goes with it.
   if _group is not None and is_first():
-    time.sleep(4 * _BEAT_SECONDS)
+    time.sleep(4 * liveness.BEAT_SECONDS)
   os._exit(status)
-
-
-class _Watch(threading.Thread):
-  """Shows that this process lives, and ends it when another failed or died."""
-
-  def __init__(self, group: _Group, timeout: int):
-    super().__init__(name="watch", daemon=True)
-    self._group = group
-    self._timeout = timeout
-    self._stopped = threading.Event()
-    # Of each other process: its last sign, and how often it was seen again.
-    # A process that was held up itself has not looked, and blames nobody.
-    self._seen = {
-      each: ("", 0) for each in range(group.count) if each != group.index
-    }
-
-  def stop(self) -> None:
-    self._stopped.set()
-
-  def silent(self, seconds: int | float) -> list[int]:
-    """Processes that gave no sign of life for so long."""
-    looks = seconds / _BEAT_SECONDS
-    return [each for each, (_, again) in self._seen.items() if again > looks]
-
-  def run(self) -> None:
-    beats = itertools.count()
-    while not self._stopped.wait(_BEAT_SECONDS):
-      try:
-        reason = self._look(next(beats))
-      except Exception:  # The store is not there any more.
-        reason = _FIRST_IS_GONE
-      if reason and not self._stopped.is_set():
-        _leave(reason)
-
-  def _look(self, beat: int) -> str | None:
-    """Exchanges signs of life; returns why to leave, if there is a reason."""
-    store = self._group.store
-    own = f"alive/{self._group.index}"
-    store.key_value_set(own, str(beat), allow_overwrite=True)
-    signs = {
-      int(key.rsplit("/", 1)[-1]): sign
-      for key, sign in store.key_value_dir_get("alive")
-    }
-    for other, (last, again) in self._seen.items():
-      sign = signs.get(other, "")
-      self._seen[other] = (sign, again + 1 if sign == last else 0)
-    failed = store.key_value_dir_get("failed")
-    if failed:
-      key, reason = failed[0]
-      return f"process {key.rsplit('/', 1)[-1]} failed: {reason}"
-    silent = self.silent(self._timeout)
-    if silent:
-      return (
-        f"process {silent[0]} has given no sign of life for "
-        f"{self._timeout} s: it was killed, or its machine is gone. {_GO_ON}"
-      )
-    return None

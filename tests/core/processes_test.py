@@ -12,7 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdpo_jax import command_line
-from pdpo_jax.core import processes
+from pdpo_jax.core import liveness, processes
 
 
 class Store:
@@ -129,18 +129,18 @@ def test_who_writes_in_the_place_of_a_process_is_noticed(monkeypatch):
 
 def test_a_failure_of_another_is_a_reason_to_leave():
   store = Store(failed_1="no such file")
-  watch = processes._Watch(processes._Group(0, 2, store), 30)
-  assert watch._look(0) == "process 1 failed: no such file"
+  watch = liveness.Watch(store, 0, 2, 30, pytest.fail)
+  assert watch.look(0) == "process 1 failed: no such file"
 
 
 def test_who_gives_no_sign_of_life_is_missed():
   store = Store(alive_1="0", alive_2="0")
-  watch = processes._Watch(processes._Group(0, 3, store), 30)
+  watch = liveness.Watch(store, 0, 3, 30, pytest.fail)
   for beat in range(61):
     store.kept["alive/1"] = str(beat)
-    assert watch._look(beat) is None
+    assert watch.look(beat) is None
     assert store.kept["alive/0"] == str(beat)
-  reason = watch._look(61)
+  reason = watch.look(61)
   assert "process 2 has given no sign of life for 30 s" in reason
   assert watch.silent(30) == [2]
 
