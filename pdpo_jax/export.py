@@ -127,7 +127,7 @@ def encode_code(encoder: prompts_lib.PromptEncoder) -> str:
   # As in training, it is the same day whenever the code runs.
   today = [
     f".replace({call[0]!r}, {repr(template_worker.DATE.strftime(call[2]))!r})"
-    for call in _TODAY.finditer(encoder.template.source)
+    for call in _TODAY.finditer(encoder.chat.template.source)
   ]
   template = "chat_template=tokenizer.get_chat_template()" + "".join(today)
   return _ENCODE_CHAT.format(
@@ -185,7 +185,7 @@ def export(
   tokenizer = copy.copy(base.tokenizer)
   encoder = prompts_lib.PromptEncoder(tokenizer, data.template, 1, data.add_bos)
   if encoder.chat:
-    tokenizer.chat_template = encoder.template.source
+    tokenizer.chat_template = encoder.chat.template.source
   if policy.user_model.num_tokens > 0:
     write_users(folder, policy, users)
     readme = _README.format(

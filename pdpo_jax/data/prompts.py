@@ -1,31 +1,26 @@
-"""From prompts to token ids: chat templates, plain texts, and what is cut.
+"""From prompts to token ids: what people wrote, and what is cut.
 
 A prompt over its limit loses its oldest turns. The user's text never loses its
 beginning, and the last turn nothing. A plain prompt has no turns and loses its
-own beginning.
+own beginning. `prompt_formats` has what a model wants around the texts.
 """
 
 import bisect
 import collections
-import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import transformers
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
-from pdpo_jax.data import dialogues, templates, text_tokens
+from pdpo_jax.data import dialogues, prompt_formats, templates, text_tokens
 
 PROMPT_CUT = "prompts cut"
 TEXT_CUT = "user texts cut"
 TURN_TOO_LONG = "last turns too long"
 SYSTEM_TOO_LONG = "system messages too long"
-REFUSED = "dialogues that the template refuses"
-RESPONSE_REFUSED = "responses that the template refuses"
-OTHERWISE = "responses that the template writes after another prompt"
-REWRITTEN = "responses that the template rewrites"
 APART = "responses that begin inside of a token"
 STRIPPED = "responses without the space around them"
 END_REMOVED = "end tokens removed from texts"
@@ -54,25 +49,7 @@ _UNLIMITED = 2**31
 
 Ids = text_tokens.Ids
 Counts = collections.Counter[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedPrompt:
-  """A prompt as token ids, or why there are none.
-
-  Attributes:
-    ids: None where there is a problem.
-    text: what the ids are of, BOS aside.
-    turns: of which the template made it; none in a plain text.
-    problem: the reason under which it is counted.
-    detail: what the template said.
-  """
-
-  ids: Ids | None
-  text: str = ""
-  turns: tuple[structs.Message, ...] = ()
-  problem: str = ""
-  detail: str = ""
+EncodedPrompt = prompt_formats.EncodedPrompt
 
 
 class PromptEncoder:
@@ -88,6 +65,7 @@ class PromptEncoder:
     add_bos: whether a prompt begins with BOS though the tokenizer puts none.
 
   Attributes:
+    chat: the template's format; None for plain texts.
     tokens: of texts.
     front: ids before a prompt: a BOS, where there is to be one and the template
       does not put it.
@@ -105,52 +83,41 @@ class PromptEncoder:
     max_tokens: int,
     add_bos: bool = False,
   ):
-    if max_tokens < 1:
-      raise ValueError(f"max_prompt_tokens {max_tokens} must be 1 or more")
-    if tokenizer.eos_token_id is None:
-      raise ValueError(
-        "the tokenizer has no eos_token, which ends a response; set one"
-      )
-    if template == "chat" and not tokenizer.chat_template:
-      raise ValueError(
-        "data.template is 'chat', but the tokenizer has no chat template; use "
-        "'plain', or an instruct model"
-      )
+    _check(tokenizer, template, max_tokens, add_bos)
     self.tokenizer = tokenizer
     self.max_tokens = max_tokens
     own_template = "" if template in data_config.TEMPLATES else template
-    self.chat = (
-      bool(own_template)
-      or template == "chat"
-      or (template == "auto" and bool(tokenizer.chat_template))
+    is_chat = template == "chat" or (
+      template == "auto" and bool(tokenizer.chat_template)
     )
-    self.end_id = tokenizer.eos_token_id
-    self._ends_itself = False
-    written = ""
-    if self.chat:
-      self.template = templates.ChatTemplate(tokenizer, own_template)
-      written = self.template.opening + self.template.after
-    self.tokens = text_tokens.TextTokens(tokenizer, written)
+    chat_template, opening, after = None, "", ""
+    if own_template or is_chat:
+      chat_template = templates.ChatTemplate(tokenizer, own_template)
+      opening, after = chat_template.opening, chat_template.after
+    self.tokens = text_tokens.TextTokens(tokenizer, opening + after)
     self.front = self.tokens.front
     bos = tokenizer.bos_token_id
-    if add_bos and bos is None:
-      raise ValueError(
-        "data.add_bos is set, and the tokenizer has no bos_token to put before "
-        "a prompt; leave it off"
-      )
     if add_bos and not len(self.front):
       self.front = np.array([bos], np.int32)
-    opening = self.front
-    if self.chat:
-      opening = self.tokens.ids(self.template.opening)
-      if np.array_equal(opening[: len(self.front)], self.front):
+    first = self.front
+    self.end_id = tokenizer.eos_token_id
+    self._ends_itself = False
+    if chat_template:
+      first = self.tokens.ids(opening)
+      if np.array_equal(first[: len(self.front)], self.front):
         self.front = self.front[:0]
-      last = self.tokens.ids(self.template.after)
+      last = self.tokens.ids(after)
       ends = last[np.isin(last, self.tokens.control_ids)]
       self._ends_itself = bool(len(ends))
       self.end_id = int(ends[0]) if len(ends) else self.end_id
-    first = [*self.front, *opening][:1]
+    first = [*self.front, *first][:1]
     self.begins_with_bos = bos is not None and first == [bos]
+    self.chat = None
+    self._format = prompt_formats.Plain(self.tokens, self.front)
+    if chat_template:
+      self._format = self.chat = prompt_formats.Chat(
+        self.tokens, self.front, chat_template, self._ends_itself
+      )
     own = tokenizer.convert_ids_to_tokens([self.end_id])
     self._ends = tuple({tokenizer.eos_token, *own, *_ENDS})
     self._shortened: dict[str, str] = {}
@@ -161,7 +128,7 @@ class PromptEncoder:
 
     A user's text then stands in the user's first turn.
     """
-    return not self.chat or self.template.takes_system
+    return self._format.takes_system
 
   def encode(
     self, prompts: Sequence[dialogues.Asked], counts: Counts
@@ -179,11 +146,17 @@ class PromptEncoder:
       counts: is told what was cut or changed.
     """
     dialogues.check(prompts)
-    encode = self._encode_turns if self.chat else self._encode_plain
-    encoded = list(encode([self._prepare(p, counts) for p in prompts], counts))
-    for each in encoded:
-      if each.problem:
-        counts[each.problem] += 1
+    asked = [self._prepare(prompt, counts) for prompt in prompts]
+    encoded = []
+    for (text, prompt), whole in zip(
+      asked, self._format.encode(asked), strict=True
+    ):
+      if self._is_long(whole):
+        whole = self._cut(text, prompt)
+        counts[PROMPT_CUT] += whole.ids is not None
+      if whole.problem:
+        counts[whole.problem] += 1
+      encoded.append(whole)
     return encoded
 
   def encode_responses(
@@ -208,8 +181,7 @@ class PromptEncoder:
       for prompt, texts in zip(prompts, responses, strict=True)
       for text in texts
     ]
-    if self.chat:
-      pairs = list(self._follow_turns(pairs, counts))
+    pairs = list(self._format.follow(pairs, counts))
     written = [
       (prompt.text, prompt.ids[len(self.front) :], text)
       for prompt, text in pairs
@@ -235,26 +207,6 @@ class PromptEncoder:
         return ids[: places[0] + 1]
     return np.concatenate([ids, np.array([self.end_id], np.int32)])
 
-  def _follow_turns(self, pairs, counts) -> Iterator[tuple]:
-    """What the template writes after each prompt, for each response."""
-    rendered = self.template.render(
-      [
-        (*prompt.turns, structs.Message("assistant", text))
-        for prompt, text in pairs
-      ]
-    )
-    for (prompt, text), whole in zip(pairs, rendered, strict=True):
-      refused = isinstance(whole, templates.Refused)
-      if refused or not whole.startswith(prompt.text):
-        counts[RESPONSE_REFUSED if refused else OTHERWISE] += 1
-        yield prompt, None
-        continue
-      after = whole[len(prompt.text) :]
-      if not self._ends_itself:
-        after = after.removesuffix(self.template.after)
-      counts[REWRITTEN] += text not in after
-      yield prompt, after
-
   def _prepare(self, prompt, counts) -> tuple[str, structs.Prompt]:
     """User text and prompt with people's words marked, the former shortened."""
     text = prompt.user_text
@@ -277,7 +229,7 @@ class PromptEncoder:
     if prompt.turns:
       bare = text.strip()
       counts[STRIPPED] += bare != text
-      text = bare if self.chat else f" {bare}"
+      text = self._format.space + bare
     return self._words(text, counts)
 
   def _words(self, text: str, counts: Counts) -> str:
@@ -307,123 +259,70 @@ class PromptEncoder:
       end -= 1
     return text[:end]
 
-  def _encode_turns(self, asked, counts) -> Iterator[EncodedPrompt]:
-    asked_turns = [
-      self._with_text(text, dialogues.turns_of(p)) for text, p in asked
-    ]
-    for (text, prompt), turns, encoded in zip(
-      asked, asked_turns, self._render(asked_turns), strict=True
-    ):
-      left = dialogues.turns_of(prompt)
-      while self._is_long(encoded) and dialogues.without_oldest(left) != left:
-        left = dialogues.without_oldest(left)
-        turns = self._with_text(text, left)
-        (encoded,) = self._render([turns])
-      if self._is_long(encoded):
-        encoded = self._too_long(
-          left,
-          lambda rest, text=text: self._render([self._with_text(text, rest)]),
-        )
-      counts[PROMPT_CUT] += (
-        encoded.ids is not None and left != dialogues.turns_of(prompt)
-      )
-      yield encoded
-
-  def _render(self, dialogues) -> Iterator[EncodedPrompt]:
-    """What the template writes before an answer to each."""
-    answer = structs.Message("assistant", templates.ANSWER)
-    rendered = self.template.render([(*turns, answer) for turns in dialogues])
-    befores = [
-      ""
-      if isinstance(text, templates.Refused)
-      else text.rpartition(answer.content)[0]
-      for text in rendered
-    ]
-    for turns, whole, before, ids in zip(
-      dialogues, rendered, befores, self.tokens.prompts(befores), strict=True
-    ):
-      if isinstance(whole, templates.Refused):
-        yield EncodedPrompt(None, problem=REFUSED, detail=whole.reason)
-      elif not before:
-        detail = "it leaves the answer out"
-        yield EncodedPrompt(None, problem=REFUSED, detail=detail)
-      else:
-        yield EncodedPrompt(self._fronted(ids), before, tuple(turns))
-
-  def _with_text(self, text, turns) -> tuple[structs.Message, ...]:
-    """The turns with the user text as, or in, the system's."""
-    if not text:
-      return turns
-    first = turns[0]
-    if first.role == "system":
-      told = structs.Message("system", f"{first.content}\n\n{text}")
-      return (told, *turns[1:])
-    if self.takes_system:
-      return (structs.Message("system", text), *turns)
-    told = structs.Message(first.role, f"{text}\n\n{first.content}")
-    return (told, *turns[1:])
-
-  def _encode_plain(self, asked, counts) -> Iterator[EncodedPrompt]:
-    for (text, prompt), encoded in zip(asked, self._join(asked), strict=True):
+  def _cut(self, text: str, prompt: structs.Prompt) -> EncodedPrompt:
+    """A prompt that is too long, without its oldest turns or its beginning."""
+    if isinstance(prompt, str) and not self.chat:
+      return self._without_beginning(text, prompt)
+    left = dialogues.turns_of(prompt)
+    while (fewer := dialogues.without_oldest(left)) != left:
+      left = fewer
+      encoded = self._encode_one(text, left)
       if not self._is_long(encoded):
-        yield encoded
-        continue
-      if isinstance(prompt, str):
-        encoded = self._without_beginning(text, prompt)
-      else:
-        left = prompt
-        while self._is_long(encoded) and dialogues.without_oldest(left) != left:
-          left = dialogues.without_oldest(left)
-          (encoded,) = self._join([(text, left)])
-        if self._is_long(encoded):
-          encoded = self._too_long(
-            left, lambda rest, text=text: self._join([(text, rest)])
-          )
-      counts[PROMPT_CUT] += encoded.ids is not None
-      yield encoded
-
-  def _join(self, asked) -> Iterator[EncodedPrompt]:
-    """A plain prompt behind each user text."""
-    texts = [
-      "\n\n".join(filter(None, [text, dialogues.as_text(prompt)]))
-      for text, prompt in asked
-    ]
-    for (_, prompt), text, ids in zip(
-      asked, texts, self.tokens.prompts(texts), strict=True
-    ):
-      turns = () if isinstance(prompt, str) else prompt
-      yield EncodedPrompt(self._fronted(ids), text, turns)
+        return encoded
+    # What is to blame that even these turns are too long?
+    if left[0].role == "system":
+      rest = self._encode_one(text, left[1:])
+      if rest.ids is not None and not self._is_long(rest):
+        return EncodedPrompt(None, problem=SYSTEM_TOO_LONG)
+    return EncodedPrompt(None, problem=TURN_TOO_LONG)
 
   def _without_beginning(self, text: str, prompt: str) -> EncodedPrompt:
     """The prompt's end, as much as fits."""
     starts = self.tokens.starts(prompt)
-    (encoded,) = self._join([(text, prompt)])
-    over = len(encoded.ids) - self.max_tokens
+    over = len(self._encode_one(text, prompt).ids) - self.max_tokens
     cut = starts[min(over, len(starts) - 1)]
     while True:
       while cut < len(prompt) and dialogues.inside_character(prompt, cut):
         cut += 1
       if cut >= len(prompt):
         return EncodedPrompt(None, problem=TURN_TOO_LONG)
-      (encoded,) = self._join([(text, prompt[cut:])])
+      encoded = self._encode_one(text, prompt[cut:])
       if not self._is_long(encoded):
         return encoded
       # A character has up to four bytes, which are a token each at most.
       cut += -(-(len(encoded.ids) - self.max_tokens) // 4)
 
-  def _too_long(self, turns, encode) -> EncodedPrompt:
-    """What is to blame for turns that are too long without the oldest."""
-    if turns[0].role == "system":
-      (rest,) = encode(turns[1:])
-      if rest.ids is not None and not self._is_long(rest):
-        return EncodedPrompt(None, problem=SYSTEM_TOO_LONG)
-    return EncodedPrompt(None, problem=TURN_TOO_LONG)
+  def _encode_one(self, text: str, prompt: structs.Prompt) -> EncodedPrompt:
+    (encoded,) = self._format.encode([(text, prompt)])
+    return encoded
 
   def _is_long(self, encoded: EncodedPrompt) -> bool:
     return encoded.ids is not None and len(encoded.ids) > self.max_tokens
 
-  def _fronted(self, ids: Ids) -> Ids:
-    return np.concatenate([self.front, ids])
+
+def _check(
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  template: str,
+  max_tokens: int,
+  add_bos: bool,
+) -> None:
+  """Checks that a tokenizer has what is asked for."""
+  if max_tokens < 1:
+    raise ValueError(f"max_prompt_tokens {max_tokens} must be 1 or more")
+  if tokenizer.eos_token_id is None:
+    raise ValueError(
+      "the tokenizer has no eos_token, which ends a response; set one"
+    )
+  if template == "chat" and not tokenizer.chat_template:
+    raise ValueError(
+      "data.template is 'chat', but the tokenizer has no chat template; use "
+      "'plain', or an instruct model"
+    )
+  if add_bos and tokenizer.bos_token_id is None:
+    raise ValueError(
+      "data.add_bos is set, and the tokenizer has no bos_token to put before "
+      "a prompt; leave it off"
+    )
 
 
 def make_encoder(

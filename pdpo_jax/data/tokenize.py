@@ -11,7 +11,7 @@ import transformers
 from jaxtyping import Int
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import dialogues, rows
+from pdpo_jax.data import dialogues, prompt_formats, rows
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import users as users_lib
 
@@ -135,7 +135,7 @@ def tokenize_examples(
       problem = prompts[place].problem or bare_prompts[place].problem
       if not problem:
         whole.append(place)
-      elif problem == prompts_lib.REFUSED:
+      elif problem == prompt_formats.REFUSED:
         detail = prompts[place].detail or bare_prompts[place].detail
         refused.break_(_name(start + place, example), problem, detail)
       elif long_response == "error":
@@ -286,7 +286,7 @@ def encode_prompts(
   counts: collections.Counter[str] = collections.Counter()
   encoded = encoder.encode_prompts(prompts, counts)
   for prompt, result in zip(prompts, encoded, strict=True):
-    if result.problem == prompts_lib.REFUSED:
+    if result.problem == prompt_formats.REFUSED:
       raise ValueError(
         f"the chat template refuses a prompt ({result.detail}), whose last "
         f"turn begins {_beginning(prompt.prompt)}; change its turns, or use "
