@@ -26,13 +26,15 @@ from matplotlib import pyplot
 
 from pdpo_jax import command_line
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import held_out
+from pdpo_jax.data import held_out, tokenized
+from pdpo_jax.data import users as users_lib
 from pdpo_jax.data.sources import synthetic
 from pdpo_jax.evaluation import accuracy
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import earlier, experiment, run_folder
+from pdpo_jax.runs import earlier, run_folder
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs import scores as scores_lib
-from pdpo_jax.training import pdpo, policies, scoring
+from pdpo_jax.training import branch_batches, pdpo, policies, scoring
 
 _WORKDIR = command_line.workdir_flag()
 _JSON = flags.DEFINE_string("json", None, "Also write the figures there.")
@@ -94,7 +96,7 @@ def main() -> None:
       config, workdir=folder, cache=f"{folder}/cache"
     )
     config = earlier.resolve(config)
-    base = experiment.read_base(config, workdir)
+    base = run_lib.read_base(config, workdir)
     learn = functools.partial(learn_people, base, pathlib.Path(folder))
     for choices in _CHOICES:
       dataset = held_out.keep_apart(make_dataset(choices), before, 0, 0)
@@ -122,12 +124,14 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
       epochs=-(-_STEPS * _BATCH // len(dataset.train)),
     ),
   )
-  users = experiment.users_of(config, dataset)
+  users = users_lib.UserIndex.of_dataset(dataset, config.data)
   users = earlier.users(config, config.folder, users)
-  data = experiment.tokenize_parts(config, base.tokenizer, dataset, users)
+  data = tokenized.tokenize_dataset(dataset, config.data, base.tokenizer, users)
   batches = {
-    name: experiment.make_batches(config, base, part)
-    for name, part in data.parts.items()
+    name: branch_batches.with_reference(
+      config.recipe, base, part, config.cache_folder
+    )
+    for name, part in data.splits.items()
   }
   earlier_one = policies.load(
     config.recipe, base, config.start / "pdpo", of_run=False
@@ -143,7 +147,7 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
     users,
     batches["train"],
     None,
-    data.parts["train"].examples,
+    data.splits["train"].examples,
     folder / str(len(dataset.train)) / "pdpo",
   )
   found = []
@@ -151,7 +155,7 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
     ratios = scoring.heldout_ratios(
       split, batches["heldout"], config.train.logits_chunk
     )
-    examples = data.parts["heldout"].examples
+    examples = data.splits["heldout"].examples
     found.append(accuracy.of_scores(scores_lib.make(examples, ratios)))
   return {
     "before": found[0].users,

@@ -28,11 +28,12 @@ from matplotlib import pyplot
 
 from pdpo_jax import command_line
 from pdpo_jax.core import display
-from pdpo_jax.data import batching, dataset, parts, tokenize
+from pdpo_jax.data import batching, dataset, tokenize, tokenized
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import personal_signal
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import earlier, experiment
+from pdpo_jax.runs import earlier
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.training import branch_batches
 from pdpo_jax.weights import base as base_lib
 
@@ -46,13 +47,13 @@ _BARS = 12  # of a histogram in text
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-  """Of one part, in tokens; a response with its end token."""
+  """Of one split, in tokens; a response with its end token."""
 
   prompts: np.ndarray
   responses: np.ndarray
 
   @classmethod
-  def of(cls, rows: parts.Rows) -> "Lengths":
+  def of(cls, rows: tokenized.Rows) -> "Lengths":
     return cls(
       np.array([len(row.prompt) for row in rows]),
       np.array([len(each) for row in rows for each in row.responses]),
@@ -64,19 +65,11 @@ def make_report(
   found: dataset.Dataset,
   tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> tuple[str, Lengths]:
-  """The report's text, and the lengths in the training part."""
+  """The report's text, and the lengths in the training split."""
   users = users_lib.UserIndex.from_examples(found.train)
-  made = [
-    parts.tokenize_part(name, examples, config.data, tokenizer, users)
-    for name, examples in (
-      (parts.TRAIN, found.train),
-      ("heldout", found.heldout),
-      ("unseen", found.unseen),
-    )
-    if examples
-  ]
-  train = made[0]
-  rows = branch_batches.sample_rows(config.recipe, train)
+  data = tokenized.tokenize_dataset(found, config.data, tokenizer, users)
+  train = data.splits[tokenized.TRAIN]
+  rows = branch_batches.example_rows(config.recipe, train)
   # As one device runs them.
   batches = branch_batches.make_batches(
     config.recipe, train, rows, None, trained=True
@@ -85,7 +78,7 @@ def make_report(
   blocks = [
     f"Data of {config.name!r}: {config.data.source} {config.data.path}",
     "\n".join(["read:", *(f"  {line}" for line in found.tally.lines())]),
-    "\n".join(map(str, made)),
+    "\n".join(map(str, data.splits.values())),
     _describe_users(train, found),
     _histogram("prompts of training, in tokens", lengths.prompts),
     _histogram("responses of training, in tokens", lengths.responses),
@@ -95,7 +88,9 @@ def make_report(
   return "\n\n".join(blocks) + "\n", lengths
 
 
-def _describe_users(train: parts.Part, found: dataset.Dataset) -> str:
+def _describe_users(
+  train: tokenized.TokenizedSplit, found: dataset.Dataset
+) -> str:
   counts = collections.Counter(train.owners)
   unknown = counts.pop(None, 0)
   each = np.array(sorted(counts.values()))
@@ -198,9 +193,9 @@ def main() -> None:
   config = earlier.resolve(config)
   if config.source_path:
     tokenizer = base_lib.read_tokenizer(config.source_path)
-    found = experiment.load_dataset(config, tokenizer, config.folder)
+    found = run_lib.load_dataset(config, tokenizer, config.folder)
   else:
-    found = experiment.load_dataset(config, None)
+    found = run_lib.load_dataset(config, None)
     # The tokenizer that the base from scratch will have.
     texts = (prompt + answer for prompt, answer in found.sft_pairs)
     tokenizer = tokenize.train_tokenizer(texts, config.sft.vocab_size)

@@ -26,8 +26,9 @@ import numpy as np
 
 from pdpo_jax.core import kept
 from pdpo_jax.evaluation.judge import journal
-from pdpo_jax.runs import answers, experiment, responses, run_folder, scores
+from pdpo_jax.runs import answers, responses, run_folder, scores
 from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.training import loop, metrics, policies, sft
 from tests import tiny_run
 
@@ -107,9 +108,9 @@ def _config(run: pathlib.Path) -> config_lib.Config:
 
 def _policy(run: pathlib.Path, name: str) -> Any:
   """What `generate` and `export` read, of one training."""
-  config = experiment.trainings(_config(run))[name]
+  config = _config(run).trainings[name]
   users = policies.read_users(config.recipe, run / name)
-  base = experiment.read_base(config, run, reading=True)
+  base = run_lib.read_base(config, run, reading=True)
   loaded = policies.load(config.recipe, base, run / name)
   tokens = base.tokenizer("a story of Dana, burned lamps.").input_ids
   return (
@@ -139,9 +140,9 @@ def _train_again(run: pathlib.Path) -> Any:
   """What the training command reads before it goes on."""
   config = _config(run)
   run_folder.open_run(config)
-  dataset = experiment.load_dataset(config, None, run)
-  sft.check_data(run / run_folder.BASE, experiment.digest(dataset))
-  metrics.Writer(run / run_folder.PDPO, 3).close()
+  dataset = run_lib.load_dataset(config, None, run)
+  sft.check_data(run / run_folder.BASE, dataset.digest)
+  metrics.Writer(run / config_lib.PDPO, 3).close()
   return run_folder.is_done(run, config)
 
 
@@ -174,19 +175,19 @@ def commands(
     "scores": lambda: _kept_scores(run, originals),
     "journal": lambda: _known_verdicts(run, original),
     _WRITES: lambda: _train_again(run),
-    run_folder.VANILLA: lambda: _policy(run, run_folder.VANILLA),
-    run_folder.PDPO: lambda: _policy(run, run_folder.PDPO),
+    config_lib.VANILLA: lambda: _policy(run, config_lib.VANILLA),
+    config_lib.PDPO: lambda: _policy(run, config_lib.PDPO),
   }
 
 
 def _asked(name: str, command: str) -> bool:
   """Whether a command reads a file, for all that is known."""
   if name.startswith(f"{run_folder.BASE}/"):
-    return command in (_WRITES, run_folder.PDPO)
-  for training in (run_folder.VANILLA, run_folder.PDPO):
+    return command in (_WRITES, config_lib.PDPO)
+  for training in (config_lib.VANILLA, config_lib.PDPO):
     if name.startswith(f"{training}/checkpoints"):
       return command == training
-  return command not in (run_folder.VANILLA, run_folder.PDPO)
+  return command not in (config_lib.VANILLA, config_lib.PDPO)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 from pdpo_jax import main
 from pdpo_jax.core import kept
-from pdpo_jax.runs import experiment, locks, run_folder, scores
+from pdpo_jax.runs import locks, run_folder, scores
 from pdpo_jax.runs import run as run_lib
 from tests import corruptions, tiny_run
 from tests.evaluation.report import report_test
@@ -100,8 +100,8 @@ def test_scores_are_filed_under_the_step_that_was_read(run, tmp_path):
   before = (folder / "pdpo/scores").iterdir()
   before = {file: file.read_bytes() for file in before}
   config = run_folder.read_config(folder)
-  base = experiment.read_base(config, folder)
-  dataset = experiment.load_dataset(config, base.tokenizer, folder)
+  base = run_lib.read_base(config, folder)
+  dataset = run_lib.load_dataset(config, base.tokenizer, folder)
   policy = run_lib.Run.open(folder, base=base).own
   policy.scores(dataset)
   assert policy.step == 2
@@ -123,9 +123,9 @@ def test_scores_of_another_policy_of_the_same_step_are_not_taken(run, tmp_path):
   kept.remove(mine)
   scores.write(theirs, scores.from_lines(lines))
   config = run_folder.read_config(folder)
-  base = experiment.read_base(config, folder)
+  base = run_lib.read_base(config, folder)
   policy = run_lib.Run.open(folder, base=base).own
-  dataset = experiment.load_dataset(config, base.tokenizer, folder)
+  dataset = run_lib.load_dataset(config, base.tokenizer, folder)
   policy.scores(dataset)
   # Made again.
   assert scores.read(mine) == lines

@@ -19,7 +19,6 @@ from pdpo_jax.evaluation import user_space
 from pdpo_jax.inference import respond
 from pdpo_jax.models import gptj, llama
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import experiment as experiment_lib
 from pdpo_jax.runs import run_folder
 from pdpo_jax.training import pdpo
 from pdpo_jax.weights import base as base_lib
@@ -101,9 +100,7 @@ def test_the_released_variants_reach_what_they_configure():
     users = config.user
     assert (users.weights, users.offset_init) == ("softmax", "vocabulary")
     assert (users.init, users.init_std) == ("vocabulary", 1.0)
-    vanilla = experiment_lib.trainings(
-      dataclasses.replace(config, vanilla=True)
-    )["vanilla"]
+    vanilla = dataclasses.replace(config, vanilla=True).trainings["vanilla"]
     assert pdpo.make_objective(vanilla.recipe).alpha == 0
     spec = config.answers
     assert spec.min_new_tokens == 32 and spec.penalize_prompt

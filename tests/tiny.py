@@ -15,12 +15,11 @@ import numpy as np
 from flax import nnx
 
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import parts, tokenize
+from pdpo_jax.data import tokenize, tokenized
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import gptj
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import experiment
-from pdpo_jax.training import checkpoint, pdpo, policies
+from pdpo_jax.training import branch_batches, checkpoint, pdpo, policies
 from pdpo_jax.weights import base as base_lib
 from tests import loading
 
@@ -58,9 +57,11 @@ def tiny_base(dataset: dataset_lib.Dataset, seed: int = 0) -> base_lib.Base:
   return base_lib.Base(lm, tokenizer, base_lib.fingerprint(lm))
 
 
-def tiny_part(config, base, users, name) -> parts.Part:
+def tiny_split(config, base, users, name) -> tokenized.TokenizedSplit:
   examples = getattr(loading.load(config), name)
-  return parts.tokenize_part(name, examples, config.data, base.tokenizer, users)
+  return tokenized.tokenize_split(
+    name, examples, config.data, base.tokenizer, users
+  )
 
 
 def tiny_parts(config: config_lib.Config, seed: int = 0):
@@ -69,7 +70,12 @@ def tiny_parts(config: config_lib.Config, seed: int = 0):
   base = tiny_base(dataset, seed)
   users = users_lib.UserIndex.from_examples(dataset.train)
   batches, heldout = (
-    experiment.make_batches(config, base, tiny_part(config, base, users, name))
+    branch_batches.with_reference(
+      config.recipe,
+      base,
+      tiny_split(config, base, users, name),
+      config.cache_folder,
+    )
     for name in ("train", "heldout")
   )
   return base, users, batches, heldout, dataset

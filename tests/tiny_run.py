@@ -10,7 +10,7 @@ from pdpo_jax import main
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.report import report
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import experiment
+from pdpo_jax.runs import run as run_lib
 from tests import tiny
 
 
@@ -32,8 +32,8 @@ def make(folder: pathlib.Path, seed: int = 0) -> config_lib.Config:
   """Trains and judges `folder / "run"`, with its cache beside it."""
   config = make_config(folder, seed)
   main.train_and_answer(config)
-  base = experiment.read_base(config, config.folder)
-  dataset = experiment.load_dataset(config, base.tokenizer, config.folder)
+  base = run_lib.read_base(config, config.folder)
+  dataset = run_lib.load_dataset(config, base.tokenizer, config.folder)
   judge = judge_config.JudgeConfig(
     kind="rule", against=("base", "chosen"), num_users=1, samples_per_user=1
   )

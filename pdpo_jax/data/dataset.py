@@ -1,7 +1,8 @@
 """What every source of comparisons yields."""
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import rows
@@ -36,3 +37,31 @@ class Dataset:
     default_factory=dict
   )
   tally: rows.Tally = dataclasses.field(default_factory=rows.Tally)
+
+  def digests(self) -> dict[str, str]:
+    """A hash of each field's text; the tally's paths may differ."""
+    digests = {}
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, Mapping):
+        value = value.items()
+      if isinstance(value, Iterable):
+        digest = hashlib.sha256()
+        for entry in value:
+          digest.update(repr(entry).encode())
+        digests[field.name] = digest.hexdigest()[:8]
+    return digests
+
+  @property
+  def digest(self) -> str:
+    """Names what is trained on and evaluated on."""
+    digests = self.digests()
+    return "-".join(digests[name] for name in ("train", "heldout", "unseen"))
+
+  def user_texts(self) -> dict[str, str]:
+    """What the users who are trained on say of themselves, the last of it."""
+    return {
+      example.user_id: example.user_text
+      for example in self.train
+      if example.user_id is not None and example.user_text
+    }

@@ -1,5 +1,6 @@
 """Which row of the user table belongs to which user."""
 
+import collections
 import difflib
 import itertools
 import re
@@ -7,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
+from pdpo_jax.data import dataset as dataset_lib
 
 # Near ids are looked for among so many, so that an error stays quick.
 _SEARCHED = 100_000
@@ -60,6 +63,34 @@ class UserIndex:
     """Users of `examples`, sorted naturally, whatever the examples' order."""
     ids = {example.user_id for example in examples} - {None}
     return cls(sorted(ids, key=_natural_key))
+
+  @classmethod
+  def of_dataset(
+    cls,
+    dataset: dataset_lib.Dataset,
+    data: data_config.DataConfig,
+    trained: Iterable[structs.PreferenceExample] | None = None,
+  ) -> "UserIndex":
+    """The users who get a row in the table: those who are trained on.
+
+    Everyone else is the generic user, in training and in evaluation.
+
+    Args:
+      trained: what is left of `dataset.train`, if that is known.
+    """
+    users = cls.from_examples(dataset.train if trained is None else trained)
+    if not data.unseen_in_table:
+      return users
+    unseen = {example.user_id for example in dataset.unseen}
+    return cls(users.ids, len(unseen - {None, *users.ids}))
+
+  def busiest(
+    self, train: Iterable[structs.PreferenceExample], count: int
+  ) -> list[str]:
+    """The users with the most training examples, in the order of their rows."""
+    counts = collections.Counter(example.user_id for example in train)
+    chosen = set(sorted(self.ids, key=lambda user_id: -counts[user_id])[:count])
+    return [user_id for user_id in self.ids if user_id in chosen]
 
   def extended(self, other: "UserIndex") -> "UserIndex":
     """These users, and after them those of `other` who are not among them."""

@@ -19,6 +19,9 @@ from pdpo_jax.training import objective, recipes, sharding
 from pdpo_jax.training import sft as sft_lib
 from pdpo_jax.weights import base as base_lib
 
+# The folder of each training in its run's.
+VANILLA, PDPO = "vanilla", "pdpo"
+
 
 @dataclasses.dataclass
 class Config(sections.Section):
@@ -67,6 +70,10 @@ class Config(sections.Section):
     return pathlib.Path(self.workdir or f"runs/{self.name}").expanduser()
 
   @property
+  def cache_folder(self) -> pathlib.Path:
+    return pathlib.Path(self.cache).expanduser()
+
+  @property
   def start(self) -> pathlib.Path | None:
     """The run that this one starts from, if there is one."""
     return self.train.start
@@ -76,6 +83,22 @@ class Config(sections.Section):
     """The sections that a training reads."""
     names = [field.name for field in dataclasses.fields(recipes.Recipe)]
     return recipes.Recipe(**{name: getattr(self, name) for name in names})
+
+  @property
+  def training_name(self) -> str:
+    """The folder, in its run's, of the training that the run is for."""
+    return VANILLA if self.user.kind == "none" else PDPO
+
+  @property
+  def trainings(self) -> dict[str, "Config"]:
+    """What is trained, by name: P-DPO, after vanilla DPO if that is wanted.
+
+    Vanilla DPO is the same training with no user model.
+    """
+    if not self.vanilla or self.user.kind == "none":
+      return {self.training_name: self}
+    no_users = dataclasses.replace(self.user, kind="none")
+    return {VANILLA: dataclasses.replace(self, user=no_users), PDPO: self}
 
   def to_json(self) -> str:
     return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.runs import answers, experiment, run, run_folder, trained
+from pdpo_jax.runs import answers, run, run_folder, trained
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.weights import base as base_lib
 
@@ -32,7 +32,7 @@ def check(
     # Written once all is trained: half a control says nothing.
     answers.read(place / run_folder.ANSWERS)
     meta = own.described
-    if place == workdir and meta["data"] != experiment.digest(dataset):
+    if place == workdir and meta["data"] != dataset.digest:
       raise ValueError(
         f"the data of {workdir} has changed since it was trained, so that "
         "what is held out now may have been trained on; put the data back, or "
@@ -81,7 +81,7 @@ def open_contenders(
   for place in (workdir, *against):
     opened = run.Run.open(place, base=base)
     found.append(opened.own)
-    vanilla = opened.trainings.get(experiment.VANILLA)
+    vanilla = opened.trainings.get(config_lib.VANILLA)
     if place == workdir and vanilla is not opened.own and vanilla is not None:
       found.append(vanilla)
   for each in found:

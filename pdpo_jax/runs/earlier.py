@@ -14,8 +14,9 @@ import pathlib
 
 from pdpo_jax.core import kept, sections
 from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import held_out as held_out_lib
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.runs import answers, experiment, run_folder
+from pdpo_jax.runs import answers, run_folder
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import checkpoint, checkpoint_meta, policies
 from pdpo_jax.weights import base as base_lib
@@ -99,14 +100,34 @@ def _check(
       f"{_FIELD} {str(start)!r} is another policy: {'; '.join(differences)}. "
       "Use what it was trained with"
     )
-  for name in experiment.trainings(config):
+  for name in config.trainings:
     if not (start / name / "checkpoints").is_dir():
       raise ValueError(
         f"{_FIELD} {str(start)!r} has no {name}/checkpoints for {name} to "
         "start from; put them back, or name another run"
         + ", or do without (--config.vanilla=False)"
-        * (name == experiment.VANILLA)
+        * (name == config_lib.VANILLA)
       )
+
+
+def held_out(
+  config: config_lib.Config, folder: pathlib.Path | None
+) -> held_out_lib.Record | None:
+  """What the earlier run was trained on, and held out, if there is one.
+
+  Args:
+    folder: of this run, if there is one yet. One that is done has it all.
+  """
+  if config.start is None:
+    return None
+  if folder is not None and run_folder.is_done(folder, config):
+    try:
+      return run_folder.read_held_out(folder)
+    except kept.Damaged as problem:
+      if not (config.start / run_folder.CONFIG).is_file():
+        raise
+      logger.warning("%s; until then what %s has", problem, config.start)
+  return run_folder.read_held_out(config.start)
 
 
 def users(
@@ -122,7 +143,7 @@ def users(
   """
   if config.start is None or config.user.kind == "none":
     return found
-  name = run_folder.training_name(config)
+  name = config.training_name
   begun = policies.is_begun(folder / name)
   place = (folder if begun else config.start) / name / "checkpoints"
   with checkpoint.Checkpoints(place) as saved:
@@ -143,7 +164,7 @@ def check_base(
   """
   if config.start is None or config.user.kind == "none":
     return
-  name = run_folder.training_name(config)
+  name = config.training_name
   if policies.is_begun(folder / name):
     return
   place = config.start / name / "checkpoints"
@@ -176,4 +197,4 @@ def user_texts(
       if not there:
         raise
       logger.warning("%s; it is made again from %s", problem, config.start)
-  return texts | experiment.user_texts(dataset)
+  return texts | dataset.user_texts()

@@ -1,79 +1,257 @@
-"""An experiment's base, data and policies, for the commands that need them."""
+"""One experiment from its config on: data, base, trainings and answers."""
 
-import collections
+import contextlib
 import dataclasses
-import functools
-import hashlib
-import logging
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 import transformers
 
-from pdpo_jax.core import kept, processes, structs
-from pdpo_jax.data import batching, held_out, prompts, sources, tokenize
+from pdpo_jax.core import display, processes, structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import parts as parts_lib
+from pdpo_jax.data import held_out, prompts, tokenized
 from pdpo_jax.data import users as users_lib
+from pdpo_jax.inference import respond
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import answers, run_folder
+from pdpo_jax.runs import answers, earlier, run_folder
 from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs import scores as scores_lib
-from pdpo_jax.training import (
-  branch_batches,
-  policies,
-  reference,
-  scoring,
-  sharding,
-)
+from pdpo_jax.training import branch_batches, pdpo, policies, sft
 from pdpo_jax.weights import base as base_lib
 
-logger = logging.getLogger(__name__)
 
-VANILLA = run_folder.VANILLA
-# Parts that are never trained on.
-EVALUATED = ("heldout", "unseen")
+class Clock:
+  """Seconds by stage."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+    self._start = time.perf_counter()
+
+  @contextlib.contextmanager
+  def stage(self, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    self.seconds[name] = round(time.perf_counter() - start, 2)
+
+  def all(self) -> dict[str, float]:
+    total = round(time.perf_counter() - self._start, 2)
+    return self.seconds | {"total": total}
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-  """What a run is trained and evaluated on, as text and as tokens.
+class Prepared:
+  """All of a run that needs its base's tokenizer, and no weights.
 
   Attributes:
-    dataset: all of it.
-    users: rows of the user table.
-    parts: by name; empty ones are left out.
+    data: as tokens.
+    prompts: that are answered at the end.
+    speakers: user rows of those who answer them, besides the generic user.
   """
 
+  data: tokenized.TokenizedDataset
+  prompts: Sequence[structs.PromptExample]
+  speakers: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What an experiment found.
+
+  Attributes:
+    base: that was trained on.
+    dataset: likewise.
+    prompts: that were answered.
+    texts: answers to them, by who answers: S the base, V vanilla DPO, G the
+      generic user, or a user's id.
+    scores: of held-out pairs, by training and split.
+    clock: seconds by stage, which runs on.
+  """
+
+  base: base_lib.Base
   dataset: dataset_lib.Dataset
-  users: users_lib.UserIndex
-  parts: dict[str, parts_lib.Part]
+  prompts: Sequence[structs.PromptExample]
+  texts: Mapping[str, list[str]]
+  scores: Mapping[str, Mapping[str, scores_lib.Scores]]
+  clock: Clock
 
 
-def read_base(
-  config: config_lib.Config, folder: pathlib.Path, reading: bool = False
-) -> base_lib.Base:
-  """The base of the run in `folder`, on the devices that there are.
+def run(config: config_lib.Config) -> Outcome:
+  """Trains what the config asks for, or goes on, and answers prompts.
 
   Args:
-    reading: for a run that is only read, perhaps on another machine than it was
-      trained on: its weights are split over whatever devices there are.
+    config: valid, and resolved by `earlier.resolve`.
 
   Raises:
-    ValueError: as `base_lib.read_base`, or if devices and mesh do not match.
+    ValueError: as `prepare`, or if the run folder holds another run.
   """
-  mesh = sharding.reading_mesh() if reading else config.mesh
-  if not reading:
-    check_batch(config)
-  mesh = sharding.make_mesh(mesh)
-  path = run_folder.base_path(config, folder)
-  return base_lib.read_base(path, config.base, sharding.of_base(mesh))
+  folder = run_folder.open_run(config)
+  clock = Clock()
+  dataset, base, prepared = _prepare_base(config, folder, clock)
+  earlier.check_base(config, folder, base)
+  for split in prepared.data.splits.values():
+    print(split)
+  before = earlier.held_out(config, folder) or held_out.Record()
+  user_texts = earlier.user_texts(config, folder, dataset)
+  if not any(policies.is_begun(folder / name) for name in config.trainings):
+    run_folder.write_user_texts(folder, user_texts)
+  scores, texts = {}, {}
+  for name, training in config.trainings.items():
+    scores[name], answered = _train(
+      training, base, prepared, folder / name, dataset.digest, clock
+    )
+    texts |= answered
+  # Not before, since a folder that holds another run has refused by now.
+  run_folder.write_user_texts(folder, user_texts)
+  run_folder.write_held_out(folder, before.after(dataset))
+  with clock.stage("sft_answers"):
+    nobody = policy_lib.base_policy(base.lm)
+    texts = _answer(config, nobody, base, prepared.prompts, {"S": 0}) | texts
+  answers.write(
+    folder / run_folder.ANSWERS, prepared.prompts, texts, config.seed
+  )
+  return Outcome(base, dataset, prepared.prompts, texts, scores, clock)
 
 
-def check_batch(config: config_lib.Config) -> None:
-  """Checks that the devices divide each microbatch; see `sharding`."""
-  train = config.train
-  sharding.check_batch(config.mesh, train.batch_size, train.accumulation_steps)
+def _prepare_base(
+  config: config_lib.Config, folder: pathlib.Path, clock: Clock
+) -> tuple[dataset_lib.Dataset, base_lib.Base, Prepared]:
+  """Data and base, which is taught first where the config says so."""
+  own = folder / run_folder.BASE
+  is_taught = not config.base.path and not processes.from_first(
+    lambda: base_lib.is_whole(own)
+  )
+  source = run_folder.base_path(config, folder)
+  if is_taught:
+    source = config.sft.path  # "" from scratch, with no tokenizer yet
+  tokenizer = base_lib.read_tokenizer(source) if source else None
+  with clock.stage("data"):
+    dataset = run_lib.load_dataset(config, tokenizer, folder)
+    if dataset.tally.rows:
+      print(display.visible(f"data: {dataset.tally}"))
+  if not config.base.path and not is_taught:
+    processes.from_first(lambda: sft.check_data(own, dataset.digest))
+  # What is wrong shall show before weights are read, and hours of training.
+  if source:
+    with clock.stage("tokenize"):
+      arch = base_lib.read_architecture(source)
+      prepared = prepare(config, folder, dataset, tokenizer, arch)
+  if not is_taught:
+    with clock.stage("base"):
+      return dataset, run_lib.read_base(config, folder), prepared
+  with clock.stage("sft"):
+    base = sft.train_base(
+      config.sft, config.recipe, dataset, own, dataset.digest
+    )
+  with clock.stage("tokenize"):
+    # With the tokenizer that later commands find.
+    prepared = prepare(config, folder, dataset, base.tokenizer, base.lm.arch)
+  return dataset, base, prepared
+
+
+def _train(
+  config: config_lib.Config,
+  base: base_lib.Base,
+  prepared: Prepared,
+  folder: pathlib.Path,
+  digest: str,
+  clock: Clock,
+) -> tuple[dict[str, scores_lib.Scores], dict[str, list[str]]]:
+  """Trains a policy; its scores by split, and answers by speaker.
+
+  Args:
+    config: of the training.
+    folder: of the training.
+    digest: of the data set.
+  """
+  name, recipe, splits = folder.name, config.recipe, prepared.data.splits
+  with clock.stage(f"{name}_reference"):
+    batches = {
+      split: branch_batches.with_reference(
+        recipe, base, examples, config.cache_folder
+      )
+      for split, examples in splits.items()
+    }
+  with clock.stage(name):
+    policy = pdpo.train(
+      recipe,
+      base,
+      prepared.data.users,
+      batches[tokenized.TRAIN],
+      batches.get("heldout"),
+      splits[tokenized.TRAIN].examples,
+      folder,
+      digest,
+    )
+  with clock.stage(f"{name}_accuracy"):
+    step = recipe.train.epochs * batches[tokenized.TRAIN].num_batches
+    trained = policy.digest()
+    scores = {
+      split: scores_lib.compute(
+        recipe,
+        policy,
+        batches[split],
+        splits[split].examples,
+        scores_lib.file_of(folder, split, step, trained),
+      )
+      for split in tokenized.EVALUATED
+      if split in splits
+    }
+  with clock.stage(f"{name}_answers"):
+    rows = {"V": 0}
+    if config.user.kind != "none":
+      rows = {"G": 0} | prepared.speakers
+    texts = _answer(config, policy.merge(), base, prepared.prompts, rows)
+  return scores, texts
+
+
+def _answer(
+  config: config_lib.Config,
+  policy: policy_lib.Policy,
+  base: base_lib.Base,
+  prompts: Sequence[structs.PromptExample],
+  rows: Mapping[str, int],
+) -> dict[str, list[str]]:
+  return respond.answer(
+    policy, base, prompts, rows, config.answers, config.data, config.seed
+  )
+
+
+def prepare(
+  config: config_lib.Config,
+  folder: pathlib.Path,
+  dataset: dataset_lib.Dataset,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  arch: policy_lib.Architecture,
+) -> Prepared:
+  """Tokenizes a data set, and checks all that can be checked by then.
+
+  Raises:
+    ValueError: if no examples are left, or they, the prompts, the users or the
+      policy do not go with the base.
+  """
+  check_prefix(config, tokenizer)
+  users = users_lib.UserIndex.of_dataset(dataset, config.data)
+  users = earlier.users(config, folder, users)
+  data = tokenized.tokenize_dataset(dataset, config.data, tokenizer, users)
+  # Nothing teaches the row of a user none of whose examples fits.
+  users = users_lib.UserIndex.of_dataset(
+    dataset, config.data, data.splits[tokenized.TRAIN].examples
+  )
+  data = data.with_users(earlier.users(config, folder, users))
+  check_lengths(config, arch, data)
+  fitting = respond.fitting(
+    dataset.prompts,
+    tokenizer,
+    arch,
+    config.answers,
+    config.data,
+    config.user.prefix_length,
+  )
+  for training in config.trainings.values():
+    policies.check_policy(training.recipe, arch)
+  return Prepared(data, fitting, speakers(config, dataset, data.users))
 
 
 def check_prefix(
@@ -97,163 +275,18 @@ def check_prefix(
     )
 
 
-def load_dataset(
-  config: config_lib.Config,
-  tokenizer: transformers.PreTrainedTokenizerBase | None,
-  folder: pathlib.Path | None = None,
-) -> dataset_lib.Dataset:
-  """The data set; some sources count in the base's tokens, if there is one.
-
-  Args:
-    folder: of the run, if there is one yet. What an earlier run that it starts
-      from was trained on is not held out.
-  """
-  count_tokens = None
-  if tokenizer is not None:
-    count_tokens = functools.partial(tokenize.count_tokens, tokenizer)
-  before = held_out_before(config, folder)
-  dataset = sources.load(
-    config.data,
-    seed=config.seed,
-    num_prompts=config.answers.num_prompts,
-    num_posts=config.sft.num_posts,
-    users_alone=config.train.learn == "users",
-    count_tokens=count_tokens,
-    before=before,
-  )
-  if config.user.prefix_length and not any(
-    example.user_id for example in dataset.train
-  ):
-    logger.warning(
-      "data.path %r: no comparison says who made it, so that only the generic "
-      "embedding is learnt; where the column of users is not %r, name it by "
-      "data.files.user_column",
-      config.data.path,
-      config.data.files.user_column,
-    )
-  if processes.several():
-    processes.agree("the data", _digests(dataset))
-  return dataset
-
-
-def held_out_before(
-  config: config_lib.Config, folder: pathlib.Path | None
-) -> held_out.Record | None:
-  """What the run that this one starts from was trained on, if there is one.
-
-  Args:
-    folder: of this run, if there is one yet. One that is done has it all.
-  """
-  if config.start is None:
-    return None
-  if folder is not None and run_folder.is_done(folder, config):
-    try:
-      return run_folder.read_held_out(folder)
-    except kept.Damaged as problem:
-      if not (config.start / run_folder.CONFIG).is_file():
-        raise
-      logger.warning("%s; until then what %s has", problem, config.start)
-  return run_folder.read_held_out(config.start)
-
-
-def digest(dataset: dataset_lib.Dataset) -> str:
-  """Names what is trained on and evaluated on."""
-  found = _digests(dataset)
-  return "-".join(found[name] for name in (parts_lib.TRAIN, *EVALUATED))
-
-
-def _digests(dataset: dataset_lib.Dataset) -> dict[str, str]:
-  """A hash of each field's text; the tally's paths may differ."""
-  found = {}
-  for field in dataclasses.fields(dataset):
-    value = getattr(dataset, field.name)
-    if isinstance(value, Mapping):
-      value = value.items()
-    if isinstance(value, Iterable):
-      digest = hashlib.sha256()
-      for each in value:
-        digest.update(repr(each).encode())
-      found[field.name] = digest.hexdigest()[:8]
-  return found
-
-
-def users_of(
-  config: config_lib.Config,
-  dataset: dataset_lib.Dataset,
-  trained: Sequence[structs.PreferenceExample] | None = None,
-) -> users_lib.UserIndex:
-  """The users of the data who get a row in the table: who is trained on.
-
-  Everyone else is the generic user, in training and in evaluation.
-
-  Args:
-    trained: what is left of `dataset.train`, if that is known.
-  """
-  users = users_lib.UserIndex.from_examples(
-    dataset.train if trained is None else trained
-  )
-  if not config.data.unseen_in_table:
-    return users
-  unseen = {each.user_id for each in dataset.unseen} - {None, *users.ids}
-  return users_lib.UserIndex(users.ids, len(unseen))
-
-
-def with_rows_of(data: Data, users: users_lib.UserIndex) -> Data:
-  """The same data, with the rows of another table of users.
-
-  Whoever has no row there is the generic user.
-  """
-  if users.ids == data.users.ids:
-    return data
-
-  def renumber(row):
-    user = data.users.ids[row.user_row - 1] if row.user_row else None
-    row_there = users.row_of(user) if user in users else 0
-    return dataclasses.replace(row, user_row=row_there)
-
-  parts = {
-    name: dataclasses.replace(part, tokenized=[*map(renumber, part.tokenized)])
-    for name, part in data.parts.items()
-  }
-  return dataclasses.replace(data, users=users, parts=parts)
-
-
-def tokenize_parts(
-  config: config_lib.Config,
-  tokenizer: transformers.PreTrainedTokenizerBase,
-  dataset: dataset_lib.Dataset,
-  users: users_lib.UserIndex,
-  names: Iterable[str] = (parts_lib.TRAIN, *EVALUATED),
-) -> Data:
-  """Those of the named parts that have samples.
-
-  Args:
-    users: of the policy.
-  """
-  parts = {
-    name: parts_lib.tokenize_part(
-      name, getattr(dataset, name), config.data, tokenizer, users
-    )
-    for name in names
-    if getattr(dataset, name)
-  }
-  return Data(dataset, users, parts)
-
-
 def check_lengths(
-  config: config_lib.Config, arch: policy_lib.Architecture, data: Data
+  config: config_lib.Config,
+  arch: policy_lib.Architecture,
+  data: tokenized.TokenizedDataset,
 ) -> None:
-  """Checks that the base has positions for the longest sample.
+  """Checks that the base has positions for the longest example.
 
   Raises:
     ValueError: if it has not.
   """
   prefix = config.user.prefix_length
-  longest = prefix + max(
-    max(len(row.prompt), len(row.bare_prompt)) + max(map(len, row.responses))
-    for part in data.parts.values()
-    for row in part.tokenized
-  )
+  longest = prefix + data.longest
   if longest > arch.max_positions:
     raise ValueError(
       f"the longest prompt and response have {longest} tokens, user.num_tokens "
@@ -262,64 +295,11 @@ def check_lengths(
     )
 
 
-def make_batches(
-  config: config_lib.Config, base: base_lib.Base, part: parts_lib.Part
-) -> batching.PreferenceBatches:
-  """Batches with reference log-probabilities, as the objective wants them."""
-  recipe = config.recipe
-  rows = branch_batches.sample_rows(recipe, part)
-  read = branch_batches.reference_rows(recipe, rows)
-  devices = sharding.batch_shards(sharding.mesh_of(base.params))
-  logps = reference.reference_logps(
-    base,
-    read,
-    branch_batches.make_batches(
-      recipe, part, read, None, devices, trained=False
-    ),
-    pathlib.Path(config.cache).expanduser(),
-    config.train.logits_chunk,
-    f"reference, {part.name}",
-  )
-  trained = part.name == parts_lib.TRAIN
-  return branch_batches.make_batches(
-    recipe, part, rows, logps, devices, trained=trained
-  )
-
-
-def trainings(config: config_lib.Config) -> dict[str, config_lib.Config]:
-  """What is trained, by name: P-DPO, after vanilla DPO if that is wanted.
-
-  Vanilla DPO is the same training with no user model.
-  """
-  if not config.vanilla or config.user.kind == "none":
-    return {run_folder.training_name(config): config}
-  no_users = dataclasses.replace(config.user, kind="none")
-  vanilla = dataclasses.replace(config, user=no_users)
-  return {VANILLA: vanilla, run_folder.PDPO: config}
-
-
-def busiest_users(
-  train: Iterable[structs.PreferenceExample],
+def speakers(
+  config: config_lib.Config,
+  dataset: dataset_lib.Dataset,
   users: users_lib.UserIndex,
-  count: int,
-) -> list[str]:
-  """The users with the most training samples, in the order of their rows."""
-  counts = collections.Counter(each.user_id for each in train)
-  busiest = sorted(users.ids, key=lambda each: -counts[each])
-  chosen = set(busiest[:count])
-  return [each for each in users.ids if each in chosen]
-
-
-def user_texts(dataset: dataset_lib.Dataset) -> dict[str, str]:
-  """What the users who are trained on say of themselves, the last of it."""
-  return {
-    each.user_id: each.user_text
-    for each in dataset.train
-    if each.user_id is not None and each.user_text
-  }
-
-
-def speakers(config: config_lib.Config, data: Data) -> dict[str, int]:
+) -> dict[str, int]:
   """User rows of those who answer besides the generic user.
 
   Raises:
@@ -328,31 +308,14 @@ def speakers(config: config_lib.Config, data: Data) -> dict[str, int]:
   """
   ids = config.answers.users
   if not ids:
-    train = data.dataset.train
-    chose = {each.user_id for each in train}
-    busiest = busiest_users(train, data.users, config.answers.num_users)
-    ids = [each for each in busiest if each in chose]
-  for each in ids:
-    if each in answers.OTHERS:
+    chose = {example.user_id for example in dataset.train}
+    busiest = users.busiest(dataset.train, config.answers.num_users)
+    ids = [user_id for user_id in busiest if user_id in chose]
+  for user_id in ids:
+    if user_id in answers.OTHERS:
       raise ValueError(
-        f"user {each!r} has the name that the answers of "
-        f"{answers.OTHERS[each]} go by; give the user another id, or name "
+        f"user {user_id!r} has the name that the answers of "
+        f"{answers.OTHERS[user_id]} go by; give the user another id, or name "
         "others in answers.users"
       )
-  return {each: data.users.row_of(each) for each in ids}
-
-
-def score(
-  config: config_lib.Config,
-  split: policies.SplitPolicy,
-  batches: batching.PreferenceBatches,
-  part: parts_lib.Part,
-  file: pathlib.Path,
-) -> scores_lib.Scores:
-  """Scores a part's pairs with a policy, and keeps them in `file`."""
-  ratios = scoring.heldout_ratios(
-    split, batches, config.train.logits_chunk, config.loss.length_normalized
-  )
-  scores = scores_lib.make(part.examples, ratios)
-  scores_lib.write(file, scores)
-  return scores
+  return {user_id: users.row_of(user_id) for user_id in ids}

@@ -1,6 +1,7 @@
 """A run folder, and what is in it."""
 
 import functools
+import logging
 import pathlib
 from collections.abc import Mapping
 
@@ -8,9 +9,71 @@ import transformers
 
 from pdpo_jax.core import processes
 from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import sources, tokenize
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import experiment, run_folder, trained
+from pdpo_jax.runs import earlier, run_folder, trained
+from pdpo_jax.training import sharding
 from pdpo_jax.weights import base as base_lib
+
+logger = logging.getLogger(__name__)
+
+
+def read_base(
+  config: config_lib.Config, folder: pathlib.Path, reading: bool = False
+) -> base_lib.Base:
+  """The base of the run in `folder`, on the devices that there are.
+
+  Args:
+    reading: for a run that is only read, perhaps on another machine than it was
+      trained on: its weights are split over whatever devices there are.
+
+  Raises:
+    ValueError: as `base_lib.read_base`, or if devices and mesh do not match.
+  """
+  if not reading:
+    config.recipe.check_devices()
+  mesh = sharding.reading_mesh() if reading else config.mesh
+  placement = sharding.of_base(sharding.make_mesh(mesh))
+  path = run_folder.base_path(config, folder)
+  return base_lib.read_base(path, config.base, placement)
+
+
+def load_dataset(
+  config: config_lib.Config,
+  tokenizer: transformers.PreTrainedTokenizerBase | None,
+  folder: pathlib.Path | None = None,
+) -> dataset_lib.Dataset:
+  """The data set; some sources count in the base's tokens, if there is one.
+
+  Args:
+    folder: of the run, if there is one yet. What an earlier run that it starts
+      from was trained on is not held out.
+  """
+  count_tokens = None
+  if tokenizer is not None:
+    count_tokens = functools.partial(tokenize.count_tokens, tokenizer)
+  dataset = sources.load(
+    config.data,
+    seed=config.seed,
+    num_prompts=config.answers.num_prompts,
+    num_posts=config.sft.num_posts,
+    users_alone=config.train.learn == "users",
+    count_tokens=count_tokens,
+    before=earlier.held_out(config, folder),
+  )
+  if config.user.prefix_length and not any(
+    example.user_id for example in dataset.train
+  ):
+    logger.warning(
+      "data.path %r: no comparison says who made it, so that only the generic "
+      "embedding is learnt; where the column of users is not %r, name it by "
+      "data.files.user_column",
+      config.data.path,
+      config.data.files.user_column,
+    )
+  if processes.several():
+    processes.agree("the data", dataset.digests())
+  return dataset
 
 
 class Run:
@@ -68,11 +131,11 @@ class Run:
 
   @functools.cached_property
   def base(self) -> base_lib.Base:
-    return experiment.read_base(self.config, self.workdir, reading=True)
+    return read_base(self.config, self.workdir, reading=True)
 
   @functools.cached_property
   def dataset(self) -> dataset_lib.Dataset:
-    return experiment.load_dataset(self.config, self.tokenizer, self.workdir)
+    return load_dataset(self.config, self.tokenizer, self.workdir)
 
   @functools.cached_property
   def user_texts(self) -> dict[str, str]:
@@ -89,18 +152,18 @@ class Run:
   @functools.cached_property
   def trainings(self) -> Mapping[str, trained.Trained]:
     """What was trained, by name: what the run is for, and vanilla DPO."""
-    own = run_folder.training_name(self.config)
-    found = {
+    own = self.config.training_name
+    trainings = {
       name: trained.Trained(self.workdir, name, self.config, lambda: self.base)
-      for name in (own, experiment.VANILLA)
+      for name in (own, config_lib.VANILLA)
     }
     return {
       name: training
-      for name, training in found.items()
+      for name, training in trainings.items()
       if name == own or training.is_there
     }
 
   @property
   def own(self) -> trained.Trained:
     """What the run is for, and not vanilla DPO beside it."""
-    return self.trainings[run_folder.training_name(self.config)]
+    return self.trainings[self.config.training_name]

@@ -32,13 +32,8 @@ CONFIG, VERSIONS = "config.json", "versions.json"
 USER_TEXTS, HELD_OUT = "user_texts.json", "held_out.json"
 ANSWERS, RESULTS = "answers.jsonl", "results.json"
 JOURNAL = "judgements.jsonl"
-BASE, VANILLA, PDPO, BEFORE, REPORT = (
-  "base",
-  "vanilla",
-  "pdpo",
-  "before",
-  "report",
-)
+BASE, BEFORE, REPORT = "base", "before", "report"
+_TRAININGS = (config_lib.VANILLA, config_lib.PDPO)
 # Told by the first process to the others, and gone once they have seen it.
 _NOTE = ".processes"
 # Folders whose files are kept with their sums, or written whole.
@@ -48,12 +43,14 @@ _FOLDERS = (
   "responses",
   *(
     f"{training}/{name}"
-    for training in (VANILLA, PDPO, BEFORE)
+    for training in (*_TRAININGS, BEFORE)
     for name in ("", "scores", "responses")
   ),
   REPORT,
   f"{REPORT}/figures",
 )
+# What a run makes, besides its description.
+_MADE = (BASE, *_TRAININGS)
 # Every file of a run folder, as patterns of `fnmatch`.
 FILES = (
   CONFIG,
@@ -70,7 +67,7 @@ FILES = (
   "responses/base_*.jsonl",
   *(
     f"{training}/{name}"
-    for training in (BASE, VANILLA, PDPO)
+    for training in _MADE
     for name in (
       "metrics.jsonl",
       "tensorboard/events.out.tfevents.*",
@@ -80,7 +77,7 @@ FILES = (
   ),
   *(
     f"{training}/{name}"
-    for training in (VANILLA, PDPO, BEFORE)
+    for training in (*_TRAININGS, BEFORE)
     for name in (
       "scores/heldout_*.jsonl",
       "scores/unseen_*.jsonl",
@@ -101,8 +98,6 @@ FILES = (
   f"{REPORT}/report.json",
   f"{REPORT}/figures/*.png",
 )
-# What a run makes, besides its description.
-_MADE = (BASE, VANILLA, PDPO)
 # What may change when a run goes on.
 _FREE = ("workdir", "cache", "mesh.")
 # How long a shared file system may take to show a new file.
@@ -296,15 +291,10 @@ def read_held_out(folder: pathlib.Path) -> held_out.Record:
 
 def is_done(folder: pathlib.Path, config: config_lib.Config) -> bool:
   """Whether the run in `folder` was trained to its end."""
-  trained = folder / training_name(config) / "checkpoints"
+  trained = folder / config.training_name / "checkpoints"
   return trained.is_dir() and kept.was_written(folder / HELD_OUT)
 
 
 def base_path(config: config_lib.Config, folder: pathlib.Path) -> str:
   """Where a run's base lies: its own folder where it trained one."""
   return config.base.path or str(folder / BASE)
-
-
-def training_name(config: config_lib.Config) -> str:
-  """The folder of a config's own training within its run."""
-  return VANILLA if config.user.kind == "none" else PDPO

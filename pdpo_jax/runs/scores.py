@@ -20,6 +20,8 @@ from jaxtyping import Float
 from typing_extensions import TypedDict
 
 from pdpo_jax.core import kept, processes, structs
+from pdpo_jax.data import batching
+from pdpo_jax.training import policies, recipes, scoring
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,26 @@ def make(
     [example.user_id for example in examples],
     ratios,
   )
+
+
+def compute(
+  recipe: recipes.Recipe,
+  policy: policies.SplitPolicy,
+  batches: batching.PreferenceBatches,
+  examples: Sequence[structs.PreferenceExample],
+  file: pathlib.Path,
+) -> Scores:
+  """Scores examples with a policy, and keeps them in `file`.
+
+  Args:
+    batches: of `examples`.
+  """
+  ratios = scoring.heldout_ratios(
+    policy, batches, recipe.train.logits_chunk, recipe.loss.length_normalized
+  )
+  scores = make(examples, ratios)
+  write(file, scores)
+  return scores
 
 
 def file_of(

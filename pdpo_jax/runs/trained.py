@@ -9,13 +9,19 @@ from typing import Any
 
 from pdpo_jax.core import processes, structs
 from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import tokenized
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import experiment, run_folder
 from pdpo_jax.runs import responses as responses_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.runs import scores as scores_lib
-from pdpo_jax.training import checkpoint, checkpoint_meta, policies
+from pdpo_jax.training import (
+  branch_batches,
+  checkpoint,
+  checkpoint_meta,
+  policies,
+)
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -58,10 +64,10 @@ class Trained:
       run_config: of the whole run.
       read_base: gives what it was trained on.
     """
-    self.config = experiment.trainings(run_config).get(training, run_config)
+    self.config = run_config.trainings.get(training, run_config)
     self._trained = self.config  # also where another run's limits hold
     self.workdir = workdir
-    self.is_own = training == run_folder.training_name(run_config)
+    self.is_own = training == run_config.training_name
     self.folder = self._keeps = workdir / training
     self.name = _name(self.config)
     self._read_base = read_base
@@ -163,31 +169,34 @@ class Trained:
   def scores(
     self, dataset: dataset_lib.Dataset
   ) -> dict[str, scores_lib.Scores]:
-    """Scores of held-out pairs by part: kept ones, or made now and kept."""
+    """Scores of held-out pairs by split: kept ones, or made now and kept."""
     files = {
-      part: scores_lib.file_of(self._keeps, part, self.step, self._digest)
-      for part in experiment.EVALUATED
-      if getattr(dataset, part)
+      split: scores_lib.file_of(self._keeps, split, self.step, self._digest)
+      for split in tokenized.EVALUATED
+      if getattr(dataset, split)
     }
     lines = processes.from_first(
-      lambda: {part: scores_lib.read(file) for part, file in files.items()}
+      lambda: {split: scores_lib.read(file) for split, file in files.items()}
     )
     scores = {
-      part: scores_lib.from_lines(known)
-      for part, known in lines.items()
+      split: scores_lib.from_lines(known)
+      for split, known in lines.items()
       if known is not None
     }
-    missing = [part for part in files if part not in scores]
+    missing = [name for name in files if name not in scores]
     if missing:
-      data = experiment.tokenize_parts(
-        self.config, self._base.tokenizer, dataset, self.users, missing
+      data = tokenized.tokenize_dataset(
+        dataset, self.config.data, self._base.tokenizer, self.users, missing
       )
-      for part, made in data.parts.items():
-        batches = experiment.make_batches(self.config, self._base, made)
-        scores[part] = experiment.score(
-          self.config, self._loaded.policy, batches, made, files[part]
+      recipe = self.config.recipe
+      for name, split in data.splits.items():
+        batches = branch_batches.with_reference(
+          recipe, self._base, split, self.config.cache_folder
         )
-    return {part: scores[part] for part in files if part in scores}
+        scores[name] = scores_lib.compute(
+          recipe, self._loaded.policy, batches, split.examples, files[name]
+        )
+    return {name: scores[name] for name in files if name in scores}
 
   def responses(
     self,

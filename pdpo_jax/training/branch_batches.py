@@ -5,60 +5,62 @@ examples of their own.
 """
 
 import dataclasses
+import pathlib
 
 import numpy as np
 from jaxtyping import Float
 
-from pdpo_jax.core import structs
-from pdpo_jax.data import batching
-from pdpo_jax.data import parts as parts_lib
-from pdpo_jax.training import recipes
-
-Rows = list[structs.TokenizedExample]
+from pdpo_jax.data import batching, tokenized
+from pdpo_jax.training import recipes, reference, sharding
+from pdpo_jax.weights import base as base_lib
 
 
-def sample_rows(recipe: recipes.Recipe, part: parts_lib.Part) -> Rows:
+def example_rows(
+  recipe: recipes.Recipe, split: tokenized.TokenizedSplit
+) -> tokenized.Rows:
   """What the policy is trained or evaluated on.
 
-  With `loss.mixing` "batch", every training sample comes twice: as its user's
+  With `loss.mixing` "batch", every training example comes twice: as its user's
   and as the generic user's, the latter after all of the former.
   """
   loss, vanilla = recipe.loss, recipe.user.kind == "none"
-  rows = part.tokenized
-  if vanilla and part.name == parts_lib.TRAIN and not loss.vanilla_sees_text:
+  rows = split.tokenized
+  if vanilla and split.name == tokenized.TRAIN and not loss.vanilla_sees_text:
     rows = _bare(rows)
-  if not _apart(recipe, part):
+  if not _apart(recipe, split):
     return rows
   generic = rows if vanilla or loss.generic_sees_text else _bare(rows)
   generic = [dataclasses.replace(row, user_row=0) for row in generic]
   return [*rows, *generic]
 
 
-def reference_rows(recipe: recipes.Recipe, rows: Rows) -> Rows:
-  """What the reference reads of `sample_rows`."""
+def reference_rows(
+  recipe: recipes.Recipe, rows: tokenized.Rows
+) -> tokenized.Rows:
+  """What the reference reads of `example_rows`."""
   return rows if recipe.loss.reference_sees_text else _bare(rows)
 
 
 def make_batches(
   recipe: recipes.Recipe,
-  part: parts_lib.Part,
-  rows: Rows,
-  reference_logps: Float[np.ndarray, "samples N"] | None,
+  split: tokenized.TokenizedSplit,
+  rows: tokenized.Rows,
+  reference_logps: Float[np.ndarray, "examples N"] | None,
   devices: int = 1,
   *,
   trained: bool,
 ) -> batching.PreferenceBatches:
-  """Batches of `sample_rows` or `reference_rows`.
+  """Batches of `example_rows` or `reference_rows`.
 
   Args:
     devices: that will split a batch; where they cannot, it is whole on each.
-    trained: whether a batch is trained on, in `accumulation_steps` parts. Where
-      it is only read, one of such a part's size is enough.
+    trained: whether a batch is trained on, in `accumulation_steps`
+      microbatches. Where it is only read, one microbatch is enough.
   """
   users = recipe.user.kind != "none"
   batch_size, parts = recipe.train.batch_size, recipe.train.accumulation_steps
   if not trained:
-    # More devices than it was trained on get a sample each.
+    # More devices than it was trained on get an example each.
     batch_size = -(-batch_size // parts // devices) * devices
     parts = 1
   return batching.PreferenceBatches(
@@ -71,22 +73,49 @@ def make_batches(
     devices=devices if batch_size % devices == 0 else 1,
     parts=parts,
     pack=recipe.data.pack,
-    # For the generic branch, where it is run on the same samples.
+    # For the generic branch, where it is run on the same examples.
     with_bare_prompt=recipe.learns_generic
     and reference_logps is not None
     and not recipe.loss.generic_sees_text
-    and not _apart(recipe, part),
+    and not _apart(recipe, split),
   )
 
 
-def _apart(recipe: recipes.Recipe, part: parts_lib.Part) -> bool:
-  """Whether generic rows are samples of their own."""
+def with_reference(
+  recipe: recipes.Recipe,
+  base: base_lib.Base,
+  split: tokenized.TokenizedSplit,
+  cache: pathlib.Path,
+) -> batching.PreferenceBatches:
+  """Batches with reference log-probabilities, as the objective wants them.
+
+  Args:
+    base: the reference.
+    cache: the folder where log-probabilities are kept for all runs.
+  """
+  rows = example_rows(recipe, split)
+  read = reference_rows(recipe, rows)
+  devices = sharding.batch_shards(sharding.mesh_of(base.params))
+  logps = reference.reference_logps(
+    base,
+    read,
+    make_batches(recipe, split, read, None, devices, trained=False),
+    cache,
+    recipe.train.logits_chunk,
+    f"reference, {split.name}",
+  )
+  trained = split.name == tokenized.TRAIN
+  return make_batches(recipe, split, rows, logps, devices, trained=trained)
+
+
+def _apart(recipe: recipes.Recipe, split: tokenized.TokenizedSplit) -> bool:
+  """Whether generic rows are examples of their own."""
   return (
     recipe.loss.mixing == "batch"
     and recipe.train.learn == "all"
-    and part.name == parts_lib.TRAIN
+    and split.name == tokenized.TRAIN
   )
 
 
-def _bare(rows: Rows) -> Rows:
+def _bare(rows: tokenized.Rows) -> tokenized.Rows:
   return [dataclasses.replace(row, prompt=row.bare_prompt) for row in rows]

@@ -91,3 +91,8 @@ class Recipe:
   def learns_generic(self) -> bool:
     """Whether the generic user is somebody, and learns."""
     return self.user.kind != "none" and self.train.learn == "all"
+
+  def check_devices(self) -> None:
+    """Checks that the devices divide each microbatch; see `sharding`."""
+    train = self.train
+    sharding.check_batch(self.mesh, train.batch_size, train.accumulation_steps)

@@ -17,8 +17,7 @@ from flax import nnx
 from pdpo_jax.core import kept, processes, structs
 from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import sharding
-from pdpo_jax.training import step as step_lib
+from pdpo_jax.training import policies, scoring
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def reference_logps(
   Args:
     batches: of `examples`; only their order and padding matter.
     folder: where the cache lies; made if it is missing.
-    logits_chunk: as `config.TrainConfig.logits_chunk`.
+    logits_chunk: as `recipes.TrainConfig.logits_chunk`.
     title: of the progress bar.
 
   Raises:
@@ -74,26 +73,24 @@ def reference_logps(
   if not missing.any():
     return logps
   graphdef, params = nnx.split(policy_lib.base_policy(base.lm))
-  mesh = sharding.mesh_of(params)
-  score = step_lib.make_score(
-    graphdef, sharding.logits_chunk(logits_chunk, mesh)
-  )
-  place = sharding.batch_placer(mesh)
-  saved = time.monotonic()
   # Everyone is the generic user to a model without users.
-  for batch in tqdm.tqdm(
-    batches.in_order(),
-    total=batches.num_batches,
-    desc=title,
-    unit="batch",
-    leave=False,
-    disable=not processes.is_first(),
-  ):
+  policy = policies.SplitPolicy(graphdef, nnx.State({}), params)
+  wanted = (
+    batch
+    for batch in tqdm.tqdm(
+      batches.in_order(),
+      total=batches.num_batches,
+      desc=title,
+      unit="batch",
+      leave=False,
+      disable=not processes.is_first(),
+    )
+    if missing[batch.index[batch.index >= 0]].any()
+  )
+  saved = time.monotonic()
+  for batch, values in scoring.score_batches(policy, wanted, logits_chunk):
     rows = batch.index[batch.index >= 0]
-    if not missing[rows].any():
-      continue
-    values = processes.fetch(score(nnx.State({}), params, place(batch)))
-    logps[rows] = 0.0  # also where a sample has fewer responses than others
+    logps[rows] = 0.0  # also where an example has fewer responses than others
     logps[rows, : values.shape[1]] = values[batch.index >= 0]
     if not np.isfinite(logps[rows]).all():
       raise ValueError(

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from pdpo_jax.core import kept, processes, sections, structs
-from pdpo_jax.data import batching, parts, prompts, tokenize
+from pdpo_jax.data import batching, prompts, tokenize, tokenized
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import attention, gptj
@@ -160,14 +160,14 @@ def _from_base(
   base = base_lib.read_base(
     path, dataclasses.replace(recipe.base, param_dtype="float32")
   )
-  part = parts.tokenize_part(
-    parts.TRAIN,
+  split = tokenized.tokenize_split(
+    tokenized.TRAIN,
     examples,
     recipe.data,
     base.tokenizer,
     users_lib.UserIndex.from_examples(examples),
   )
-  chosen = [(row.bare_prompt, row.responses[0]) for row in part.tokenized]
+  chosen = [(row.bare_prompt, row.responses[0]) for row in split.tokenized]
   return _Start(base.lm, base.tokenizer, base.end_of_turn, chosen)
 
 
@@ -204,8 +204,8 @@ def train_base(
     data: names the data set; a training only goes on with the same.
 
   Raises:
-    ValueError: as `base_lib.read_base` and `parts.tokenize_part`, of the base
-      that is taught.
+    ValueError: as `base_lib.read_base` and `tokenized.tokenize_split`, of the
+      base that is taught.
   """
   if sft.path:
     start = _from_base(sft.path, recipe, dataset.train)

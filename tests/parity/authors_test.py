@@ -18,7 +18,7 @@ import torch
 from flax import nnx
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import parts, tokenize
+from pdpo_jax.data import tokenize, tokenized
 from pdpo_jax.models import policy
 from pdpo_jax.training import branch_batches, pdpo, reference
 from pdpo_jax.training import objective as objective_lib
@@ -46,7 +46,7 @@ def authors_config(name: str):
   return config
 
 
-def samples(vocab: int, with_text: bool) -> parts.Part:
+def samples(vocab: int, with_text: bool) -> tokenized.TokenizedSplit:
   """Seven comparisons with one rejected response."""
   rng = np.random.default_rng(5)
 
@@ -65,7 +65,9 @@ def samples(vocab: int, with_text: bool) -> parts.Part:
         responses=(ids(1, 8), ids(1, 8)),
       )
     )
-  return parts.Part(parts.TRAIN, [], rows, collections.Counter())
+  return tokenized.TokenizedSplit(
+    tokenized.TRAIN, [], rows, collections.Counter()
+  )
 
 
 def both_kinds(batch: structs.PreferenceBatch) -> bool:
@@ -129,7 +131,7 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   ours.prefix_position = config.user.prefix_position
   # TL;DR says nothing of its workers.
   part = samples(ours.lm.arch.vocab_size, with_text=settings == "prism")
-  rows = branch_batches.sample_rows(config.recipe, part)
+  rows = branch_batches.example_rows(config.recipe, part)
   read = branch_batches.reference_rows(config.recipe, rows)
   lm = golden_cases.language_model(arrays)
   tokenizer = tokenize.train_tokenizer(["unused"], 300)

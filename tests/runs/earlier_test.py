@@ -12,7 +12,8 @@ from pdpo_jax import main
 from pdpo_jax.data import held_out
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.data.sources import synthetic
-from pdpo_jax.runs import contenders, earlier, experiment, run_folder
+from pdpo_jax.runs import contenders, earlier, run_folder
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.training import checkpoint, policies
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
@@ -67,7 +68,7 @@ def runs(tmp_path_factory):
   """A base and two runs on it, and new choices by "x", "2", "y" and nobody."""
   folder = tmp_path_factory.mktemp("earlier")
   config = tiny.tiny_config(folder / "x")
-  base = tiny.tiny_base(experiment.load_dataset(config, None))
+  base = tiny.tiny_base(run_lib.load_dataset(config, None))
   base_lib.write_base(folder / "base", base)
   for kind in ("individual", "cluster"):
     config = run_config(folder, kind, kind)
@@ -124,18 +125,18 @@ def test_newcomers_change_nothing_for_anybody_else(
   assert own.startswith("P-DPO, ") and other == f"before ({first})"
   assert f"before ({first})" in found["verdict"]
   # Whoever only reads the run needs nothing of the earlier one but its base.
-  heldout = experiment.load_dataset(config, None).heldout
+  heldout = run_lib.load_dataset(config, None).heldout
   shutil.rmtree(tmp_path / first)
   again = run_folder.read_config(config.folder)
   assert again.base.path == str(runs / "base")
-  assert experiment.load_dataset(again, None, again.folder).heldout == heldout
+  assert run_lib.load_dataset(again, None, again.folder).heldout == heldout
 
 
 def test_what_is_new_begins_as_the_generic_user(runs):
   for first in ("individual", "cluster"):
     config = newcomers(runs, first, runs / "new.jsonl")
     config = earlier.resolve(config)
-    base = experiment.read_base(config, config.folder)
+    base = run_lib.read_base(config, config.folder)
     place = runs / first / "pdpo"
     old, known, _ = policies.load(config.recipe, base, place, of_run=False)
     split = policies.begin_as(
@@ -176,7 +177,7 @@ def test_a_training_goes_on_with_more_choices_and_vanilla_beside_it(
 def test_what_it_was_trained_on_before_is_not_held_out(runs, tmp_path):
   # The first run's own choices once more, and some new ones.
   first = run_folder.read_config(runs / "individual")
-  whole = experiment.load_dataset(first, None)
+  whole = run_lib.load_dataset(first, None)
   record = run_folder.read_held_out(runs / "individual")
   with (tmp_path / "all.jsonl").open("w") as out:
     for each in [*whole.train, *whole.heldout]:
@@ -189,10 +190,10 @@ def test_what_it_was_trained_on_before_is_not_held_out(runs, tmp_path):
   without = dataclasses.replace(
     config, train=dataclasses.replace(config.train, start_from="", learn="all")
   )
-  dealt = experiment.load_dataset(without, None)
+  dealt = run_lib.load_dataset(without, None)
   assert digests(dealt.heldout) & record.trained
   assert digests(dealt.train) & record.heldout
-  dataset = experiment.load_dataset(config, None)
+  dataset = run_lib.load_dataset(config, None)
   assert digests(dataset.heldout) & record.heldout
   assert not digests(dataset.heldout) & record.trained
   assert digests(dataset.train) & record.trained
@@ -327,10 +328,10 @@ def test_a_control_spoils_nothing_that_is_held_out(runs, tmp_path):
     swap_choices=1.0,
   )
   config.train.start_from = str(runs / "individual")
-  found = experiment.load_dataset(config, None)
+  found = run_lib.load_dataset(config, None)
   assert "moved to the side" in str(found.tally)
   config.data.swap_choices = 0.0
-  clean = experiment.load_dataset(config, None)
+  clean = run_lib.load_dataset(config, None)
   assert found.heldout == clean.heldout
   for each, other in zip(found.train, clean.train, strict=True):
     assert (each.chosen,) == other.rejected
@@ -338,13 +339,13 @@ def test_a_control_spoils_nothing_that_is_held_out(runs, tmp_path):
 
 def test_comparisons_without_a_user_teach_newcomers_nothing(runs, tmp_path):
   config = newcomers(runs, "individual", runs / "new.jsonl")
-  dataset = experiment.load_dataset(config, None)
+  dataset = run_lib.load_dataset(config, None)
   assert {each.user_id for each in dataset.train} == {"x", "2", "y"}
   assert "training comparisons without a user" in str(dataset.tally)
   write_choices(tmp_path / "none.jsonl", [None])
   config.data.path = str(tmp_path / "none.jsonl")
   with pytest.raises(ValueError, match="has nobody to learn of"):
-    experiment.load_dataset(config, None)
+    run_lib.load_dataset(config, None)
 
 
 def test_what_cannot_be_started_from_is_named(runs, tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pdpo_jax import main
-from pdpo_jax.data import sources
+from pdpo_jax.data import sources, tokenized
+from pdpo_jax.data import users as users_lib
 from pdpo_jax.runs import experiment
 from pdpo_jax.weights import base as base_lib
 from tests import loading, tiny
@@ -21,11 +22,13 @@ def test_what_is_wrong_shows_before_there_is_a_run_folder(tmp_path):
 def test_samples_that_are_longer_than_the_base_are_an_error(tmp_path):
   config = tiny.tiny_config(tmp_path)
   base, users, _, _, dataset = tiny.tiny_parts(config)
-  data = experiment.tokenize_parts(config, base.tokenizer, dataset, users=users)
+  data = tokenized.tokenize_dataset(
+    dataset, config.data, base.tokenizer, users=users
+  )
   experiment.check_lengths(config, base.lm.arch, data)
   longest = max(
     3 + len(row.prompt) + len(response)
-    for part in data.parts.values()
+    for part in data.splits.values()
     for row in part.tokenized
     for response in row.responses
   )
@@ -67,7 +70,7 @@ def test_what_needs_no_weights_is_checked_before_they_are_read(
     dataset = dataclasses.replace(dataset, train=long)
     monkeypatch.setattr(sources, "load", lambda *_, **others: dataset)
   setattr(getattr(config, owner), name, value)
-  monkeypatch.setattr(experiment, "read_base", None)
+  monkeypatch.setattr(experiment.run_lib, "read_base", None)
   with pytest.raises(ValueError, match=message):
     main.train_and_answer(config)
 
@@ -90,12 +93,12 @@ def test_an_unseen_user_is_the_generic_one_whatever_the_table(
   config.data.unseen_in_table = in_table
   dataset = with_strangers(config)
   base = tiny.tiny_base(dataset)
-  users = experiment.users_of(config, dataset)
+  users = users_lib.UserIndex.of_dataset(dataset, config.data)
   assert users.ids == ("1", "2", "3")
   assert users.num_rows == (6 if in_table else 4)
-  data = experiment.tokenize_parts(config, base.tokenizer, dataset, users)
-  assert {row.user_row for row in data.parts["unseen"].tokenized} == {0}
-  assert {row.user_row for row in data.parts["train"].tokenized} == {1, 2, 3}
+  data = tokenized.tokenize_dataset(dataset, config.data, base.tokenizer, users)
+  assert {row.user_row for row in data.splits["unseen"].tokenized} == {0}
+  assert {row.user_row for row in data.splits["train"].tokenized} == {1, 2, 3}
 
 
 def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
@@ -110,18 +113,20 @@ def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
   ]
   dataset = dataclasses.replace(dataset, train=train)
   base = tiny.tiny_base(dataset)
-  users = experiment.users_of(config, dataset)
-  data = experiment.tokenize_parts(config, base.tokenizer, dataset, users)
-  kept = experiment.users_of(config, dataset, data.parts["train"].examples)
+  users = users_lib.UserIndex.of_dataset(dataset, config.data)
+  data = tokenized.tokenize_dataset(dataset, config.data, base.tokenizer, users)
+  kept = users_lib.UserIndex.of_dataset(
+    dataset, config.data, data.splits["train"].examples
+  )
   assert kept.ids == ("1", "3")
-  renumbered = experiment.with_rows_of(data, kept)
+  renumbered = data.with_users(kept)
   expected = {"1": 1, "2": 0, "3": 2}
-  for part in renumbered.parts.values():
+  for part in renumbered.splits.values():
     for example, row in zip(part.examples, part.tokenized, strict=True):
       assert row.user_row == expected[example.user_id]
   np.testing.assert_equal(
-    [row.prompt for row in renumbered.parts["train"].tokenized],
-    [row.prompt for row in data.parts["train"].tokenized],
+    [row.prompt for row in renumbered.splits["train"].tokenized],
+    [row.prompt for row in data.splits["train"].tokenized],
   )
 
 

@@ -82,7 +82,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
 def test_a_training_without_users_is_vanilla(kind, name):
   config = config_lib.Config()
   config.user.kind = kind
-  assert run_folder.training_name(config) == name
+  assert config.training_name == name
 
 
 def test_a_folder_that_processes_do_not_share_is_an_error(

@@ -10,8 +10,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdpo_jax import export, generate
-from pdpo_jax.runs import experiment, run_folder
 from pdpo_jax.runs import run as run_lib
+from pdpo_jax.runs import run_folder
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 
@@ -63,7 +63,7 @@ def test_users_and_config_are_known_without_a_weight(
   def refuse(*arguments, **others):
     raise AssertionError("the base was read")
 
-  monkeypatch.setattr(experiment, "read_base", refuse)
+  monkeypatch.setattr(run_lib, "read_base", refuse)
   run = run_lib.Run.open(folder)
   assert run.config.seed == 3
   assert run.own.users.ids == ("1", "2", "3")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import parts, tokenize, users
+from pdpo_jax.data import tokenize, tokenized, users
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import branch_batches
 
@@ -27,7 +27,7 @@ def config():
 def make_part(config, name="train", examples=EXAMPLES):
   tokenizer = tokenize.train_tokenizer(["the cat sat", "I ate so what"], 270)
   index = users.UserIndex(["ann", "bob"])
-  part = parts.tokenize_part(name, examples, config.data, tokenizer, index)
+  part = tokenized.tokenize_split(name, examples, config.data, tokenizer, index)
   return part, tokenizer
 
 
@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_left_out_of_both_lists(config):
 
 def test_by_default_the_policy_sees_the_text_and_the_reference_does_not(config):
   part, tokenizer = make_part(config)
-  rows = branch_batches.sample_rows(config.recipe, part)
+  rows = branch_batches.example_rows(config.recipe, part)
   assert read(tokenizer, rows) == WITH_TEXT
   assert (
     read(tokenizer, branch_batches.reference_rows(config.recipe, rows)) == BARE
@@ -79,7 +79,8 @@ def test_vanilla_sees_the_text_or_not(config, sees, expected):
   config.loss.vanilla_sees_text = bool(sees)
   part, tokenizer = make_part(config)
   assert (
-    read(tokenizer, branch_batches.sample_rows(config.recipe, part)) == expected
+    read(tokenizer, branch_batches.example_rows(config.recipe, part))
+    == expected
   )
 
 
@@ -90,12 +91,14 @@ def test_mixing_by_batch_makes_generic_rows_samples_of_their_own(
   config.loss.mixing = "batch"
   config.loss.generic_sees_text = bool(sees)
   part, tokenizer = make_part(config)
-  rows = branch_batches.sample_rows(config.recipe, part)
+  rows = branch_batches.example_rows(config.recipe, part)
   assert read(tokenizer, rows) == WITH_TEXT + generic
   assert [row.user_row for row in rows] == [1, 2, 1, 0, 0, 0, 0, 0]
   # Evaluation reads each sample once, as its user.
   heldout, _ = make_part(config, "heldout")
-  assert branch_batches.sample_rows(config.recipe, heldout) == heldout.tokenized
+  assert (
+    branch_batches.example_rows(config.recipe, heldout) == heldout.tokenized
+  )
   batch = branch_batches.make_batches(
     config.recipe, part, rows, np.zeros((8, 2)), trained=True
   ).batch(0)
@@ -104,7 +107,7 @@ def test_mixing_by_batch_makes_generic_rows_samples_of_their_own(
 
 def test_the_generic_branch_may_read_prompts_without_text(config):
   part, tokenizer = make_part(config)
-  rows = branch_batches.sample_rows(config.recipe, part)
+  rows = branch_batches.example_rows(config.recipe, part)
   logps = np.zeros((len(rows), 2), np.float32)
   batch = branch_batches.make_batches(
     config.recipe, part, rows, logps, trained=True
@@ -132,7 +135,7 @@ def test_vanilla_has_as_many_steps_and_the_same_rows_where_mixing_is_by_batch(
   part, tokenizer = make_part(config)
 
   def made():
-    rows = branch_batches.sample_rows(config.recipe, part)
+    rows = branch_batches.example_rows(config.recipe, part)
     logps = np.zeros((len(rows), 2))
     return rows, branch_batches.make_batches(
       config.recipe, part, rows, logps, trained=True
@@ -147,7 +150,7 @@ def test_vanilla_has_as_many_steps_and_the_same_rows_where_mixing_is_by_batch(
   # What it is evaluated on is read once, and with the text.
   heldout, _ = make_part(config, "heldout")
   assert (
-    read(tokenizer, branch_batches.sample_rows(config.recipe, heldout))
+    read(tokenizer, branch_batches.example_rows(config.recipe, heldout))
     == WITH_TEXT
   )
 
@@ -156,7 +159,7 @@ def test_without_users_a_batch_has_one_prompt(config):
   config.user.kind = "none"
   config.loss.generic_sees_text = False
   part, _ = make_part(config)
-  rows = branch_batches.sample_rows(config.recipe, part)
+  rows = branch_batches.example_rows(config.recipe, part)
   assert len(rows) == len(EXAMPLES)
   batches = branch_batches.make_batches(
     config.recipe, part, rows, np.zeros((4, 2)), trained=True
@@ -167,7 +170,7 @@ def test_without_users_a_batch_has_one_prompt(config):
 def test_what_is_only_read_comes_in_as_much_as_a_device_trains_on(config):
   config.train.batch_size, config.train.accumulation_steps = 4, 2
   part, _ = make_part(config)
-  rows = branch_batches.sample_rows(config.recipe, part)
+  rows = branch_batches.example_rows(config.recipe, part)
   sizes = {
     trained: branch_batches.make_batches(
       config.recipe, part, rows, np.zeros((4, 2)), trained=trained

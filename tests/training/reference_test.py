@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax.core import kept
-from pdpo_jax.runs import experiment
-from pdpo_jax.training import reference
+from pdpo_jax.training import branch_batches, reference, scoring
 from tests import loading, tiny
 
 
@@ -13,7 +12,7 @@ from tests import loading, tiny
 def parts(tmp_path_factory):
   config = tiny.tiny_config(tmp_path_factory.mktemp("run"))
   base, users, *_ = tiny.tiny_parts(config)
-  part = tiny.tiny_part(config, base, users, "train")
+  part = tiny.tiny_split(config, base, users, "train")
   return config, base, part
 
 
@@ -21,8 +20,10 @@ def parts(tmp_path_factory):
 def compute(parts, tmp_path, monkeypatch):
   """Calls `reference_logps` in an empty folder and counts forward passes."""
   config, base, part = parts
-  batches = experiment.make_batches(config, base, part)
-  made = reference.step_lib.make_score
+  batches = branch_batches.with_reference(
+    config.recipe, base, part, config.cache_folder
+  )
+  made = scoring.step_lib.make_score
   passes = []
 
   def counting(*args):
@@ -34,7 +35,7 @@ def compute(parts, tmp_path, monkeypatch):
 
     return counted
 
-  monkeypatch.setattr(reference.step_lib, "make_score", counting)
+  monkeypatch.setattr(scoring.step_lib, "make_score", counting)
 
   def run(base=base, examples=part.tokenized):
     before = len(passes)

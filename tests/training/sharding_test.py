@@ -24,8 +24,9 @@ from pdpo_jax.data import users as users_lib
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import gptj, layers, llama, user_model
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import experiment
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.training import (
+  branch_batches,
   checkpoint,
   checkpoint_items,
   optimizer,
@@ -185,7 +186,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   # A run is read on whatever devices there are, with any batch size.
   config.base.path = str(folder / "base")
   config.mesh = sharding.MeshConfig(3, 2, 1)
-  base = experiment.read_base(config, folder, reading=True)
+  base = run_lib.read_base(config, folder, reading=True)
   loaded, *_ = policies.load(config.recipe, base, folder / "2x2x2")
   _close(_values(loaded), _values(single), "read on other devices")
   for own, other in zip(_answers(loaded), _answers(single), strict=True):
@@ -193,9 +194,13 @@ def _check_eight(folder: pathlib.Path) -> None:
   _check_int8(folder)
   odd = dataclasses.replace(config.train, batch_size=6)
   config = dataclasses.replace(config, train=odd)
-  part = tiny.tiny_part(config, base, data[0], "heldout")
+  part = tiny.tiny_split(config, base, data[0], "heldout")
   found = scoring.heldout_ratios(
-    loaded, experiment.make_batches(config, base, part), 128
+    loaded,
+    branch_batches.with_reference(
+      config.recipe, base, part, config.cache_folder
+    ),
+    128,
   )
   np.testing.assert_allclose(found, scores, atol=1e-3)
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
@@ -208,10 +213,10 @@ def _check_eight(folder: pathlib.Path) -> None:
   with pytest.raises(
     ValueError, match="leaves 12 samples, which the 8 devices"
   ):
-    experiment.check_batch(config)
+    config.recipe.check_devices()
   config.train.batch_size, config.train.accumulation_steps = 32, 8
   with pytest.raises(ValueError, match="accumulation_steps=4"):
-    experiment.check_batch(config)
+    config.recipe.check_devices()
 
 
 def _check_accumulated(config, folder):
@@ -221,8 +226,10 @@ def _check_accumulated(config, folder):
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
   on_mesh = _base(mesh, folder / "base")
   _, *data = tiny.tiny_parts(config)
-  part = tiny.tiny_part(config, on_mesh, data[0], "train")
-  data[1] = experiment.make_batches(config, on_mesh, part)
+  part = tiny.tiny_split(config, on_mesh, data[0], "train")
+  data[1] = branch_batches.with_reference(
+    config.recipe, on_mesh, part, config.cache_folder
+  )
   # Four devices share a batch of 16, and run it in two parts.
   assert {room.rows for room in data[1].rooms} == {2}
   found = []

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import tokenized
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import evidence
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import experiment, trained
 from pdpo_jax.runs import responses as responses_lib
 from pdpo_jax.runs import scores as scores_lib
+from pdpo_jax.runs import trained
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def draw(
   rng = random.Random(f"judged {seed}")
   examples, splits = {}, {}
   missing = set(judge.users)
-  for split in experiment.EVALUATED:
+  for split in tokenized.EVALUATED:
     if split not in scores:
       continue
     by_user = _by_user(getattr(dataset, split), scores[split])

@@ -11,7 +11,7 @@ from pdpo_jax.core import processes
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation import user_space
 from pdpo_jax.evaluation.report import charts, page
-from pdpo_jax.runs import experiment, trained
+from pdpo_jax.runs import trained
 from pdpo_jax.weights import base as base_lib
 
 # Users that are probed and projected, those that are drawn one by one, and
@@ -33,7 +33,7 @@ def read_vectors(
   """Embeddings of the busiest users; None for fewer than two, or no users."""
   if policy.config.user.kind == "none" or len(policy.users.ids) < 2:
     return None
-  ids = experiment.busiest_users(dataset.train, policy.users, _MOST_USERS)
+  ids = policy.users.busiest(dataset.train, _MOST_USERS)
   return user_space.read_vectors(policy.policy.user_model, policy.users, ids)
 
 
@@ -46,7 +46,7 @@ def section(
 ) -> page.Section:
   """Embeddings as tokens, of a few users, and as maps, of the busiest."""
   read, drawn = (
-    experiment.busiest_users(dataset.train, policy.users, most)
+    policy.users.busiest(dataset.train, most)
     for most in (_MOST_READ, _MOST_DRAWN)
   )
   nearest = _nearest_tokens(vectors, read, base)

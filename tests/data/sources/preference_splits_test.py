@@ -3,7 +3,7 @@
 import pytest
 
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import experiment
+from pdpo_jax.runs import run as run_lib
 from tests import loading
 from tests.data.sources import preference_files_test
 
@@ -122,7 +122,7 @@ def test_comparisons_without_a_user_among_others_are_noted(tmp_path):
 
 def test_a_file_without_users_is_warned_of(tmp_path, caplog):
   config = config_of(tmp_path, [{**r, "user_id": None} for r in table_of(2, 9)])
-  experiment.load_dataset(config, None)
+  run_lib.load_dataset(config, None)
   assert "name it by data.files.user_column" in caplog.text
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import judges, prompt, services
-from pdpo_jax.runs import experiment
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.weights import base as base_lib
 from tests import tiny
 from tests.evaluation.judge import judge_server
@@ -430,7 +430,7 @@ def test_the_rule_knows_tastes(prefers, verdict):
 
 def test_a_local_model_judges(tmp_path):
   config = tiny.tiny_config(tmp_path)
-  base = tiny.tiny_base(experiment.load_dataset(config, None))
+  base = tiny.tiny_base(run_lib.load_dataset(config, None))
   base_lib.write_base(tmp_path / "judge", base)
   config = judge_config.JudgeConfig(
     kind="local", model=str(tmp_path / "judge"), max_tokens=6

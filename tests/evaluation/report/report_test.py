@@ -10,6 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdpo_jax import evaluate, generate, main
+from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.report import accuracy, controls, users
 from pdpo_jax.inference import respond
@@ -38,7 +39,7 @@ def runs(tmp_path_factory):
   """P-DPO beside vanilla, clusters alone, and both controls."""
   folder = tmp_path_factory.mktemp("runs")
   config = tiny.tiny_config(folder / "x")
-  dataset = experiment.load_dataset(config, None)
+  dataset = run_lib.load_dataset(config, None)
   base_lib.write_base(folder / "base", tiny.tiny_base(dataset))
   for name in ("individual", "cluster", "shuffled", "swapped"):
     config = run_config(folder / name, folder / "base")
@@ -163,28 +164,23 @@ def test_what_is_wrong_shows_before_anything_is_made(runs, tmp_path):
 
 def test_a_user_must_not_have_the_name_of_another_speaker(tmp_path):
   config = tiny.tiny_config(tmp_path)
-  dataset = experiment.load_dataset(config, None)
+  dataset = run_lib.load_dataset(config, None)
   train = [dataclasses.replace(each, user_id="S") for each in dataset.train]
   dataset = dataclasses.replace(dataset, train=train)
-  data = experiment.tokenize_parts(
-    config,
-    tiny.tiny_base(dataset).tokenizer,
-    dataset,
-    experiment.users_of(config, dataset),
-  )
+  users = users_lib.UserIndex.of_dataset(dataset, config.data)
   with pytest.raises(ValueError, match=r"user 'S' has the name .* the base"):
-    experiment.speakers(config, data)
+    experiment.speakers(config, dataset, users)
 
 
 def test_scores_made_later_are_read_by_the_users_who_were_trained(
   runs, tmp_path
 ):
   shutil.copytree(runs / "cluster", tmp_path / "cluster")
-  base = experiment.read_base(
+  base = run_lib.read_base(
     run_folder.read_config(tmp_path / "cluster"), tmp_path / "cluster"
   )
   found = run_lib.Run.open(tmp_path / "cluster", base=base).own
-  dataset = experiment.load_dataset(found.config, None)
+  dataset = run_lib.load_dataset(found.config, None)
   before = found.scores(dataset)["heldout"]
   shutil.rmtree(tmp_path / "cluster" / "pdpo" / "scores")
   # Another user comes first in the data by now; rows of the table do not move.
@@ -270,7 +266,7 @@ def test_only_the_users_named_answer(runs, tmp_path):
 
 
 def test_runs_of_another_base_are_refused(runs, tmp_path):
-  dataset = experiment.load_dataset(tiny.tiny_config(tmp_path), None)
+  dataset = run_lib.load_dataset(tiny.tiny_config(tmp_path), None)
   other = tiny.tiny_base(dataset, seed=5)
   with pytest.raises(ValueError, match="only runs on the same base"):
     contenders.open_contenders(runs / "individual", [], other)
@@ -344,7 +340,7 @@ def test_the_base_responds_only_once(runs, monkeypatch):
 
 def test_responses_are_kept_with_their_seeds(runs):
   config = run_folder.read_config(runs / "individual")
-  dataset = experiment.load_dataset(config, None)
+  dataset = run_lib.load_dataset(config, None)
   base = base_lib.read_base(config.base.path, config.base)
   found = contenders.open_contenders(runs / "individual", [], base)
   examples = dataset.heldout[:3]
