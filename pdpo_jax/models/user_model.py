@@ -25,6 +25,10 @@ class UserRowParam(UserParam):
   """One with a row for each user, row 0 being the generic user's."""
 
 
+class UserOffsetParam(UserRowParam):
+  """One whose rows are added to the generic user's; row 0 is never read."""
+
+
 @dataclasses.dataclass(unsafe_hash=True)
 class UserConfig(sections.Section):
   """What a user model is made of."""
@@ -58,6 +62,15 @@ class UserConfig(sections.Section):
   def prefix_length(self) -> int:
     """Positions that a user takes."""
     return 0 if self.kind == "none" else self.num_tokens
+
+  @property
+  def title(self) -> str:
+    """What a training with it is called."""
+    if self.kind == "none":
+      return "vanilla DPO"
+    if self.kind == "cluster":
+      return f"P-DPO, {self.num_clusters} clusters"
+    return f"P-DPO, {self.kind}"
 
 
 def vocabulary_rows(
@@ -114,7 +127,7 @@ class IndividualUsers(nnx.Module):
     else:
       normal = jax.random.normal(rngs.params(), offsets_shape)
       offsets = spec.init_std * normal
-    self.offsets = UserRowParam(offsets)
+    self.offsets = UserOffsetParam(offsets)
 
   @property
   def num_rows(self) -> int:

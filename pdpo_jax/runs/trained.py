@@ -69,7 +69,7 @@ class Trained:
     self.workdir = workdir
     self.is_own = training == run_config.training_name
     self.folder = self._keeps = workdir / training
-    self.name = _name(self.config)
+    self.name = self.config.user.title
     self._read_base = read_base
     self.control = ""
     if run_config.data.shuffle_users:
@@ -234,11 +234,3 @@ class Trained:
     name = f"{self.step}_{self._digest}"
     settings = responses_lib.Settings.of(config)
     return responses_lib.file_of(self._keeps, name, settings)
-
-
-def _name(config: config_lib.Config) -> str:
-  if config.user.kind == "none":
-    return "vanilla DPO"
-  if config.user.kind == "cluster":
-    return f"P-DPO, {config.user.num_clusters} clusters"
-  return "P-DPO, individual"

@@ -174,9 +174,8 @@ def begin_as(
   """
   taken = 1 + len(known.ids)
 
-  def extend(table, *, rows, offsets):
-    # Cluster weights have the generic user's in row 0.
-    first = jnp.zeros_like(table[:1]) if offsets else table[:1]
+  def extend(table, *, rows, is_offset):
+    first = jnp.zeros_like(table[:1]) if is_offset else table[:1]
     more = jnp.broadcast_to(first, (rows, *table.shape[1:]))
     return jnp.concatenate([table[:taken], more])
 
@@ -186,8 +185,9 @@ def begin_as(
     new, value = variable.get_value(), before[path].get_value()
     if isinstance(variable, user_model.UserRowParam):
       rows = new.shape[0] - taken
+      is_offset = isinstance(variable, user_model.UserOffsetParam)
       extended = jax.jit(
-        functools.partial(extend, rows=rows, offsets=path[-1] == "offsets"),
+        functools.partial(extend, rows=rows, is_offset=is_offset),
         out_shardings=new.sharding,
       )
       value = extended(value)
