@@ -36,7 +36,7 @@ def make_config(spec) -> config_lib.Config:
 
 
 def batch_of(file: str, prefix: int) -> structs.PreferenceBatch:
-  """All samples, whose prompts lose `prefix` tokens to the soft prefix."""
+  """All examples, whose prompts lose `prefix` tokens to the soft prefix."""
   arrays = np.load(file)
   prompt, responses = arrays["prompts"][:, prefix:], arrays["responses"]
   rows = len(prompt)

@@ -20,7 +20,7 @@ class Shape:
   """What a batch is padded to, and how many rows the user table has.
 
   Attributes:
-    samples: B, over all devices.
+    examples: B, over all devices.
     prompt: P, without the prefix.
     responses: N.
     response: R.
@@ -28,7 +28,7 @@ class Shape:
     bare_prompt: whether the generic branch reads a prompt of its own.
   """
 
-  samples: int
+  examples: int
   prompt: int
   responses: int
   response: int
@@ -115,16 +115,16 @@ def make_batch(shape: Shape, groups: int | None = 1) -> structs.PreferenceBatch:
   """The arrays of a batch, packed as `data.packing` does where all are real.
 
   Args:
-    groups: that the samples are run in, over all devices; None: not packed.
+    groups: that the examples are run in, over all devices; None: not packed.
   """
   packed = None
   if groups is not None:
-    together = shape.samples // groups
+    together = shape.examples // groups
     answers = together * shape.responses * shape.response
     packed = structs.Packed(
       together, together * shape.prompt + answers, answers
     )
-  rows, prompt = shape.samples, (shape.samples, shape.prompt)
+  rows, prompt = shape.examples, (shape.examples, shape.prompt)
   responses = (rows, shape.responses, shape.response)
 
   def array(sizes, dtype):
@@ -186,7 +186,7 @@ def _placed_state(state, mesh):
 
 
 def _placed_batch(batch, mesh):
-  """Samples are split as `sharding.batch_placer` does."""
+  """Examples are split as `sharding.batch_placer` does."""
   axes = jax.sharding.PartitionSpec(placement.BATCH_AXES)
   place = jax.sharding.NamedSharding(mesh, axes)
   return jax.tree.map(lambda leaf: _at(leaf, place), batch)

@@ -1,6 +1,6 @@
 """The P-DPO objective: what a batch's loss is, and which rows it runs.
 
-Axes: B samples, N responses (0 is the chosen one), M = N - 1 pairs a sample.
+Axes: B examples, N responses (0 is the chosen one), M = N - 1 pairs an example.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class LossConfig(sections.Section):
   # Rewards are means over a response's tokens, and not sums: as TRL has them
   # for "ipo", and its paper has not.
   length_normalized: bool = False
-  # "sample" runs both branches on every sample (the paper). "batch" makes
-  # user's and generic rows samples of their own, independently shuffled, and
+  # "sample" runs both branches on every example (the paper). "batch" makes
+  # user's and generic rows examples of their own, independently shuffled, and
   # mixes their means in each part of a batch (the released code): with
   # `train.accumulation_steps` as large as `train.batch_size`, a row's weight is
   # alpha or 1 - alpha. Vanilla DPO is trained on the same rows, and in as many
@@ -56,7 +56,7 @@ class LossConfig(sections.Section):
       )
 
   def branches(self) -> list[tuple[str, float]]:
-    """The branches that are run, with their weights in a sample's loss."""
+    """The branches that are run, with their weights in an example's loss."""
     if self.mixing == "batch":
       # Rows 0 of the batch are the generic branch; `pair_scales` weighs them.
       return [("user", 1.0)]
@@ -111,8 +111,8 @@ def branch_logps(
   }
 
   def merge(*branches):
-    # A sample's rows lie beside each other, so that on a mesh they stay on the
-    # devices that have the sample.
+    # An example's rows lie beside each other, so that on a mesh they stay on
+    # the devices that have the example.
     rest = branches[0].shape[1:]
     return jnp.stack(branches, 1).reshape(rows * len(names), *rest)
 
@@ -150,7 +150,7 @@ def pair_scales(
 
   Mixing by "sample" gives the mean over pairs (each by its weight). By "batch",
   as in the released code, rows of known users and rows of the generic user are
-  different samples, and a part's loss is
+  different examples, and a part's loss is
 
       alpha mean(pairs of users) + (1 - alpha) mean(pairs of the generic user)
 
@@ -199,7 +199,7 @@ def loss_and_metrics(
     The loss, and metrics that add up over parts as well: `loss`, for each
     branch `reward_accuracy` (share of pairs whose chosen response has the
     larger reward) and `margin` (mean difference of rewards), those of the
-    first branch without its name, and `sample_loss` `[B]`.
+    first branch without its name, and `example_loss` `[B]`.
   """
   pair_loss = losses.LOSSES[objective.kind]
   logps = branch_logps(policy, batch, objective, dropout_key, logits_chunk)
@@ -226,17 +226,17 @@ def loss_and_metrics(
     accuracy = jnp.sum(scales * (ratios > 0))
     margin = objective.beta * jnp.sum(scales * ratios)
     metrics |= {f"{prefix}reward_accuracy": accuracy, f"{prefix}margin": margin}
-  sample_loss = jnp.sum(scales * pairs, -1)
-  loss = jnp.sum(sample_loss)
-  return loss, {"loss": loss, "sample_loss": sample_loss} | metrics
+  example_loss = jnp.sum(scales * pairs, -1)
+  loss = jnp.sum(example_loss)
+  return loss, {"loss": loss, "example_loss": example_loss} | metrics
 
 
 def split_in_parts(
   x: Shaped[Array, "B *rest"], parts: int
 ) -> Shaped[Array, "parts B/parts *rest"]:
-  """Parts of a batch: the first has samples 0, `parts`, 2 `parts` and so on.
+  """Parts of a batch: the first has examples 0, `parts`, 2 `parts` and so on.
 
-  On a mesh each device's samples come in a row, and it has its share of each
+  On a mesh each device's examples come in a row, and it has its share of each
   part without anything being sent.
   """
   return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

@@ -35,7 +35,7 @@ def make_objective(recipe: recipes.Recipe) -> objective_lib.LossConfig:
   """The objective of a training: `loss`, as far as its users go with it."""
   changes = {}
   if recipe.user.kind == "none" and recipe.loss.mixing == "batch":
-    # Of the two rows of a sample, which are the same, one counts.
+    # Of the two rows of an example, which are the same, one counts.
     changes = {"alpha": 0.0}
   elif not recipe.learns_generic:
     # Without prefixes the two branches are the same; and the generic one
@@ -89,7 +89,7 @@ def train(
     users: rows of the user table.
     batches: with reference log-probabilities.
     heldout: likewise, for evaluation during training; None for none.
-    examples: what `batches` was made of, to name samples in errors.
+    examples: what `batches` was made of, to name examples in errors.
     folder: gets metrics and checkpoints.
     data: names the data set; a training only goes on with the same.
 
@@ -153,7 +153,7 @@ def train(
     }
 
   def describe(index):
-    # Generic rows, where they are samples of their own, come after the others.
+    # Generic rows, where they are examples of their own, come after the others.
     example = examples[index % len(examples)]
     return f"#{index} of user {example.user_id!r} ({example.prompt[:40]!r}…)"
 
@@ -165,7 +165,7 @@ def train(
       step=lambda state, batch: train_step(state, split.frozen, batch),
       batch=lambda number: place(batches.batch(number)),
       total_steps=total_steps,
-      samples=train_config.batch_size,
+      examples=train_config.batch_size,
       evaluate=evaluate if heldout else None,
       describe=describe,
       users=users,

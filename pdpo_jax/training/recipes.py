@@ -25,7 +25,7 @@ class TrainConfig(sections.Section):
   # them, so that nobody else is answered differently. The generic branch is
   # not run then (as with `loss.alpha` 1), and LoRA has no dropout.
   learn: Literal["all", "users"] = "all"
-  # Samples a step.
+  # Examples a step.
   batch_size: sections.Count = 32
   # Parts that a batch is run in, one after the other, to save memory.
   accumulation_steps: sections.Count = 1

@@ -1,6 +1,6 @@
 """One optimizer step of the P-DPO objective, and scores by its policy.
 
-Axes: B samples, N responses (0 is the chosen one).
+Axes: B examples, N responses (0 is the chosen one).
 """
 
 import dataclasses
@@ -74,9 +74,9 @@ def make_train_step(
       gradients, metrics = gradients_of(
         state.trainable, frozen, batch, scales, key
       )
-      sample_loss = metrics.pop("sample_loss")
+      example_loss = metrics.pop("example_loss")
     else:
-      gradients, metrics, sample_loss = _accumulate(
+      gradients, metrics, example_loss = _accumulate(
         lambda part, place: gradients_of(
           state.trainable,
           frozen,
@@ -93,7 +93,7 @@ def make_train_step(
     )
     trainable = optax.apply_updates(state.trainable, updates)
     state = structs.TrainState(state.step + 1, trainable, opt_state)
-    return state, metrics | {"sample_loss": sample_loss}
+    return state, metrics | {"example_loss": example_loss}
 
   def sparse_step(state, frozen, batch):
     num_rows = sparse_users_lib.num_rows(state.trainable)
@@ -119,24 +119,24 @@ def _accumulate(gradients_of, inputs, parts):
   def body(total, inputs):
     part, place = inputs
     gradients, metrics = gradients_of(part, place)
-    sample_loss = metrics.pop("sample_loss")
-    return jax.tree.map(jnp.add, total, (gradients, metrics)), sample_loss
+    example_loss = metrics.pop("example_loss")
+    return jax.tree.map(jnp.add, total, (gradients, metrics)), example_loss
 
   first = jax.tree.map(lambda x: x[0], split)
   shapes = jax.eval_shape(gradients_of, first, jnp.zeros((), jnp.int32))
-  shapes[1].pop("sample_loss")
+  shapes[1].pop("example_loss")
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  (gradients, metrics), sample_loss = jax.lax.scan(
+  (gradients, metrics), example_loss = jax.lax.scan(
     body, zeros, (split, jnp.arange(parts))
   )
-  return gradients, metrics, objective_lib.join_parts(sample_loss)
+  return gradients, metrics, objective_lib.join_parts(example_loss)
 
 
 @functools.cache
 def make_score(graphdef: Any, logits_chunk: int = 128) -> Callable:
   """The jitted `(trainable, frozen, batch) -> logps [B, N]`.
 
-  Every sample is read with its own user's prefix; row 0 has the generic one.
+  Every example is read with its own user's prefix; row 0 has the generic one.
   """
 
   def score(trainable, frozen, batch):

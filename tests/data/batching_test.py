@@ -73,7 +73,7 @@ def test_a_batch_depends_on_seed_and_step_alone(pack):
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_epochs_and_seeds_differ_in_samples_and_in_the_order_of_shapes(pack):
+def test_epochs_and_seeds_differ_in_examples_and_in_the_order_of_shapes(pack):
   examples = random_batches.make_examples(100)
   batches = random_batches.make_batches(examples, pack=pack)
   orders = [
@@ -88,7 +88,7 @@ def test_epochs_and_seeds_differ_in_samples_and_in_the_order_of_shapes(pack):
     assert [b.prompt.shape for b in one] != [b.prompt.shape for b in other]
 
 
-def test_samples_are_whole_prompts_padded_left_and_responses_right():
+def test_examples_are_whole_prompts_padded_left_and_responses_right():
   examples = random_batches.make_examples(50)
   logps = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
   for batch in random_batches.epoch(
@@ -134,14 +134,14 @@ def test_shapes_are_few_and_multiples_with_the_prefix():
 
 
 def groups(batch, layout):
-  """Samples that are run together, as the step takes a batch apart."""
+  """Examples that are run together, as the step takes a batch apart."""
   rows = jnp.arange(layout.batch_size).reshape(layout.devices, -1)
   for device in rows:
     yield from np.asarray(objective_lib.split_in_parts(device, layout.parts))
 
 
 def lengths(batch, rows):
-  """Positions of some samples' prompts and responses, and of the latter."""
+  """Positions of some examples' prompts and responses, and of the latter."""
   responses = batch.response_mask[rows].sum()
   return batch.prompt_mask[rows].sum() + responses, responses
 
@@ -249,11 +249,11 @@ def test_reference_logps_of_other_data_are_an_error():
 
 
 def test_no_examples_are_an_error():
-  with pytest.raises(ValueError, match="no samples"):
+  with pytest.raises(ValueError, match="no examples"):
     random_batches.make_batches([])
 
 
-def test_a_million_samples_are_dealt_quickly():
+def test_a_million_examples_are_dealt_quickly():
   rng = np.random.default_rng(0)
   prompts, responses = rng.integers(1, 900, (2, 1_000_000))
   start = time.perf_counter()

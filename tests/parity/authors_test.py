@@ -1,6 +1,7 @@
 """The released code's objective, from what the paper's account says it does.
 
-Rows of users and generic rows are samples of their own, independently shuffled;
+Rows of users and generic rows are examples of their own, shuffled
+independently;
 the reference reads the user's text, generic rows have lost it; the prefix comes
 right after the first token; a part's loss is alpha times the mean over users'
 rows plus (1 - alpha) times the mean over generic rows.
@@ -46,7 +47,7 @@ def authors_config(name: str):
   return config
 
 
-def samples(vocab: int, with_text: bool) -> tokenized.TokenizedSplit:
+def examples(vocab: int, with_text: bool) -> tokenized.TokenizedSplit:
   """Seven comparisons with one rejected response."""
   rng = np.random.default_rng(5)
 
@@ -130,7 +131,7 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   ours = golden_cases.make_policy(arrays, name, case)
   ours.prefix_position = config.user.prefix_position
   # TL;DR says nothing of its workers.
-  part = samples(ours.lm.arch.vocab_size, with_text=settings == "prism")
+  part = examples(ours.lm.arch.vocab_size, with_text=settings == "prism")
   rows = branch_batches.example_rows(config.recipe, part)
   read = branch_batches.reference_rows(config.recipe, rows)
   lm = golden_cases.language_model(arrays)
@@ -165,7 +166,7 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   loss, gradients = differentiate(trainable)
   theirs = Torch(arrays, name, case)
   expected = 0.0
-  # Rows after the users' are the same samples as generic rows.
+  # Rows after the users' are the same examples as generic rows.
   for first in range(accumulation_steps):
     indices = np.asarray(batch.index)[first::accumulation_steps]
     losses = {True: [], False: []}

@@ -19,7 +19,7 @@ def test_what_is_wrong_shows_before_there_is_a_run_folder(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_samples_that_are_longer_than_the_base_are_an_error(tmp_path):
+def test_examples_that_are_longer_than_the_base_are_an_error(tmp_path):
   config = tiny.tiny_config(tmp_path)
   base, users, _, _, dataset = tiny.tiny_parts(config)
   data = tokenized.tokenize_dataset(
@@ -45,7 +45,7 @@ def test_samples_that_are_longer_than_the_base_are_an_error(tmp_path):
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("data.max_response_tokens", 1, "no training sample|none of"),
+    ("data.max_response_tokens", 1, "no training example|none of"),
     ("data.max_response_tokens", 1000, "the base has 256 positions"),
     ("answers.max_new_tokens", 1000, "the base has 256"),
     ("answers.users", ("nobody",), "user id 'nobody' is none of"),

@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_left_out_of_both_lists(config):
   assert part.examples == [EXAMPLES[0], EXAMPLES[2]]
   assert len(part.tokenized) == 2
   assert str(part) == (
-    "train: 2 samples; 1 comparisons dropped, 1 responses too long"
+    "train: 2 examples; 1 comparisons dropped, 1 responses too long"
   )
 
 
@@ -85,7 +85,7 @@ def test_vanilla_sees_the_text_or_not(config, sees, expected):
 
 
 @pytest.mark.parametrize(("sees", "generic"), [(1, WITH_TEXT), (0, BARE)])
-def test_mixing_by_batch_makes_generic_rows_samples_of_their_own(
+def test_mixing_by_batch_makes_generic_rows_examples_of_their_own(
   config, sees, generic
 ):
   config.loss.mixing = "batch"
@@ -94,7 +94,7 @@ def test_mixing_by_batch_makes_generic_rows_samples_of_their_own(
   rows = branch_batches.example_rows(config.recipe, part)
   assert read(tokenizer, rows) == WITH_TEXT + generic
   assert [row.user_row for row in rows] == [1, 2, 1, 0, 0, 0, 0, 0]
-  # Evaluation reads each sample once, as its user.
+  # Evaluation reads each example once, as its user.
   heldout, _ = make_part(config, "heldout")
   assert (
     branch_batches.example_rows(config.recipe, heldout) == heldout.tokenized

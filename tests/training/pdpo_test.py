@@ -133,7 +133,7 @@ def test_new_users_take_the_place_of_rows_that_were_nobodys(run, kind):
   np.testing.assert_allclose(stranger, before.generic(), atol=1e-6)
 
 
-def test_heldout_ratios_have_a_row_for_each_sample(run):
+def test_heldout_ratios_have_a_row_for_each_example(run):
   config, parts, _, split = run
   ratios = scoring.heldout_ratios(split, parts[3], config.train.logits_chunk)
   assert ratios.shape == (len(parts[4].heldout), 1)

@@ -211,7 +211,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   config.mesh = sharding.MeshConfig()
   config.train.batch_size = 12
   with pytest.raises(
-    ValueError, match="leaves 12 samples, which the 8 devices"
+    ValueError, match="leaves 12 examples, which the 8 devices"
   ):
     config.recipe.check_devices()
   config.train.batch_size, config.train.accumulation_steps = 32, 8

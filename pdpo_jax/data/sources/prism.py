@@ -71,10 +71,10 @@ def load(
 ) -> dataset_lib.Dataset:
   """Comparisons of PRISM, split by users and by their dialogues.
 
-  A sample's `user_id` is PRISM's, also for the unseen users.
+  An example's `user_id` is PRISM's, also for the unseen users.
 
   Raises:
-    ValueError: if files are missing, too many rows are broken, or no sample is
+    ValueError: if files are missing, too many rows are broken, or no example is
       left for training or to be answered.
   """
   tally = rows.Tally()
@@ -91,7 +91,7 @@ def load(
   answered = parts["heldout"] or parts["unseen"]
   if not parts["train"] or not answered:
     raise ValueError(
-      f"{data.path} leaves {len(parts['train'])} samples for training "
+      f"{data.path} leaves {len(parts['train'])} examples for training "
       f"and {len(answered)} to be answered; use more dialogues, or change "
       "data.prism.unseen_users and data.prism.heldout_dialogues. What was "
       f"read: {tally}"
@@ -161,7 +161,7 @@ def _read_dialogues(
       turns=tuple(_comparisons(spoken, tally)),
       feedback=prism_survey.text(row, "open_feedback"),
       authors_keep=any(
-        turn.within(prism_authors.SAMPLE_LIMIT) for turn in spoken
+        turn.within(prism_authors.EXAMPLE_LIMIT) for turn in spoken
       ),
       place=place,
     )
@@ -324,7 +324,7 @@ def _dialogues_by_user(
     if len(left) < len(own):
       reason = "dialogues without a comparison"
       if split == "authors":
-        reason += f" of at most {prism_authors.SAMPLE_LIMIT:,} characters"
+        reason += f" of at most {prism_authors.EXAMPLE_LIMIT:,} characters"
       tally.drop(reason, len(own) - len(left))
   return kept
 
@@ -350,7 +350,7 @@ def _examples(
     if prism.prompt == "authors":
       asked = prompt[-1].content
       rejected = prism_authors.fitting(asked, turn.chosen, rejected)
-      limit = f"{prism_authors.SAMPLE_LIMIT:,} characters"
+      limit = f"{prism_authors.EXAMPLE_LIMIT:,} characters"
       tally.drop(
         f"rejected responses of turns over {limit}",
         len(turn.rejected) - len(rejected),

@@ -45,7 +45,7 @@ def test_the_held_out_part_shares_no_comparison_with_training(tmp_path):
   assert {p.prompt for p in found.prompts} <= prompts[1]
 
 
-def test_unseen_users_are_in_no_training_sample(tmp_path):
+def test_unseen_users_are_in_no_training_example(tmp_path):
   config = config_of(
     tmp_path, table_of(10, 20), unseen_users=0.3, heldout_share=0.3
   )

@@ -192,8 +192,8 @@ def test_the_authors_split_leaves_out_dialogues_of_long_turns_only(
     dataset = loading.load(
       prism_files.make_config(tmp_path, split=split, unseen_users=0.0)
     )
-    samples = dataset.train + dataset.heldout
-    assert any(each.chosen == "y" for each in samples) == present
+    examples = dataset.train + dataset.heldout
+    assert any(each.chosen == "y" for each in examples) == present
     left_out = [each for each in dataset.tally.dropped if "2,300" in each]
     assert len(left_out) == (not present)
 

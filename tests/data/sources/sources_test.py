@@ -32,14 +32,14 @@ def test_the_synthetic_parts_share_no_post(config):
   assert counts.total() == len(counts) == 20 + 80 + 30 + 4
 
 
-def test_shuffled_users_keep_their_number_of_samples_and_lose_their_taste(
+def test_shuffled_users_keep_their_number_of_examples_and_lose_their_taste(
   config,
 ):
   plain = loading.load(config)
   config.data.shuffle_users = True
   shuffled = loading.load(config)
   assert loading.load(config).train == shuffled.train
-  # Held-out samples stay whose they are.
+  # Held-out examples stay whose they are.
   assert shuffled.heldout == plain.heldout
   ids = [[e.user_id for e in found.train] for found in (plain, shuffled)]
   assert collections.Counter(ids[0]) == collections.Counter(ids[1])
