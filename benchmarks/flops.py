@@ -76,15 +76,15 @@ def ours(case: Case) -> int:
 
 def reference(case: Case) -> int:
   """FLOPs of the reference's log-probabilities of one example."""
-  split = _base(case)
-  score = step_lib.make_score(split.graphdef, case.config.train.logits_chunk)
+  policy = _base(case)
+  score = step_lib.make_score(policy.graphdef, case.config.train.logits_chunk)
   batch = abstract.make_batch(_shape(case))
-  return flops.count(score.trace(split.trainable, split.frozen, batch))
+  return flops.count(score.trace(policy.trainable, policy.frozen, batch))
 
 
 def released(case: Case) -> int:
   """FLOPs of a step of one pair, laid out as in the released code."""
-  split, base = (
+  policy, base = (
     abstract.make_policy(case.config.recipe, case.arch, 2),
     _base(case),
   )
@@ -103,12 +103,12 @@ def released(case: Case) -> int:
     )
     logps = jax.lax.stop_gradient(logps).reshape(2, 2).mean(0)
     batch = dataclasses.replace(batch, reference_logps=logps[None])
-    policy = nnx.merge(split.graphdef, trainable, frozen)
-    return naive.loss(policy, batch, objective)
+    merged = nnx.merge(policy.graphdef, trainable, frozen)
+    return naive.loss(merged, batch, objective)
 
   batch = abstract.make_batch(_shape(case))
   step = jax.jit(jax.grad(loss_of))
-  return flops.count(step.trace(split.trainable, split.frozen, batch))
+  return flops.count(step.trace(policy.trainable, policy.frozen, batch))
 
 
 def minimum(case: Case) -> float:

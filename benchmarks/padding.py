@@ -6,8 +6,8 @@ r"""What share of the positions that a step runs on is padding.
 Examples with lengths as PRISM, TL;DR and UKP have them, in at most four shapes:
 as a rectangle of rows, which has to hold the longest prompt, the most responses
 and the longest response; and packed, by how many examples run together. A
-batch's rows are divided by devices and by parts of an accumulated batch, and
-what is run together is what is left. Writes `benchmarks/padding.json`.
+batch's rows are divided by devices and by microbatches, and what is run
+together is what is left. Writes `benchmarks/padding.json`.
 """
 
 import numpy as np
@@ -62,7 +62,7 @@ def batches_of(
     _PREFIX,
     pad_multiple=_MULTIPLE,
     max_shapes=_SHAPES,
-    parts=batch_size // together,
+    microbatches=batch_size // together,
   )
 
 

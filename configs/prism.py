@@ -14,14 +14,14 @@ code differ in (docs/data.md has both, and what is not reproduced), for
 individual users; `:authors --config.user.kind=cluster`, or `none` for vanilla
 DPO. A second run goes to a folder of its own by `--config.workdir`.
 
-Hardware: the base in bfloat16 is 16 GB. A step of 32 examples in 4 parts needs
-29.5 GiB: a GPU with 40 GB, all of which JAX must be given
+Hardware: the base in bfloat16 is 16 GB. A step of 32 examples in 4 microbatches
+needs 29.5 GiB: a GPU with 40 GB, all of which JAX must be given
 (`XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`). An H100 trains some 5 examples a
-second. `base.remat` "dots" with 8 parts is a fifth faster and needs 54.4 GiB;
-an int8 base (`base.param_dtype`) is half as large. `python -m pdpo_jax.plan`
-says what fits on which GPU or TPU slice, and launch/ starts it there. The data
-and the base come from the hub; the base is gated (accept its licence, then `hf
-auth login`). Both may be local folders:
+second. `base.remat` "dots" with 8 microbatches is a fifth faster and needs
+54.4 GiB; an int8 base (`base.param_dtype`) is half as large.
+`python -m pdpo_jax.plan` says what fits on which GPU or TPU slice, and launch/
+starts it there. The data and the base come from the hub; the base is gated
+(accept its licence, then `hf auth login`). Both may be local folders:
 `--config.data.path=data/prism --config.base.path=models/llama-3-8b-instruct`.
 See what becomes of the data first:
 

@@ -154,8 +154,8 @@ def make_plans(
   """Plans and prints."""
   devices = planner.devices_of(topology)
 
-  def compile_shape(shape, parts):
-    train = dataclasses.replace(recipe.train, accumulation_steps=parts)
+  def compile_shape(shape, microbatches):
+    train = dataclasses.replace(recipe.train, accumulation_steps=microbatches)
     return planner.make_plan(
       dataclasses.replace(recipe, train=train), arch, shape, topology, devices
     )
@@ -177,7 +177,7 @@ def make_plans(
     whole = dataclasses.replace(shape, examples=examples * plan.shards)
     return compile_shape(whole, 1)
 
-  first = plan if plan.parts == 1 else compile_examples(plan.examples)
+  first = plan if plan.microbatches == 1 else compile_examples(plan.examples)
   largest, growth = planner.find_largest(compile_examples, first)
   smaller = planner.find_smaller(recipe, arch, plan, growth)
   print("\n" + report.describe_search(largest, smaller, plan))

@@ -140,7 +140,7 @@ def _describe_batches(batches: batching.PreferenceBatches) -> str:
 
 
 def _rendered(config, train, rows, tokenizer) -> list[str]:
-  """Some examples as the model reads them, spread over the part."""
+  """Some examples as the model reads them, spread over the split."""
   places = np.linspace(0, len(train.examples) - 1, _SHOWN).astype(int)
   blocks = []
   for place in dict.fromkeys(places.tolist()):

@@ -79,7 +79,7 @@ class PreferenceBatches:
     pad_multiple: of what `T + P`, R and a group's room are multiples.
     max_shapes: how many shapes, and so compilations, there may be.
     devices: that split a batch's rows, over all hosts.
-    parts: that a device's rows are run in.
+    microbatches: that a device's rows are run in.
     with_bare_prompt: whether batches hold the prompts without user text too.
     pack: whether real positions run side by side; or else padded rows.
   """
@@ -96,12 +96,12 @@ class PreferenceBatches:
     pad_multiple: int = MULTIPLE,
     max_shapes: int = 4,
     devices: int = 1,
-    parts: int = 1,
+    microbatches: int = 1,
     pack: bool = True,
   ):
     _check(len(examples), batch_size, max_shapes, pad_multiple)
     prompts, responses, sizes = _sizes(examples, with_bare_prompt)
-    self.layout = packing.Layout(batch_size, devices, parts)
+    self.layout = packing.Layout(batch_size, devices, microbatches)
 
     def padded(sizes):
       prompt, count, longest = sizes.T
@@ -228,7 +228,7 @@ class TextBatches:
     )
     # Rows are not packed: each is a group of its own, with room for its class's
     # longest.
-    layout = packing.Layout(batch_size, parts=batch_size)
+    layout = packing.Layout(batch_size, microbatches=batch_size)
     self._classes = packing.make_classes(
       lengths,
       np.zeros_like(lengths),

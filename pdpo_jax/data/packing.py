@@ -33,13 +33,13 @@ class Layout:
   Attributes:
     batch_size: B, over all devices.
     devices: which have a run of the batch's examples each.
-    parts: that a device's examples are run in; part j has its examples j,
-      `parts + j`, `2 parts + j` and so on.
+    microbatches: that a device's examples are run in; of m, number j has its
+      examples j, m + j, 2 m + j and so on.
   """
 
   batch_size: int
   devices: int = 1
-  parts: int = 1
+  microbatches: int = 1
 
   def __post_init__(self):
     if self.batch_size < 1:
@@ -47,13 +47,14 @@ class Layout:
     if self.batch_size % self.groups:
       raise ValueError(
         f"batch_size {self.batch_size} is not divisible by {self.devices} "
-        f"devices times {self.parts} parts; use a multiple of {self.groups}"
+        f"devices times {self.microbatches} microbatches; use a multiple of "
+        f"{self.groups}"
       )
 
   @property
   def groups(self) -> int:
     """Of examples that are run together, on one device."""
-    return self.devices * self.parts
+    return self.devices * self.microbatches
 
   def share_out(
     self, lengths: Int[np.ndarray, " B"]
@@ -157,7 +158,7 @@ def make_classes(
     start, end = cuts[i], cuts[j]
     longest = lengths[start * size : end * size].reshape(size, -1).max(1)
     room = longest[one_device.share_out(longest)].sum(1).max()
-    cost[i, j] = (end - start) * layout.parts * room
+    cost[i, j] = (end - start) * layout.microbatches * room
   classes = []
   for i, j in dealing.cheapest_runs(cost, max_classes):
     start, end = cuts[i], cuts[j]
@@ -172,6 +173,8 @@ def make_classes(
         for each in (longest, counted)
       ),
     )
-    rows = groups.reshape(layout.devices, layout.parts, -1).swapaxes(1, 2)
+    rows = groups.reshape(layout.devices, layout.microbatches, -1).swapaxes(
+      1, 2
+    )
     classes.append(Class(examples, rows.reshape(-1), packed))
   return classes

@@ -38,7 +38,7 @@ class Plan:
     topology: the devices.
     mesh: sizes by axis.
     shape: of a batch.
-    parts: that a batch is run in, one after the other.
+    microbatches: that a batch is run in, one after the other.
     memory: bytes a device, by what they are for.
     flops: of a step, all devices together.
     received: bytes a device receives in a step, by kind of collective; None
@@ -50,7 +50,7 @@ class Plan:
   topology: topologies.Topology
   mesh: dict[str, int]
   shape: abstract.Shape
-  parts: int
+  microbatches: int
   memory: dict[str, float]
   flops: int
   received: dict[str, float] | None
@@ -78,7 +78,7 @@ class Plan:
   @property
   def examples(self) -> int:
     """That a device has at a time."""
-    return self.shape.examples // self.parts // self.shards
+    return self.shape.examples // self.microbatches // self.shards
 
   @property
   def seconds_of_products(self) -> float | None:
@@ -359,20 +359,20 @@ def find_smaller(
   is taken from larger ones.
 
   Returns:
-    The topology and the parts that a batch must be run in; None if there is
-    none that is smaller.
+    The topology, and in how many microbatches a batch must be run; None if
+    there is none that is smaller.
   """
   # Of a plan, the shape is what devices see already.
-  split = abstract.make_policy(recipe, arch, plan.shape.user_rows)
+  policy = abstract.make_policy(recipe, arch, plan.shape.user_rows)
   for topology in topologies.smaller(plan.topology):
     count = topology.num_devices
     if plan.shape.examples % count:
       continue
     mesh = jax.sharding.AbstractMesh((1, count, 1), sharding.AXES)
-    held = held_bytes(abstract.make_arguments(recipe, split, plan.shape, mesh))
+    held = held_bytes(abstract.make_arguments(recipe, policy, plan.shape, mesh))
     spare = topology.chip.memory - sum(held.values()) + held["batch"]
     share = plan.shape.examples // count
-    for parts in (n for n in range(1, share + 1) if share % n == 0):
-      if growth.fixed + growth.each * share / parts <= spare:
-        return topology, parts
+    for microbatches in (n for n in range(1, share + 1) if share % n == 0):
+      if growth.fixed + growth.each * share / microbatches <= spare:
+        return topology, microbatches
   return None

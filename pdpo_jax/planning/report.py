@@ -100,12 +100,12 @@ def _savings(plan: planner.Plan, recipe: recipes.Recipe) -> list[str]:
   if recipe.base.remat != "full":
     found.append("--config.base.remat=full")
   if plan.examples > 1:
-    parts = next(
-      parts
-      for parts in range(plan.parts + 1, plan.shape.examples + 1)
-      if plan.shape.examples % (parts * plan.shards) == 0
+    steps = next(
+      steps
+      for steps in range(plan.microbatches + 1, plan.shape.examples + 1)
+      if plan.shape.examples % (steps * plan.shards) == 0
     )
-    found.append(f"--config.train.accumulation_steps={parts}")
+    found.append(f"--config.train.accumulation_steps={steps}")
   if plan.examples == 1:
     found.append("a larger topology, or shorter prompts and responses")
   return found
@@ -130,9 +130,9 @@ def describe_search(
   if smaller is None:
     lines.append("No smaller topology should do.")
   else:
-    topology, parts = smaller
+    topology, steps = smaller
     how = (
-      "" if parts == 1 else f" with --config.train.accumulation_steps={parts}"
+      "" if steps == 1 else f" with --config.train.accumulation_steps={steps}"
     )
     lines.append(
       f"Smallest topology that should do for {plan.shape.examples} examples: "
@@ -155,7 +155,7 @@ def to_json(plan: planner.Plan) -> dict[str, Any]:
     "devices": plan.topology.num_devices,
     "mesh": plan.mesh,
     "shape": _named_as_before(plan.shape),
-    "accumulation_steps": plan.parts,
+    "accumulation_steps": plan.microbatches,
     "samples_a_device": plan.examples,
     "memory": plan.memory | {"total": plan.total},
     "capacity": plan.topology.chip and plan.topology.chip.memory,

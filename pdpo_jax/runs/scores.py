@@ -90,17 +90,17 @@ def compute(
 
 
 def file_of(
-  folder: pathlib.Path, part: str, step: int, digest: str
+  folder: pathlib.Path, split: str, step: int, digest: str
 ) -> pathlib.Path:
   """Where the scores of a trained policy are.
 
   Args:
     folder: of the training.
-    part: "heldout" or "unseen".
+    split: "heldout" or "unseen".
     step: of the policy.
     digest: of its values: two trainings have the same steps.
   """
-  return folder / "scores" / f"{part}_{step}_{digest}.jsonl"
+  return folder / "scores" / f"{split}_{step}_{digest}.jsonl"
 
 
 def write(file: pathlib.Path, scores: Scores) -> None:

@@ -27,7 +27,7 @@ class TrainConfig(sections.Section):
   learn: Literal["all", "users"] = "all"
   # Examples a step.
   batch_size: sections.Count = 32
-  # Parts that a batch is run in, one after the other, to save memory.
+  # Microbatches that a batch is run in, one after the other, to save memory.
   accumulation_steps: sections.Count = 1
   epochs: sections.Count = 2
   learning_rate: sections.Positive = 5e-5

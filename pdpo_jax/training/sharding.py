@@ -122,22 +122,22 @@ def check_batch(
   if mesh is None:
     return
   shards = batch_shards(mesh)
-  part = batch_size // accumulation_steps
-  if part % shards:
+  microbatch = batch_size // accumulation_steps
+  if microbatch % shards:
     fewer = [
-      parts
-      for parts in range(1, accumulation_steps)
-      if batch_size % (parts * shards) == 0
+      steps
+      for steps in range(1, accumulation_steps)
+      if batch_size % (steps * shards) == 0
     ]
     remedy = "use a larger batch"
     if fewer:
       remedy = (
         f"use --config.train.accumulation_steps={fewer[-1]}, or, for a run "
-        "that has begun with these parts, fewer devices"
+        "that has begun with these microbatches, fewer devices"
       )
     raise ValueError(
       f"train.batch_size {batch_size} in train.accumulation_steps "
-      f"{accumulation_steps} parts leaves {part} examples, which "
+      f"{accumulation_steps} microbatches leaves {microbatch} examples, which "
       f"the {shards} devices of mesh axes 'data' and 'fsdp' do not divide; "
       f"{remedy}"
     )

@@ -137,7 +137,9 @@ def groups(batch, layout):
   """Examples that are run together, as the step takes a batch apart."""
   rows = jnp.arange(layout.batch_size).reshape(layout.devices, -1)
   for device in rows:
-    yield from np.asarray(objective_lib.split_in_parts(device, layout.parts))
+    yield from np.asarray(
+      objective_lib.split_in_microbatches(device, layout.microbatches)
+    )
 
 
 def lengths(batch, rows):
@@ -147,14 +149,14 @@ def lengths(batch, rows):
 
 
 @pytest.mark.parametrize(
-  ("devices", "parts"), [(1, 1), (1, 4), (4, 1), (2, 3), (1, 12)]
+  ("devices", "microbatches"), [(1, 1), (1, 4), (4, 1), (2, 3), (1, 12)]
 )
-def test_every_group_has_room_whatever_is_dealt(devices, parts):
+def test_every_group_has_room_whatever_is_dealt(devices, microbatches):
   batches = random_batches.make_batches(
     random_batches.make_examples(300),
     batch_size=12,
     devices=devices,
-    parts=parts,
+    microbatches=microbatches,
   )
   real = room = 0
   for number in range(3):
@@ -174,7 +176,7 @@ def test_batches_are_the_same_on_any_number_of_devices():
   examples = random_batches.make_examples(100)
   one, four = (
     random_batches.make_batches(
-      examples, batch_size=8, devices=devices, parts=2
+      examples, batch_size=8, devices=devices, microbatches=2
     )
     for devices in (1, 4)
   )
@@ -192,7 +194,7 @@ def test_at_most_a_tenth_of_the_positions_is_padding(kind, together):
 
 def test_classes_need_the_least_room_of_all_cuts():
   rng = np.random.default_rng(0)
-  layout = packing.Layout(2, parts=2)  # a room is what the longest needs
+  layout = packing.Layout(2, microbatches=2)  # a room is what the longest needs
   for _ in range(20):
     sizes = rng.integers(1, 90, 17)
     none = np.zeros_like(sizes)
@@ -234,7 +236,7 @@ def test_without_reference_logps_their_place_is_not_a_number():
     ({"batch_size": 0}, "batch_size 0"),
     ({"max_shapes": 0}, "max_shapes 0"),
     ({"pad_multiple": 0}, "pad_multiple 0"),
-    ({"devices": 2}, "7 is not divisible by 2 devices times 1 parts"),
+    ({"devices": 2}, "7 is not divisible by 2 devices times 1 microbatches"),
   ],
 )
 def test_impossible_batches_are_an_error(options, message):
@@ -259,7 +261,7 @@ def test_a_million_examples_are_dealt_quickly():
   start = time.perf_counter()
   counts = rng.integers(2, 5, 1_000_000)
   classes = packing.make_classes(
-    prompts, responses, counts, packing.Layout(32, parts=8), 4, 8
+    prompts, responses, counts, packing.Layout(32, microbatches=8), 4, 8
   )
   dealer = packing.Dealer(classes, 0)
   dealer.batch(0)

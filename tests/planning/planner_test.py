@@ -104,7 +104,7 @@ def test_where_no_example_fits_there_is_no_largest_batch():
   assert "Not even one" in report.describe_search(None, None, fake_plan(2))
 
 
-def test_a_smaller_slice_may_need_parts():
+def test_a_smaller_slice_may_need_microbatches():
   plan = fake_plan(2)
   growth = planner.Growth(8.0 * topologies.GIBIBYTE, topologies.GIBIBYTE / 4)
   found = planner.find_smaller(config_lib.Config().recipe, ARCH, plan, growth)
@@ -309,12 +309,12 @@ def _check_eight(folder: pathlib.Path) -> None:
     config.base,
     sharding.of_base(mesh),
   )
-  split = policies.make_policy(config.recipe, base, users.num_rows)
+  policy = policies.make_policy(config.recipe, base, users.num_rows)
   transformation = optimizer.make_optimizer(config.train, 10)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
-    split.trainable,
-    transformation.init(split.trainable),
+    policy.trainable,
+    transformation.init(policy.trainable),
   )
   state = jax.device_put(state, sharding.pinned(state))
   batch = sharding.batch_placer(mesh)(batches.batch(0))
@@ -328,7 +328,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     shape,
     mesh,
   )
-  real = abstract.Arguments(state, split.frozen, batch)
+  real = abstract.Arguments(state, policy.frozen, batch)
   _check_alike(planned, real)
   print("a plan's arrays lie where the real ones do")
   plan = planner.make_plan(

@@ -28,8 +28,8 @@ def test_examples_that_are_longer_than_the_base_are_an_error(tmp_path):
   experiment.check_lengths(config, base.lm.arch, data)
   longest = max(
     3 + len(row.prompt) + len(response)
-    for part in data.splits.values()
-    for row in part.tokenized
+    for split in data.splits.values()
+    for row in split.tokenized
     for response in row.responses
   )
   arch = dataclasses.replace(base.lm.arch, max_positions=longest)
@@ -121,8 +121,8 @@ def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
   assert kept.ids == ("1", "3")
   renumbered = data.with_users(kept)
   expected = {"1": 1, "2": 0, "3": 2}
-  for part in renumbered.splits.values():
-    for example, row in zip(part.examples, part.tokenized, strict=True):
+  for split in renumbered.splits.values():
+    for example, row in zip(split.examples, split.tokenized, strict=True):
       assert row.user_row == expected[example.user_id]
   np.testing.assert_equal(
     [row.prompt for row in renumbered.splits["train"].tokenized],

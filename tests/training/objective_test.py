@@ -274,9 +274,11 @@ def test_a_branch_without_weight_is_not_run():
 
 
 def test_parts_take_turns_in_a_batch_and_are_joined_again():
-  parts = objective_lib.split_in_parts(jnp.arange(6), 3)
-  np.testing.assert_array_equal(parts, [[0, 3], [1, 4], [2, 5]])
-  np.testing.assert_array_equal(objective_lib.join_parts(parts), np.arange(6))
+  shares = objective_lib.split_in_microbatches(jnp.arange(6), 3)
+  np.testing.assert_array_equal(shares, [[0, 3], [1, 4], [2, 5]])
+  np.testing.assert_array_equal(
+    objective_lib.join_microbatches(shares), np.arange(6)
+  )
 
 
 def mixed_batch():
@@ -286,19 +288,21 @@ def mixed_batch():
   return dataclasses.replace(batch, user_row=rows)
 
 
-@pytest.mark.parametrize("parts", [1, 5])
-def test_mixing_by_batch_weighs_the_means_of_users_and_generic_rows(parts):
+@pytest.mark.parametrize("microbatches", [1, 5])
+def test_mixing_by_batch_weighs_the_means_of_users_and_generic_rows(
+  microbatches,
+):
   batch = mixed_batch()
   objective = objective_lib.LossConfig(alpha=0.25, mixing="batch")
-  scales = np.asarray(objective_lib.pair_scales(batch, objective, parts))
+  scales = np.asarray(objective_lib.pair_scales(batch, objective, microbatches))
   weights = np.asarray(losses.pair_weights(batch.response_mask, batch.weight))
   expected = np.zeros_like(weights)
-  for rows in np.split(np.arange(5), parts):
+  for rows in np.split(np.arange(5), microbatches):
     for share, own in ((0.25, batch.user_row > 0), (0.75, batch.user_row == 0)):
       mine = np.isin(np.arange(5), rows) & np.asarray(own)
-      part = np.where(mine[:, None], weights, 0.0)
-      if part.sum():
-        expected += share * part / part.sum() / parts
+      kind = np.where(mine[:, None], weights, 0.0)
+      if kind.sum():
+        expected += share * kind / kind.sum() / microbatches
   np.testing.assert_allclose(scales, expected, rtol=1e-6)
 
 

@@ -66,8 +66,8 @@ def test_messages_belong_to_their_turn_in_whatever_order_they_stand(tmp_path):
   prism_files.write_rows(tmp_path, survey, [row, other])
   dataset = loading.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   (train, heldout) = (
-    [dataclasses.replace(each, dialogue_id="") for each in part]
-    for part in (dataset.train, dataset.heldout)
+    [dataclasses.replace(each, dialogue_id="") for each in split]
+    for split in (dataset.train, dataset.heldout)
   )
   assert train == heldout
 
@@ -205,8 +205,8 @@ def test_loading_is_a_function_of_config_and_files(generated):
   first, second = (
     loading.load(prism_files.make_config(folder)) for _ in range(2)
   )
-  for part in ("train", "heldout", "unseen", "prompts"):
-    assert getattr(first, part) == getattr(second, part) != []
+  for name in ("train", "heldout", "unseen", "prompts"):
+    assert getattr(first, name) == getattr(second, name) != []
   assert str(first.tally) == str(second.tally)
 
 

@@ -23,12 +23,12 @@ def test_the_synthetic_parts_share_no_post(config):
   assert len(found.train) == 80
   assert len(found.heldout) == 30
   assert len(found.prompts) == 4
-  parts = [
+  splits = [
     [prompt for prompt, _ in found.sft_pairs],
-    *([e.prompt for e in part] for part in (found.train, found.heldout)),
+    *([e.prompt for e in split] for split in (found.train, found.heldout)),
     [each.prompt for each in found.prompts],
   ]
-  counts = collections.Counter(prompt for part in parts for prompt in part)
+  counts = collections.Counter(prompt for split in splits for prompt in split)
   assert counts.total() == len(counts) == 20 + 80 + 30 + 4
 
 
