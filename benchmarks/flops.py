@@ -1,9 +1,9 @@
-r"""Counted FLOPs of a P-DPO sample, beside what the paper's code does.
+r"""Counted FLOPs of a P-DPO example, beside what the paper's code does.
 
   python -m benchmarks.flops
 
 Traces train steps at full size, without weights, and counts the products in
-them (`pdpo_jax.planning.flops`). Three ways to train on one sample (a user, a
+them (`pdpo_jax.planning.flops`). Three ways to train on one example (a user, a
 prompt, a chosen and a rejected response):
 
 - ours: both branches with the prompt shared by the responses, logits of
@@ -41,7 +41,7 @@ from pdpo_jax.training import step as step_lib
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A base and a kind of sample; P, N and R as in `structs`."""
+  """A base and a kind of example; P, N and R as in `structs`."""
 
   name: str
   config: config_lib.Config
@@ -69,22 +69,22 @@ def cases() -> list[Case]:
 
 
 def ours(case: Case) -> int:
-  """FLOPs of a step of one sample."""
+  """FLOPs of a step of one example."""
   _, traced = abstract.trace(case.config.recipe, case.arch, _shape(case))
   return flops.count(traced)
 
 
 def reference(case: Case) -> int:
-  """FLOPs of the reference's log-probabilities of one sample."""
-  split = _base(case)
-  score = step_lib.make_score(split.graphdef, case.config.train.logits_chunk)
+  """FLOPs of the reference's log-probabilities of one example."""
+  policy = _base(case)
+  score = step_lib.make_score(policy.graphdef, case.config.train.logits_chunk)
   batch = abstract.make_batch(_shape(case))
-  return flops.count(score.trace(split.trainable, split.frozen, batch))
+  return flops.count(score.trace(policy.trainable, policy.frozen, batch))
 
 
 def released(case: Case) -> int:
   """FLOPs of a step of one pair, laid out as in the released code."""
-  split, base = (
+  policy, base = (
     abstract.make_policy(case.config.recipe, case.arch, 2),
     _base(case),
   )
@@ -103,16 +103,16 @@ def released(case: Case) -> int:
     )
     logps = jax.lax.stop_gradient(logps).reshape(2, 2).mean(0)
     batch = dataclasses.replace(batch, reference_logps=logps[None])
-    policy = nnx.merge(split.graphdef, trainable, frozen)
-    return naive.loss(policy, batch, objective)
+    merged = nnx.merge(policy.graphdef, trainable, frozen)
+    return naive.loss(merged, batch, objective)
 
   batch = abstract.make_batch(_shape(case))
   step = jax.jit(jax.grad(loss_of))
-  return flops.count(step.trace(split.trainable, split.frozen, batch))
+  return flops.count(step.trace(policy.trainable, policy.frozen, batch))
 
 
 def minimum(case: Case) -> float:
-  """The least FLOPs of a sample in the shared-prompt layout."""
+  """The least FLOPs of an example in the shared-prompt layout."""
   return work.least_work(
     case.arch,
     case.config.user.num_tokens + case.prompt,
@@ -123,7 +123,7 @@ def minimum(case: Case) -> float:
 
 
 def measure(case: Case) -> dict[str, float]:
-  """FLOPs of a sample, by what is counted."""
+  """FLOPs of an example, by what is counted."""
   step, cached = ours(case), reference(case)
   return {
     "minimum": minimum(case),
@@ -152,7 +152,7 @@ def main(argv) -> None:
   del argv
   jax.config.update("jax_platforms", "cpu")
   rows = {case.name: measure(case) for case in cases()}
-  print(f"{'TFLOPs a sample':<34}" + "".join(f"{n:>26}" for n in rows))
+  print(f"{'TFLOPs an example':<34}" + "".join(f"{n:>26}" for n in rows))
   for title, key in (
     ("minimum of the layout", "minimum"),
     ("ours", "ours"),

@@ -40,16 +40,16 @@ def sequence_logps(policy, prompt, response, response_mask, prefix):
 
 
 def pairs_of(batch: structs.PreferenceBatch) -> tuple[jax.Array, jax.Array]:
-  """The sample and the response of each row: all pairs' chosen, then rejected.
+  """The example and the response of each row: all pairs' chosen, then rejected.
 
-  With two samples of three responses: samples 0 0 1 1 0 0 1 1 and responses
+  With two examples of three responses: examples 0 0 1 1 0 0 1 1 and responses
   0 0 0 0 1 2 1 2.
   """
   rows, responses = batch.response_mask.shape[:2]
-  samples = jnp.repeat(jnp.arange(rows), responses - 1)
+  examples = jnp.repeat(jnp.arange(rows), responses - 1)
   rejected = jnp.tile(jnp.arange(1, responses), rows)
   return (
-    jnp.tile(samples, 2),
+    jnp.tile(examples, 2),
     jnp.concatenate([jnp.zeros_like(rejected), rejected]),
   )
 
@@ -57,15 +57,15 @@ def pairs_of(batch: structs.PreferenceBatch) -> tuple[jax.Array, jax.Array]:
 def loss(
   policy, batch: structs.PreferenceBatch, objective: objective_lib.LossConfig
 ):
-  """The mean over pairs of P-DPO's loss; every sample has all its responses."""
-  samples, responses = pairs_of(batch)
-  prompt = batch.prompt[samples]
-  response = batch.responses[samples, responses]
-  mask = batch.response_mask[samples, responses]
+  """The mean over pairs of P-DPO's loss; examples have all their responses."""
+  examples, responses = pairs_of(batch)
+  prompt = batch.prompt[examples]
+  response = batch.responses[examples, responses]
+  mask = batch.response_mask[examples, responses]
   generic = policy.user_model.generic()
   prefixes = {
-    "user": policy.user_model(batch.user_row)[samples],
-    "generic": jnp.broadcast_to(generic, (len(samples), *generic.shape)),
+    "user": policy.user_model(batch.user_row)[examples],
+    "generic": jnp.broadcast_to(generic, (len(examples), *generic.shape)),
   }
   names = [name for name, _ in objective.branches()]
   logps = sequence_logps(
@@ -76,7 +76,7 @@ def loss(
     jnp.concatenate([prefixes[name] for name in names]),
   )
   ratios = logps.reshape(len(names), -1)
-  ratios = ratios - batch.reference_logps[samples, responses]
+  ratios = ratios - batch.reference_logps[examples, responses]
   chosen, rejected = jnp.split(ratios, 2, 1)
   pair_loss = losses.LOSSES[objective.kind]
   total = jnp.zeros(())

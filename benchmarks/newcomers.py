@@ -129,9 +129,9 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
   data = tokenized.tokenize_dataset(dataset, config.data, base.tokenizer, users)
   batches = {
     name: branch_batches.with_reference(
-      config.recipe, base, part, config.cache_folder
+      config.recipe, base, split, config.cache_folder
     )
-    for name, part in data.splits.items()
+    for name, split in data.splits.items()
   }
   earlier_one = policies.load(
     config.recipe, base, config.start / "pdpo", of_run=False
@@ -151,9 +151,9 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
     folder / str(len(dataset.train)) / "pdpo",
   )
   found = []
-  for split in (before, after):
+  for policy in (before, after):
     ratios = scoring.heldout_ratios(
-      split, batches["heldout"], config.train.logits_chunk
+      policy, batches["heldout"], config.train.logits_chunk
     )
     examples = data.splits["heldout"].examples
     found.append(accuracy.of_scores(scores_lib.make(examples, ratios)))

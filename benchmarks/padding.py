@@ -3,11 +3,11 @@ r"""What share of the positions that a step runs on is padding.
   python -m benchmarks.padding
   python -m benchmarks.padding --samples=40000 --batch_size=16
 
-Samples with lengths as PRISM, TL;DR and UKP have them, in at most four shapes:
+Examples with lengths as PRISM, TL;DR and UKP have them, in at most four shapes:
 as a rectangle of rows, which has to hold the longest prompt, the most responses
-and the longest response; and packed, by how many samples run together. A
-batch's rows are divided by devices and by parts of an accumulated batch, and
-what is run together is what is left. Writes `benchmarks/padding.json`.
+and the longest response; and packed, by how many examples run together. A
+batch's rows are divided by devices and by microbatches, and what is run
+together is what is left. Writes `benchmarks/padding.json`.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ from benchmarks import side_by_side
 from pdpo_jax.core import structs
 from pdpo_jax.data import batching
 
-_SAMPLES = flags.DEFINE_integer("samples", 5000, "Of each kind.")
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Samples of a batch.")
+_EXAMPLES = flags.DEFINE_integer("samples", 5000, "Of each kind.")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Examples of a batch.")
 
 # Median, spread of the logarithm, and limit of prompts and of responses, in
 # tokens; how many responses. PRISM's first turns have four of them and later
@@ -32,7 +32,7 @@ _SHAPES, _MULTIPLE, _PREFIX = 4, 8, 10
 
 
 def draw(kind: str, count: int) -> list[structs.TokenizedExample]:
-  """Samples of lengths as of real data; all tokens are 0."""
+  """Examples of lengths as of real data; all tokens are 0."""
   rng = np.random.default_rng(0)
   prompt, response, counts = KINDS[kind]
 
@@ -62,7 +62,7 @@ def batches_of(
     _PREFIX,
     pad_multiple=_MULTIPLE,
     max_shapes=_SHAPES,
-    parts=batch_size // together,
+    microbatches=batch_size // together,
   )
 
 
@@ -82,7 +82,7 @@ def main(argv) -> None:
   together = [each for each in (1, 2, 4, 8, size) if size % each == 0]
   rows = []
   for kind in KINDS:
-    examples = draw(kind, _SAMPLES.value)
+    examples = draw(kind, _EXAMPLES.value)
     made = {each: batches_of(examples, size, each) for each in together}
     rows.append(
       {

@@ -5,7 +5,7 @@ r"""P-DPO's step beside TRL's and beside the usual layout, on a CPU.
     --peer_python=.venv-trl/bin/python
 
 SmolLM2-135M-Instruct with LoRA of rank 8 on every linear layer. Both sides have
-the same weights, token ids, types and number of threads; every sample passes
+the same weights, token ids, types and number of threads; every example passes
 through twice, as the user's and as the generic user's. TRL knows no prefix, so
 its rows have as many tokens in the prefix's place; it gets its reference
 log-probabilities beforehand, and a pair for each rejected response. A step is
@@ -46,7 +46,7 @@ SHAPES = {
 _PREFIX = 10
 
 _SHAPES = flags.DEFINE_multi_enum(
-  "shapes", ["prism", "tldr", "prism-first-turn"], list(SHAPES), "Of samples."
+  "shapes", ["prism", "tldr", "prism-first-turn"], list(SHAPES), "Of examples."
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
@@ -57,7 +57,7 @@ _CONTENDERS = flags.DEFINE_multi_enum(
   ["ours", "naive", "trl", "tunix"],
   "Who runs.",
 )
-_SAMPLES = flags.DEFINE_integer("samples", 1, "Of a batch.", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer("samples", 1, "Of a batch.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Of each contender.")
 _REMAT = flags.DEFINE_string("remat", "dots", "Ours; see `base.remat`.")
@@ -102,10 +102,10 @@ def start(name: str, spec: side_by_side.Facts) -> side_by_side.Contender:
 
 
 def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
-  """All contenders on samples of one shape; prints a table."""
+  """All contenders on examples of one shape; prints a table."""
   prompt, responses, size = SHAPES[shape]
   rng = np.random.default_rng(0)
-  samples = _SAMPLES.value
+  examples = _EXAMPLES.value
   spec = {
     "weights": weights,
     "dtype": _DTYPE.value,
@@ -115,8 +115,8 @@ def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
   ids = functools.partial(rng.integers, 3, arch.vocab_size, dtype=np.int32)
   np.savez(
     spec["tokens"],
-    prompts=ids((samples, prompt)),
-    responses=ids((samples, responses, size)),
+    prompts=ids((examples, prompt)),
+    responses=ids((examples, responses, size)),
   )
   names = _CONTENDERS.value
   if responses > 3 and not flags.FLAGS["contenders"].present:
@@ -125,18 +125,18 @@ def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
   contenders = [start(name, spec) for name in names]
   side_by_side.take_turns(contenders, _REPEATS.value)
   print(
-    f"\n{shape}: {prompt} + {responses} · {size} tokens, {samples} a batch, "
+    f"\n{shape}: {prompt} + {responses} · {size} tokens, {examples} a batch, "
     f"{_DTYPE.value}, {_THREADS.value} threads"
   )
   least = work.least_work(arch, prompt, responses, size, 8)
-  rows = [describe(each, contenders[0], samples) for each in contenders]
+  rows = [describe(each, contenders[0], examples) for each in contenders]
   print(
     side_by_side.table(
       (
         "",
-        "samples/s",
+        "examples/s",
         "ratio",
-        "CPU s a sample",
+        "CPU s an example",
         "ratio",
         "peak MB",
         "ratio",
@@ -157,16 +157,16 @@ def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
       ],
     )
   )
-  print(efficiency(contenders[0], samples, least))
+  print(efficiency(contenders[0], examples, least))
   return [{"shape": shape} | row for row in rows]
 
 
-def efficiency(contender, samples: int, least: work.Work) -> str:
+def efficiency(contender, examples: int, least: work.Work) -> str:
   """How far from the speed of a large matrix product, at the same time."""
 
   def share(seconds):
     return statistics.median(
-      samples
+      examples
       * least.total
       / turn[seconds]
       / (turn["product_flops"] / turn[f"product_{seconds}"])
@@ -178,20 +178,20 @@ def efficiency(contender, samples: int, least: work.Work) -> str:
     for name in ("linear", "attention", "head", "lora")
   )
   return (
-    f"{least.total / 1e9:,.0f} GFLOP a sample at least ({parts}); "
+    f"{least.total / 1e9:,.0f} GFLOP an example at least ({parts}); "
     f"{contender.name}: {share('seconds'):.0%} of the speed of a large matrix "
     f"product, by CPU time {share('cpu_seconds'):.0%}"
   )
 
 
-def describe(contender, first, samples: int) -> side_by_side.Facts:
+def describe(contender, first, examples: int) -> side_by_side.Facts:
   """Its figures, and how the first contender compares."""
-  rate = samples / contender.median()
+  rate = examples / contender.median()
   return {
     "contender": contender.name,
     "samples_per_second": rate,
-    "speed_ratio": samples / first.median() / rate,
-    "cpu_seconds_per_sample": contender.median("cpu_seconds") / samples,
+    "speed_ratio": examples / first.median() / rate,
+    "cpu_seconds_per_sample": contender.median("cpu_seconds") / examples,
     "cpu_ratio": contender.median("cpu_seconds") / first.median("cpu_seconds"),
     "peak_bytes": contender.peak_bytes,
     "memory_ratio": first.peak_bytes / contender.peak_bytes,

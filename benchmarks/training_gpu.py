@@ -5,7 +5,7 @@ r"""P-DPO's step on Llama-3-8B's shapes, beside TRL's, on a GPU.
     --ours=samples=4,remat=dots,kernels=int8 --trl=pairs=4,checkpointing=1
 
 Weights are random, in bfloat16, with LoRA of rank 8 on every linear layer.
-Samples are PRISM-like: 470 + 10 prompt tokens, two responses of 300; each goes
+Examples are PRISM-like: 470 + 10 prompt tokens, two responses of 300; each goes
 through twice, as its user's and as the generic user's. TRL gets rows of as many
 tokens, and its reference log-probabilities beforehand, as ours are.
 
@@ -128,7 +128,8 @@ def describe(rows: list[dict[str, Any]]) -> str:
       )
     )
   return side_by_side.table(
-    ("", "ms a step", "samples/s", "utilisation", "peak GB", "compile s"), lines
+    ("", "ms a step", "examples/s", "utilisation", "peak GB", "compile s"),
+    lines,
   )
 
 

@@ -80,24 +80,24 @@ def main() -> None:
   config.user.num_tokens = spec["prefix"]
   config.lora = layers.LoraConfig(rank=8, dropout=0.0)
   base = random_base(config.base, spec["preset"])
-  split = policies.make_policy(config.recipe, base, 1000)
+  policy = policies.make_policy(config.recipe, base, 1000)
   transformation = optimizer.make_optimizer(config.train, 10_000)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
-    split.trainable,
-    transformation.init(split.trainable),
+    policy.trainable,
+    transformation.init(policy.trainable),
   )
   batch = random_batch(spec, base.lm.arch.vocab_size)
   step = step_lib.make_train_step(
-    split.graphdef, pdpo.make_objective(config.recipe), transformation
+    policy.graphdef, pdpo.make_objective(config.recipe), transformation
   )
   start = time.perf_counter()
-  compiled = step.lower(state, split.frozen, batch).compile()
+  compiled = step.lower(state, policy.frozen, batch).compile()
   compile_seconds = time.perf_counter() - start
   seconds = []
   for _ in range(2 + spec["repeats"]):
     start = time.perf_counter()
-    state, metrics = compiled(state, split.frozen, batch)
+    state, metrics = compiled(state, policy.frozen, batch)
     loss = float(metrics["loss"])
     seconds.append(time.perf_counter() - start)
   device = jax.devices()[0]

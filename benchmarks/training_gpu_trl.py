@@ -86,7 +86,7 @@ def random_model(preset: str):
 
 
 def pairs(spec, vocab_size: int) -> datasets.Dataset:
-  """Every pair of every sample, twice: what both branches would read."""
+  """Every pair of every example, twice: what both branches would read."""
   rng = np.random.default_rng(0)
   rows = []
   for _ in range(int(spec["samples"])):

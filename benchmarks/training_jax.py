@@ -36,7 +36,7 @@ def make_config(spec) -> config_lib.Config:
 
 
 def batch_of(file: str, prefix: int) -> structs.PreferenceBatch:
-  """All samples, whose prompts lose `prefix` tokens to the soft prefix."""
+  """All examples, whose prompts lose `prefix` tokens to the soft prefix."""
   arrays = np.load(file)
   prompt, responses = arrays["prompts"][:, prefix:], arrays["responses"]
   rows = len(prompt)
@@ -87,25 +87,25 @@ def main() -> None:
     batch_of(spec["tokens"], spec["prefix"]), reference_logps=reference
   )
   rows = len(batch.index)
-  split = policies.make_policy(config.recipe, base, rows + 1)
+  policy = policies.make_policy(config.recipe, base, rows + 1)
   objective = pdpo.make_objective(config.recipe)
   transformation = optimizer.make_optimizer(config.train, 10_000)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
-    split.trainable,
-    transformation.init(split.trainable),
+    policy.trainable,
+    transformation.init(policy.trainable),
   )
   if spec["layout"] == "naive":
-    step = naive.make_train_step(split.graphdef, objective, transformation)
+    step = naive.make_train_step(policy.graphdef, objective, transformation)
   else:
     step = step_lib.make_train_step(
-      split.graphdef,
+      policy.graphdef,
       objective,
       transformation,
       accumulation_steps=spec["accumulation"],
     )
   start = time.perf_counter()
-  compiled = step.lower(state, split.frozen, batch).compile()
+  compiled = step.lower(state, policy.frozen, batch).compile()
   turns.ready(
     versions=run_folder.versions(),
     compile_seconds=time.perf_counter() - start,
@@ -114,7 +114,7 @@ def main() -> None:
   del base
   while True:
     turns.wait()
-    state, metrics = compiled(state, split.frozen, batch)
+    state, metrics = compiled(state, policy.frozen, batch)
     loss = float(metrics["loss"])
     turns.report(lambda: time_product(spec["dtype"]), loss=loss)
 

@@ -39,7 +39,7 @@ class StepByStep(transformers.TrainerCallback):
 
 
 def pairs(file: str) -> datasets.Dataset:
-  """Every pair of every sample, twice: what both branches would read.
+  """Every pair of every example, twice: what both branches would read.
 
   A row has as many tokens as one of ours, with tokens in the prefix's place.
   """

@@ -53,7 +53,7 @@ def read_model(folder: str, dtype: str) -> llama.Llama3:
 def make_pairs(
   file: str, pairs_at_once: int, model: llama.Llama3
 ) -> list[dpo_trainer.TrainExample]:
-  """Every pair of every sample, twice: what both branches would read.
+  """Every pair of every example, twice: what both branches would read.
 
   A row has as many tokens as one of ours, with tokens in the prefix's place.
   """

@@ -8,7 +8,7 @@ from pdpo_jax.weights import loading
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a sample costs, in floating-point operations, by arithmetic."""
+  """What an example costs, in floating-point operations, by arithmetic."""
 
   linear: float
   lora: float
@@ -27,7 +27,7 @@ def least_work(
   size: int,
   rank: int,
 ) -> Work:
-  """Of one sample of both branches, in the shared-prompt layout.
+  """Of one example of both branches, in the shared-prompt layout.
 
   A branch has S = P + N R positions, prefix included, and costs
 

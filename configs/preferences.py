@@ -46,7 +46,7 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   config.data.long_response = "drop"
   config.data.max_shapes = 4
   config.loss.beta = 0.1
-  # Eight samples at a time, which a GPU with 12 GB takes at 512 tokens each.
+  # Eight examples at a time, which a GPU with 12 GB takes at 512 tokens each.
   config.train.accumulation_steps = 4
   config.train.user_learning_rate = 1e-3
   config.train.warmup_steps = 10

@@ -3,8 +3,9 @@ r"""Experiment 2 of the paper: PRISM with Llama-3-8B-Instruct.
   python -m pdpo_jax.main --config=configs/prism.py
 
 1,396 people from 75 countries chose between answers in dialogues of their own.
-Each turn is a sample: its dialogue so far, the chosen answer, and all rejected
-ones; the user's text says who they are and which qualities they rank highest.
+Each turn is an example: its dialogue so far, the chosen answer, and all
+rejected ones; the user's text says who they are and which qualities they rank
+highest.
 Users are seen or unseen, dialogues of the seen are trained on or held out.
 
 Variants: `:individual` (the default), `:cluster10`, `:cluster100`, `:vanilla`
@@ -13,21 +14,21 @@ code differ in (docs/data.md has both, and what is not reproduced), for
 individual users; `:authors --config.user.kind=cluster`, or `none` for vanilla
 DPO. A second run goes to a folder of its own by `--config.workdir`.
 
-Hardware: the base in bfloat16 is 16 GB. A step of 32 samples in 4 parts needs
-29.5 GiB: a GPU with 40 GB, all of which JAX must be given
-(`XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`). An H100 trains some 5 samples a second.
-`base.remat` "dots" with 8 parts is a fifth faster and needs 54.4 GiB; an int8
-base (`base.param_dtype`) is half as large. `python -m pdpo_jax.plan` says what
-fits on which GPU or TPU slice, and launch/ starts it there. The data and the
-base come from the hub; the base is gated (accept its licence, then `hf auth
-login`). Both may be local folders:
+Hardware: the base in bfloat16 is 16 GB. A step of 32 examples in 4 microbatches
+needs 29.5 GiB: a GPU with 40 GB, all of which JAX must be given
+(`XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`). An H100 trains some 5 examples a
+second. `base.remat` "dots" with 8 microbatches is a fifth faster and needs
+54.4 GiB; an int8 base (`base.param_dtype`) is half as large.
+`python -m pdpo_jax.plan` says what fits on which GPU or TPU slice, and launch/
+starts it there. The data and the base come from the hub; the base is gated
+(accept its licence, then `hf auth login`). Both may be local folders:
 `--config.data.path=data/prism --config.base.path=models/llama-3-8b-instruct`.
 See what becomes of the data first:
 
   python -m pdpo_jax.preview --config=configs/prism.py
 
 Expected: the paper reports win rates over vanilla DPO of 60 to 66%, by GPT-4o
-on 76 samples; it reports no reward accuracy. Not yet run at this size.
+on 76 examples; it reports no reward accuracy. Not yet run at this size.
 """
 
 from pdpo_jax.runs import config as config_lib

@@ -11,7 +11,7 @@ Variants: `:individual` (the default), `:cluster`, `:vanilla`, DPO without
 users, and `:newcomers`, which learns people who come after `:individual`, and
 nothing else.
 
-Hardware: 2 CPU cores and 6 GB. A step takes 1.4 s a sample of 70 prompt and
+Hardware: 2 CPU cores and 6 GB. A step takes 1.4 s an example of 70 prompt and
 2 · 96 response tokens: 100 people with 20 choices each take about 50 minutes.
 """
 

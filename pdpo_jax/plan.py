@@ -45,7 +45,7 @@ _RESPONSE = flags.DEFINE_integer(
   "response_tokens", None, "R; data.max_response_tokens without.", lower_bound=1
 )
 _RESPONSES = flags.DEFINE_integer(
-  "responses", None, "N, of a sample.", lower_bound=2
+  "responses", None, "N, of an example.", lower_bound=2
 )
 _USERS = flags.DEFINE_integer(
   "users",
@@ -59,7 +59,7 @@ _LARGEST = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_string("json", None, "File that gets the figures.")
 
-# People of PRISM, and responses of a sample that has all of a first turn.
+# People of PRISM, and responses of an example that has all of a first turn.
 _PRISM_USERS, _PRISM_RESPONSES = 1396, 4
 
 
@@ -128,7 +128,7 @@ def batch_shape(
       "add --users=N"
     )
   return abstract.Shape(
-    samples=config.train.batch_size,
+    examples=config.train.batch_size,
     prompt=batching.round_up(
       prompt or data.max_prompt_tokens,
       batching.MULTIPLE,
@@ -154,8 +154,8 @@ def make_plans(
   """Plans and prints."""
   devices = planner.devices_of(topology)
 
-  def compile_shape(shape, parts):
-    train = dataclasses.replace(recipe.train, accumulation_steps=parts)
+  def compile_shape(shape, microbatches):
+    train = dataclasses.replace(recipe.train, accumulation_steps=microbatches)
     return planner.make_plan(
       dataclasses.replace(recipe, train=train), arch, shape, topology, devices
     )
@@ -173,12 +173,12 @@ def make_plans(
       "does not say; choose a TPU slice or a GPU"
     )
 
-  def compile_samples(samples):
-    whole = dataclasses.replace(shape, samples=samples * plan.shards)
+  def compile_examples(examples):
+    whole = dataclasses.replace(shape, examples=examples * plan.shards)
     return compile_shape(whole, 1)
 
-  first = plan if plan.parts == 1 else compile_samples(plan.samples)
-  largest, growth = planner.find_largest(compile_samples, first)
+  first = plan if plan.microbatches == 1 else compile_examples(plan.examples)
+  largest, growth = planner.find_largest(compile_examples, first)
   smaller = planner.find_smaller(recipe, arch, plan, growth)
   print("\n" + report.describe_search(largest, smaller, plan))
   return {"plan": plan, "largest": largest}

@@ -2,8 +2,8 @@ r"""Shows what a config makes of its data, before anything is trained.
 
   python -m pdpo_jax.preview --config=configs/prism.py:individual
 
-Prints samples, users, lengths, what was cut and dropped, the share of padding
-and three samples as the model reads them; writes the same and a figure to
+Prints examples, users, lengths, what was cut and dropped, the share of padding
+and three examples as the model reads them; writes the same and a figure to
 `data_report.txt` and `data_report.png` in the run folder.
 
 `--personal_signal` adds how much of the choices is personal, as far as surface
@@ -41,7 +41,7 @@ _CONFIG = command_line.config_flag()
 _PERSONAL_SIGNAL = flags.DEFINE_bool(
   "personal_signal", False, "Also measure how much of the choices is personal."
 )
-_SHOWN = 3  # samples that are shown whole
+_SHOWN = 3  # examples that are shown whole
 _BARS = 12  # of a histogram in text
 
 
@@ -99,11 +99,11 @@ def _describe_users(
     strangers = {example.user_id for example in found.unseen}
     lines[0] += f", {len(strangers):,} unseen"
   if unknown:
-    lines[0] += f"; {unknown:,} samples of unknown users"
+    lines[0] += f"; {unknown:,} examples of unknown users"
   if each.size:
     low, median, high = np.percentile(each, [10, 50, 90])
     lines.append(
-      f"samples a user: {each[0]} to {each[-1]}, median {median:g}, "
+      f"examples a user: {each[0]} to {each[-1]}, median {median:g}, "
       f"80% between {low:g} and {high:g}"
     )
   responses = collections.Counter(
@@ -112,7 +112,7 @@ def _describe_users(
   shares = ", ".join(
     f"{count:,} with {number}" for number, count in sorted(responses.items())
   )
-  lines.append(f"rejected responses a sample: {shares}")
+  lines.append(f"rejected responses an example: {shares}")
   return "\n".join(lines)
 
 
@@ -140,7 +140,7 @@ def _describe_batches(batches: batching.PreferenceBatches) -> str:
 
 
 def _rendered(config, train, rows, tokenizer) -> list[str]:
-  """Some samples as the model reads them, spread over the part."""
+  """Some examples as the model reads them, spread over the split."""
   places = np.linspace(0, len(train.examples) - 1, _SHOWN).astype(int)
   blocks = []
   for place in dict.fromkeys(places.tolist()):
@@ -154,7 +154,7 @@ def _rendered(config, train, rows, tokenizer) -> list[str]:
         + mark
         + tokenizer.decode(row.prompt[cut:])
       )
-    lines = [f"── sample {place} ──", prompt]
+    lines = [f"── example {place} ──", prompt]
     for number, response in enumerate(row.responses):
       name = "rejected" if number else "chosen"
       lines.append(f"── {name} ──\n{tokenizer.decode(response)}")
@@ -163,13 +163,13 @@ def _rendered(config, train, rows, tokenizer) -> list[str]:
 
 
 def figure(file: pathlib.Path, lengths: Lengths, counts: Sequence[int]) -> None:
-  """Histograms of prompts, responses, and samples a user, as PNG."""
+  """Histograms of prompts, responses, and examples a user, as PNG."""
   chart, places = pyplot.subplots(1, 3, figsize=(11, 3.2), dpi=150)
   for axes, values, title, what in zip(
     places,
     (lengths.prompts, lengths.responses, counts),
-    ("prompts, user text included", "responses", "samples a user"),
-    ("tokens", "tokens", "samples"),
+    ("prompts, user text included", "responses", "examples a user"),
+    ("tokens", "tokens", "examples"),
     strict=True,
   ):
     axes.hist(values, 40, color="#3c78b4")

@@ -259,7 +259,7 @@ def ask(workdir, *users: str, prompt="hi", **others) -> None:
     generate.main()
 
 
-def test_a_run_without_a_held_out_part_has_no_accuracy(prism, tmp_path):
+def test_a_run_without_a_held_out_split_has_no_accuracy(prism, tmp_path):
   config = experiment("prism", "individual")
   config.base.path = str(prism / "base")
   config.data.path = str(prism / "data")

@@ -194,10 +194,10 @@ def test_a_run_is_exported_with_its_newest_checkpoint(tmp_path):
   run_folder.open_run(config)
   parts = tiny.tiny_parts(config)
   base_lib.write_base(config.folder / "base", parts[0])
-  split = tiny.train(config, parts)
+  policy = tiny.train(config, parts)
   export.export_run(config.folder, tmp_path / "out")
   back = models.tensors(hf_safetensors.read_model(tmp_path / "out"))
-  expected = models.tensors(split.merge().lm)
+  expected = models.tensors(policy.merge().lm)
   assert back.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_array_equal(back[name], value, err_msg=name)

@@ -212,7 +212,7 @@ def _folder_outcome(
   tally = dataset.tally
   held_out = [*dataset.heldout, *dataset.unseen]
   train, heldout = (
-    {example.prompt for example in part} for part in (dataset.train, held_out)
+    {example.prompt for example in split} for split in (dataset.train, held_out)
   )
   if train & heldout:
     faults.add(name, "trained on and held out", f"{tally} {shown}")

@@ -100,14 +100,14 @@ def logits(arrays) -> np.ndarray:
 
 
 def batch(arrays, case: str, rows=slice(None)) -> structs.PreferenceBatch:
-  """A case's samples, or some rows of them."""
+  """A case's examples, or some rows of them."""
   fields = section(arrays, f"{case}/batch")
-  samples = structs.PreferenceBatch(
+  examples = structs.PreferenceBatch(
     index=np.arange(fields["user_row"].shape[0], dtype=np.int32),
     reference_logps=arrays[f"{case}/logps/reference"],
     **fields,
   )
-  return jax.tree.map(lambda x: jnp.asarray(x[rows]), samples)
+  return jax.tree.map(lambda x: jnp.asarray(x[rows]), examples)
 
 
 def make_policy(arrays, name: str, case: str) -> policy.Policy:
@@ -183,15 +183,15 @@ def loss_and_gradients(arrays, name, case):
   """Our sigmoid loss, metrics and gradients by the golden files' names."""
   model = make_policy(arrays, name, case)
   graphdef, trainable, frozen = nnx.split(model, policy.trainable, ...)
-  samples = batch(arrays, case)
-  scales = objective_lib.pair_scales(samples, objective())
+  examples = batch(arrays, case)
+  scales = objective_lib.pair_scales(examples, objective())
 
   @jax.jit
   def run(trainable):
     def loss_of(trainable):
       merged = nnx.merge(graphdef, trainable, frozen)
       return objective_lib.loss_and_metrics(
-        merged, samples, objective(), scales, logits_chunk=45
+        merged, examples, objective(), scales, logits_chunk=45
       )
 
     return jax.value_and_grad(loss_of, has_aux=True)(trainable)
@@ -202,15 +202,15 @@ def loss_and_gradients(arrays, name, case):
 
 def all_losses(arrays, case) -> dict[str, float]:
   """Our loss of every kind, from the torch side's log-probabilities."""
-  samples = batch(arrays, case)
-  weights = losses.pair_weights(samples.response_mask, samples.weight)
+  examples = batch(arrays, case)
+  weights = losses.pair_weights(examples.response_mask, examples.weight)
   found = {}
   for label in LOSSES:
     chosen = objective(label)
     pairs = jnp.zeros_like(weights)
     for branch, weight in chosen.branches():
       ratios = losses.log_ratio_differences(
-        jnp.asarray(arrays[f"{case}/logps/{branch}"]), samples.reference_logps
+        jnp.asarray(arrays[f"{case}/logps/{branch}"]), examples.reference_logps
       )
       pairs += weight * losses.LOSSES[chosen.kind](
         ratios, chosen.beta, chosen.label_smoothing

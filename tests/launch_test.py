@@ -209,12 +209,12 @@ def test_documented_batches_can_be_split_over_their_devices(command):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   train = module.get_config(*filter(None, [variant])).train
-  parts = int(flags.get("config.train.accumulation_steps", 0))
+  microbatches = int(flags.get("config.train.accumulation_steps", 0))
   devices = int(flags.get("topology", "-1").rpartition("-")[2])
   for axis in ("data", "fsdp"):
     devices *= int(flags.get(f"config.mesh.{axis}", 1))
-  assert train.batch_size % (parts or train.accumulation_steps) == 0
-  share = train.batch_size // (parts or train.accumulation_steps)
+  assert train.batch_size % (microbatches or train.accumulation_steps) == 0
+  share = train.batch_size // (microbatches or train.accumulation_steps)
   assert share % devices == 0
 
 

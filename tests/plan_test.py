@@ -62,7 +62,7 @@ def test_a_batch_is_as_long_as_the_config_allows():
   shape = plan.batch_shape(config, users=9)
   # Prefix and prompt together are a multiple of 8, as data.batching pads.
   assert (shape.prompt, shape.response) == (502, 304)
-  assert (shape.samples, shape.responses, shape.user_rows) == (32, 2, 10)
+  assert (shape.examples, shape.responses, shape.user_rows) == (32, 2, 10)
   assert not shape.bare_prompt
   shape = plan.batch_shape(config, prompt=470, responses=3, response=16)
   assert (shape.prompt, shape.responses, shape.response) == (470, 3, 16)

@@ -37,16 +37,16 @@ def made():
   return config, found, tokenizer
 
 
-def test_the_report_counts_samples_users_and_losses(made):
+def test_the_report_counts_examples_users_and_losses(made):
   text, lengths = report.make_report(*made)
   for part in (
     "read:\n  9 rows\n  dropped: 1 ties\n\n",
-    "train: 8 samples; nothing cut",
-    "heldout: 1 samples",
-    "unseen: 1 samples",
-    "users: 2 in training, 1 unseen; 1 samples of unknown users",
-    "samples a user: 1 to 6, median 3.5",
-    "rejected responses a sample: 8 with 2",
+    "train: 8 examples; nothing cut",
+    "heldout: 1 examples",
+    "unseen: 1 examples",
+    "users: 2 in training, 1 unseen; 1 examples of unknown users",
+    "examples a user: 1 to 6, median 3.5",
+    "rejected responses an example: 8 with 2",
     "batches an epoch: 2; shapes",
   ):
     assert part in text
@@ -101,15 +101,15 @@ def test_the_report_shows_each_kind_of_row_and_what_is_not_read(made, tmp_path):
     ("none", "front", "I am\n\nthe"),
   ],
 )
-def test_samples_show_where_the_prefix_stands(made, kind, place, start):
+def test_examples_show_where_the_prefix_stands(made, kind, place, start):
   config = made[0]
   config.user.kind = kind
   config.user.prefix_position = place
   text, _ = report.make_report(*made)
-  assert f"── sample 0 ──\n{start}" in text
+  assert f"── example 0 ──\n{start}" in text
   assert "── chosen ──\n sat<|endoftext|>" in text
   assert text.count("── rejected ──") == 6
-  assert text.count("── sample ") == 3
+  assert text.count("── example ") == 3
 
 
 def test_the_figure_is_written(made, tmp_path):

@@ -1,6 +1,6 @@
 """The data types that cross modules, and the axes their arrays have.
 
-B samples of a batch · N responses of a sample (0 is the chosen one, 1.. are
+B examples of a batch · N responses of an example (0 is the chosen one, 1.. are
 rejected) · P prompt positions · R response positions · T user tokens · D width
 · H query heads · K key/value heads · E head size · F feed-forward · V
 vocabulary · U user rows (row 0 is the generic user) · C clusters · r LoRA rank
@@ -104,14 +104,14 @@ class Packed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PreferenceBatch:
-  """Samples whose N responses share their prompt.
+  """Examples whose N responses share their prompt.
 
   The prompt is padded on the left and responses on the right, so that a
-  response begins right after its prompt's last token. A sample with fewer than
-  N responses, and a row that only fills the batch, has false masks there.
+  response begins right after its prompt's last token. An example with fewer
+  than N responses, and a row that only fills the batch, has false masks there.
   """
 
-  index: Any  # int32 [B], the sample's place in its data set; -1 fills up
+  index: Any  # int32 [B], the example's place in its data set; -1 fills up
   user_row: Any  # int32 [B]
   prompt: Any  # int32 [B, P]
   prompt_mask: Any  # bool [B, P]
@@ -122,7 +122,7 @@ class PreferenceBatch:
   # What the generic branch reads, where it is not `prompt`.
   bare_prompt: Any = None  # int32 [B, P]
   bare_prompt_mask: Any = None  # bool [B, P]
-  # Room for the real positions of a group of samples; None: rows run as they
+  # Room for the real positions of a group of examples; None: rows run as they
   # are, padding included.
   packed: Packed | None = dataclasses.field(
     default=None, metadata={"static": True}

@@ -1,9 +1,9 @@
 """Batches as a pure function of (seed, step).
 
-`packing.py` deals samples whose real positions run side by side, and sequences
-for supervised fine-tuning; `rectangles.py` samples that run as padded rows. An
-epoch is `ceil(samples / batch_size)` batches. Nothing about the position in the
-data needs saving.
+`packing.py` deals examples whose real positions run side by side, and sequences
+for supervised fine-tuning; `rectangles.py` examples that run as padded rows. An
+epoch is `ceil(examples / batch_size)` batches. Nothing about the position in
+the data needs saving.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ MULTIPLE = 8
 
 
 def _check(
-  samples: int,
+  examples: int,
   batch_size: int,
   max_shapes: int,
   pad_multiple: int,
@@ -36,8 +36,8 @@ def _check(
   ):
     if value < 1:
       raise ValueError(f"{name} {value} must be 1 or more")
-  if not samples:
-    raise ValueError("there are no samples to make batches of; give some")
+  if not examples:
+    raise ValueError("there are no examples to make batches of; give some")
 
 
 def round_up(sizes: Any, multiple: int, offset: int = 0) -> Any:
@@ -48,11 +48,11 @@ def round_up(sizes: Any, multiple: int, offset: int = 0) -> Any:
 def _sizes(
   examples: Sequence[structs.TokenizedExample], with_bare_prompt: bool
 ) -> tuple[
-  Int[np.ndarray, " samples"],
-  Int[np.ndarray, " samples"],
-  Int[np.ndarray, "samples 3"],
+  Int[np.ndarray, " examples"],
+  Int[np.ndarray, " examples"],
+  Int[np.ndarray, "examples 3"],
 ]:
-  """Positions of each sample's prompt and of its responses; P, N and R."""
+  """Positions of each example's prompt and of its responses; P, N and R."""
   prompts = [
     max(len(each.prompt), with_bare_prompt * len(each.bare_prompt))
     for each in examples
@@ -79,7 +79,7 @@ class PreferenceBatches:
     pad_multiple: of what `T + P`, R and a group's room are multiples.
     max_shapes: how many shapes, and so compilations, there may be.
     devices: that split a batch's rows, over all hosts.
-    parts: that a device's rows are run in.
+    microbatches: that a device's rows are run in.
     with_bare_prompt: whether batches hold the prompts without user text too.
     pack: whether real positions run side by side; or else padded rows.
   """
@@ -87,7 +87,7 @@ class PreferenceBatches:
   def __init__(
     self,
     examples: Sequence[structs.TokenizedExample],
-    reference_logps: Float[np.ndarray, "samples N"] | None,
+    reference_logps: Float[np.ndarray, "examples N"] | None,
     batch_size: int,
     seed: int,
     prefix_length: int,
@@ -96,12 +96,12 @@ class PreferenceBatches:
     pad_multiple: int = MULTIPLE,
     max_shapes: int = 4,
     devices: int = 1,
-    parts: int = 1,
+    microbatches: int = 1,
     pack: bool = True,
   ):
     _check(len(examples), batch_size, max_shapes, pad_multiple)
     prompts, responses, sizes = _sizes(examples, with_bare_prompt)
-    self.layout = packing.Layout(batch_size, devices, parts)
+    self.layout = packing.Layout(batch_size, devices, microbatches)
 
     def padded(sizes):
       prompt, count, longest = sizes.T
@@ -115,7 +115,7 @@ class PreferenceBatches:
       classes = packing.make_classes(
         prompts, responses, sizes[:, 1], self.layout, max_shapes, pad_multiple
       )
-      largest = np.stack([sizes[each.samples].max(0) for each in classes])
+      largest = np.stack([sizes[each.examples].max(0) for each in classes])
       self._shapes = [*map(tuple, np.stack(padded(largest), 1).tolist())]
       self.rooms = [each.packed for each in classes]
       self._dealer = packing.Dealer(classes, seed)
@@ -148,7 +148,7 @@ class PreferenceBatches:
 
   @property
   def shapes(self) -> list[Shape]:
-    """(P, N, R) of the batches that occur, shortest samples first."""
+    """(P, N, R) of the batches that occur, shortest examples first."""
     return self._shapes
 
   def batch(self, step: int) -> structs.PreferenceBatch:
@@ -228,7 +228,7 @@ class TextBatches:
     )
     # Rows are not packed: each is a group of its own, with room for its class's
     # longest.
-    layout = packing.Layout(batch_size, parts=batch_size)
+    layout = packing.Layout(batch_size, microbatches=batch_size)
     self._classes = packing.make_classes(
       lengths,
       np.zeros_like(lengths),

@@ -33,8 +33,9 @@ class PrismConfig(sections.Section):
   # "own" shuffles by the run's seed; "authors" reproduces the split of the
   # paper's released code (numpy, seed 123).
   split: Literal["own", "authors"] = "own"
-  # What a turn makes: "all", one sample with all its rejected responses;
-  # "each", one sample a rejected response; "one", one sample with one of them.
+  # What a turn makes: "all", one example with all its rejected responses;
+  # "each", one example a rejected response; "one", one example with one of
+  # them.
   rejected: Literal["all", "each", "one"] = "all"
   # What a prompt is: "chat" tells the model of the user in sentences, and has
   # the whole dialogue. "authors" is the released code's: a user's text in its
@@ -120,7 +121,7 @@ class DataConfig(sections.Section):
   long_response: Literal["error", "drop", "cut"] = "error"
   # Share of broken rows of a file above which the run stops.
   max_bad_share: sections.ShareBelowOne = 0.01
-  # How samples over these limits are cut: "turns", as above, or "keep_start",
+  # How examples over these limits are cut: "turns", as above, or "keep_start",
   # as TRL 0.10 does: not within the sum of both limits; beyond, the prompt
   # keeps its first tokens, the user's text among them, and if that is not
   # enough, responses keep theirs. Prompts of answers are whole.
@@ -134,10 +135,10 @@ class DataConfig(sections.Section):
   add_bos: bool = False
   # Different padded shapes of a batch; each is compiled once.
   max_shapes: sections.Count = 3
-  # Run the real positions of samples side by side, of mixed lengths in each
-  # batch. Without, a batch has samples of one shape, padding included.
+  # Run the real positions of examples side by side, of mixed lengths in each
+  # batch. Without, a batch has examples of one shape, padding included.
   pack: bool = True
-  # A control: user ids change places among the training samples, so that
+  # A control: user ids change places among the training examples, so that
   # nothing personal is left to learn.
   shuffle_users: bool = False
   # Another: this share of the users is trained on the opposite of what they

@@ -1,4 +1,4 @@
-"""Which samples make up which batch: what all ways of dealing them share."""
+"""Which examples make up which batch: what all ways of dealing them share."""
 
 import abc
 import dataclasses
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The batches of one epoch: each one's class, and its samples or -1.
+  """The batches of one epoch: each one's class, and its examples or -1.
 
   Batches of a class have the same compiled shape.
   """
@@ -34,10 +34,10 @@ class Dealer(abc.ABC):
 
   @abc.abstractmethod
   def in_order(self, rng: np.random.Generator | None = None) -> Plan:
-    """Class by class; without `rng`, samples of a class as in the data."""
+    """Class by class; without `rng`, examples of a class as in the data."""
 
   def batch(self, step: int) -> tuple[int, Int[np.ndarray, " B"]]:
-    """Class and samples of a batch; -1 fills up."""
+    """Class and examples of a batch; -1 fills up."""
     epoch, place = divmod(step, self.num_batches)
     if self._cached is None or self._cached[0] != epoch:
       rng = np.random.default_rng([self._seed, epoch])

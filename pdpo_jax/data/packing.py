@@ -1,13 +1,14 @@
-"""Which samples make up which batch, so that packed rows are full.
+"""Which examples make up which batch, so that packed rows are full.
 
-Linear layers do not care which sample a position is of. So a group of samples
+Linear layers do not care which example a position is of. So a group of examples
 is run on its real positions alone, side by side, and padding is what a group
 lacks to the room it is given. The room is one number for all groups of a class,
 so that a class is one compiled program, and it has to do in every epoch.
-Therefore batches are dealt like hands of cards: a class's samples are sorted by
-length and cut into as many strata as a batch has samples, and every batch gets
-one of each. Whatever is dealt, no sample is longer than its stratum's longest,
-and long and short strata are shared out evenly among a batch's groups.
+Therefore batches are dealt like hands of cards: a class's examples are sorted
+by length and cut into as many strata as a batch has examples, and every batch
+gets one of each. Whatever is dealt, no example is longer than its stratum's
+longest, and long and short strata are shared out evenly among a batch's
+groups.
 """
 
 import dataclasses
@@ -31,14 +32,14 @@ class Layout:
 
   Attributes:
     batch_size: B, over all devices.
-    devices: which have a run of the batch's samples each.
-    parts: that a device's samples are run in; part j has its samples j,
-      `parts + j`, `2 parts + j` and so on.
+    devices: which have a run of the batch's examples each.
+    microbatches: that a device's examples are run in; of m, number j has its
+      examples j, m + j, 2 m + j and so on.
   """
 
   batch_size: int
   devices: int = 1
-  parts: int = 1
+  microbatches: int = 1
 
   def __post_init__(self):
     if self.batch_size < 1:
@@ -46,13 +47,14 @@ class Layout:
     if self.batch_size % self.groups:
       raise ValueError(
         f"batch_size {self.batch_size} is not divisible by {self.devices} "
-        f"devices times {self.parts} parts; use a multiple of {self.groups}"
+        f"devices times {self.microbatches} microbatches; use a multiple of "
+        f"{self.groups}"
       )
 
   @property
   def groups(self) -> int:
-    """Of samples that are run together, on one device."""
-    return self.devices * self.parts
+    """Of examples that are run together, on one device."""
+    return self.devices * self.microbatches
 
   def share_out(
     self, lengths: Int[np.ndarray, " B"]
@@ -77,7 +79,7 @@ class Class:
   """Batches of one compiled shape.
 
   Attributes:
-    strata: samples, a row for each stratum, the shortest first; -1 where there
+    strata: examples, a row for each stratum, the shortest first; -1 where there
       is none to fill a batch.
     order: the stratum of each row of a batch.
     packed: room for any group.
@@ -88,13 +90,13 @@ class Class:
   packed: structs.Packed
 
   @property
-  def samples(self) -> Int[np.ndarray, " samples"]:
+  def examples(self) -> Int[np.ndarray, " examples"]:
     return self.strata[self.strata >= 0]
 
   def deal(
     self, rng: np.random.Generator | None
   ) -> Int[np.ndarray, "batches B"]:
-    """All batches; without `rng`, samples of a stratum stay in their order."""
+    """All batches; without `rng`, examples of a stratum stay in their order."""
     strata = self.strata
     if rng is not None:
       strata = rng.permuted(strata, axis=1)
@@ -120,22 +122,22 @@ class Dealer(dealing.Dealer):
 
 
 def make_classes(
-  prompts: Int[np.ndarray, " samples"],
-  responses: Int[np.ndarray, " samples"],
-  counts: Int[np.ndarray, " samples"],
+  prompts: Int[np.ndarray, " examples"],
+  responses: Int[np.ndarray, " examples"],
+  counts: Int[np.ndarray, " examples"],
   layout: Layout,
   max_classes: int,
   multiple: int,
 ) -> list[Class]:
-  """Sorts samples into at most `max_classes`, those that need least room.
+  """Sorts examples into at most `max_classes`, those that need least room.
 
-  Which samples are of a class, and of a stratum, does not depend on the number
+  Which examples are of a class, and of a stratum, does not depend on the number
   of devices: a run that goes on on others is dealt the same batches.
 
   Args:
-    prompts: real prompt positions of each sample.
+    prompts: real prompt positions of each example.
     responses: real positions of all its responses together.
-    counts: of a sample's responses. Attention runs on rectangles, so samples
+    counts: of an example's responses. Attention runs on rectangles, so examples
       with few and with many are kept apart where that is possible.
     multiple: of what rooms are multiples.
   """
@@ -156,13 +158,13 @@ def make_classes(
     start, end = cuts[i], cuts[j]
     longest = lengths[start * size : end * size].reshape(size, -1).max(1)
     room = longest[one_device.share_out(longest)].sum(1).max()
-    cost[i, j] = (end - start) * layout.parts * room
+    cost[i, j] = (end - start) * layout.microbatches * room
   classes = []
   for i, j in dealing.cheapest_runs(cost, max_classes):
     start, end = cuts[i], cuts[j]
-    samples = order[start * size : end * size].reshape(size, -1)
+    examples = order[start * size : end * size].reshape(size, -1)
     longest = lengths[start * size : end * size].reshape(size, -1).max(1)
-    counted = np.where(samples < 0, 0, responses[samples]).max(1)
+    counted = np.where(examples < 0, 0, responses[examples]).max(1)
     groups = layout.share_out(longest)
     packed = structs.Packed(
       groups.shape[1],
@@ -171,6 +173,8 @@ def make_classes(
         for each in (longest, counted)
       ),
     )
-    rows = groups.reshape(layout.devices, layout.parts, -1).swapaxes(1, 2)
-    classes.append(Class(samples, rows.reshape(-1), packed))
+    rows = groups.reshape(layout.devices, layout.microbatches, -1).swapaxes(
+      1, 2
+    )
+    classes.append(Class(examples, rows.reshape(-1), packed))
   return classes

@@ -1,6 +1,6 @@
-"""Which samples make up which batch, where rows run as they are.
+"""Which examples make up which batch, where rows run as they are.
 
-Samples are sorted into a few padded shapes (P, N, R), each of which fits into
+Examples are sorted into a few padded shapes (P, N, R), each of which fits into
 the next. What does not fill a batch of one shape moves up to the next larger,
 so that only one batch of an epoch is filled up.
 """
@@ -17,11 +17,11 @@ Shape = tuple[int, int, int]  # P, N, R
 
 
 def choose_shapes(
-  sizes: Int[np.ndarray, "samples 3"], max_shapes: int
+  sizes: Int[np.ndarray, "examples 3"], max_shapes: int
 ) -> list[Shape]:
   """At most `max_shapes` shapes that pad `sizes` least, smallest first.
 
-  Samples are sorted by their cost `P + N * R` and cut into runs; a run's shape
+  Examples are sorted by their cost `P + N * R` and cut into runs; a run's shape
   is the largest P, N and R up to its end, so that each shape fits into the
   next. Among all such cuts, the one with the least padded cost is taken.
   """
@@ -31,7 +31,7 @@ def choose_shapes(
   changes = np.any(largest[1:] != largest[:-1], axis=1)
   cuts = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(sizes)]])
   shapes = largest[cuts[1:] - 1]
-  # By the cut at which a run ends, and what a sample of it costs.
+  # By the cut at which a run ends, and what an example of it costs.
   shape_costs = np.append(0, shapes[:, 0] + shapes[:, 1] * shapes[:, 2])
   counts = cuts[None, :] - cuts[:, None]
   cost = np.where(counts > 0, counts * shape_costs, np.inf)
@@ -40,10 +40,10 @@ def choose_shapes(
 
 
 class Dealer(dealing.Dealer):
-  """Deals batches of which each is as its largest samples need.
+  """Deals batches of which each is as its largest examples need.
 
   Args:
-    sizes: P, N and R of each sample, rounded up as they will be padded.
+    sizes: P, N and R of each example, rounded up as they will be padded.
     batch_size: B.
     seed: of the order; each epoch has its own.
     max_shapes: how many padded shapes there may be.
@@ -51,7 +51,7 @@ class Dealer(dealing.Dealer):
 
   def __init__(
     self,
-    sizes: Int[np.ndarray, "samples 3"],
+    sizes: Int[np.ndarray, "examples 3"],
     batch_size: int,
     seed: int,
     max_shapes: int,
@@ -64,7 +64,7 @@ class Dealer(dealing.Dealer):
       fit = np.all(sizes <= np.array(shape), axis=1)
       fits = np.concatenate([fits, fit[:, None]], 1)
     shape_of = np.argmax(fits, axis=1)  # the first that fits
-    # A shape that never fills a batch is not used: its samples move up.
+    # A shape that never fills a batch is not used: its examples move up.
     used = self._batches_by_shape(shape_of, len(shapes)) > 0
     self.shapes: Sequence[Shape] = [shapes[n] for n in np.flatnonzero(used)]
     self._shape_of = (np.cumsum(used) - used)[shape_of]
@@ -72,7 +72,7 @@ class Dealer(dealing.Dealer):
     self._batch_shapes = np.repeat(np.arange(len(self.shapes)), per_shape)
 
   def _batches_by_shape(
-    self, shape_of: Int[np.ndarray, " samples"], num_shapes: int
+    self, shape_of: Int[np.ndarray, " examples"], num_shapes: int
   ) -> Int[np.ndarray, " shapes"]:
     """Full batches of each shape; the last shape also takes what is left."""
     up_to = np.cumsum(np.bincount(shape_of, minlength=num_shapes))

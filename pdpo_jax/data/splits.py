@@ -17,7 +17,7 @@ Examples = list[structs.PreferenceExample]
 def split(
   examples: Examples, share: float, seed: int
 ) -> tuple[Examples, Examples]:
-  """Train and held-out part; the latter is a share, and one at least.
+  """Train and held-out split; the latter is a share, and one at least.
 
   Comparisons of the same responses to a prompt stay on one side.
   """
@@ -95,10 +95,10 @@ def without_rare_users(
   files: data_config.FilesConfig,
   tally: rows.Tally,
 ) -> tuple[Examples, Examples]:
-  """Both parts with the busiest users of the first alone.
+  """Both splits with the busiest users of the first alone.
 
-  Comparisons without a user stay, and those of users whom only the second part
-  knows.
+  Comparisons without a user stay, and those of users whom only the second
+  split knows.
   """
   counts = _counts(train)
   # Users of whom there are held-out comparisons alone are unseen ones.
@@ -106,11 +106,12 @@ def without_rare_users(
   busiest = sorted(counts, key=lambda user: (-counts[user], user))
   frequent = [user for user in busiest if counts[user] >= files.min_per_user]
   kept |= set(frequent[: files.max_users or None])
-  parts = []
-  for part in (train, heldout):
-    parts.append([example for example in part if example.user_id in kept])
-    tally.drop("comparisons of users with too few", len(part) - len(parts[-1]))
-  return parts[0], parts[1]
+  left = []
+  for of_split in (train, heldout):
+    left.append([each for each in of_split if each.user_id in kept])
+    rare = len(of_split) - len(left[-1])
+    tally.drop("comparisons of users with too few", rare)
+  return left[0], left[1]
 
 
 def draw_users(train: Examples, share: float, seed: int) -> set[str]:

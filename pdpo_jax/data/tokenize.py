@@ -44,7 +44,7 @@ class Tokenized:
   counts: collections.Counter[str]
 
   def __str__(self) -> str:
-    return f"{len(self.examples):,} samples; {listed(self.counts)}"
+    return f"{len(self.examples):,} examples; {listed(self.counts)}"
 
 
 def train_tokenizer(
@@ -198,7 +198,7 @@ def _keep_start(prompt, bare_prompt, responses, limits, counts):
   """Prompts and responses, cut as TRL's `truncation_mode` "keep_start" does.
 
   Args:
-    limits: of a prompt and of a response where the sample is cut.
+    limits: of a prompt and of a response where the example is cut.
   """
   longest = max((len(ids) for ids in responses if ids is not None), default=0)
 

@@ -41,7 +41,7 @@ class TokenizedSplit:
 
   def __str__(self) -> str:
     counts = tokenize.listed(self.counts)
-    return f"{self.name}: {len(self.examples):,} samples; {counts}"
+    return f"{self.name}: {len(self.examples):,} examples; {counts}"
 
 
 @dataclasses.dataclass(frozen=True)

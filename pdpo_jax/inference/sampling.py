@@ -40,7 +40,7 @@ class AnswersConfig(sections.Section):
 
   # Held-out prompts, each answered for every speaker.
   num_prompts: sections.Count = 50
-  # The users with the most training samples, each a speaker. Or the ids of
+  # The users with the most training examples, each a speaker. Or the ids of
   # some.
   num_users: sections.CountOrNone = 10
   users: tuple[str, ...] = ()

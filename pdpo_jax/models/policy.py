@@ -1,6 +1,6 @@
 """A language model and a user model, and where the two meet.
 
-Axes: B samples, N responses (0 is the chosen one), P prompt positions, R
+Axes: B examples, N responses (0 is the chosen one), P prompt positions, R
 response positions, T user tokens, D width, V vocabulary.
 """
 
@@ -131,7 +131,7 @@ class Policy(nnx.Module):
       prompt_mask: true at real tokens.
       responses: padded on the right.
       response_mask: true at real tokens.
-      prefix: a soft prefix for each sample; T may be 0.
+      prefix: a soft prefix for each example; T may be 0.
       dropout_key: for LoRA's dropout; none without.
       packed: room for a group's prompts and responses; padding is then run
         through attention alone, and the states there mean nothing.

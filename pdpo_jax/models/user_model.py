@@ -1,7 +1,7 @@
 """User models: from a user's row to the soft prefix that speaks for them.
 
 "The implicit user model f_im" of P-RLHF (arXiv:2402.05133, section 2.2). Axes:
-B samples, T user tokens, D width, U user rows (row 0 is the generic, unknown
+B examples, T user tokens, D width, U user rows (row 0 is the generic, unknown
 user), C clusters.
 """
 

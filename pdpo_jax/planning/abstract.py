@@ -20,7 +20,7 @@ class Shape:
   """What a batch is padded to, and how many rows the user table has.
 
   Attributes:
-    samples: B, over all devices.
+    examples: B, over all devices.
     prompt: P, without the prefix.
     responses: N.
     response: R.
@@ -28,7 +28,7 @@ class Shape:
     bare_prompt: whether the generic branch reads a prompt of its own.
   """
 
-  samples: int
+  examples: int
   prompt: int
   responses: int
   response: int
@@ -62,7 +62,7 @@ def make_policy(
 
 def make_arguments(
   recipe: recipes.Recipe,
-  split: policies.SplitPolicy,
+  policy: policies.SplitPolicy,
   shape: Shape,
   mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
 ) -> Arguments:
@@ -70,7 +70,7 @@ def make_arguments(
 
   Args:
     recipe: of the run.
-    split: of `make_policy`.
+    policy: of `make_policy`.
     shape: of a batch.
     mesh: where everything lies, by the rules of `training.sharding`; without,
       shapes have no place.
@@ -78,12 +78,12 @@ def make_arguments(
   transformation = optimizer.make_optimizer(recipe.train, _TOTAL_STEPS)
   state = structs.TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
-    split.trainable,
-    jax.eval_shape(transformation.init, split.trainable),
+    policy.trainable,
+    jax.eval_shape(transformation.init, policy.trainable),
   )
   groups = recipe.train.accumulation_steps * sharding.batch_shards(mesh)
   batch = make_batch(shape, groups if recipe.data.pack else None)
-  frozen = split.frozen
+  frozen = policy.frozen
   if mesh is not None:
     state, frozen = _placed_state(state, mesh), _placed(frozen, mesh)
     batch = _placed_batch(batch, mesh)
@@ -97,11 +97,11 @@ def trace(
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Arguments, jax.stages.Traced]:
   """The step that `pdpo.train` would run, and what it would run on."""
-  split = make_policy(recipe, arch, shape.user_rows)
-  arguments = make_arguments(recipe, split, shape, mesh)
+  policy = make_policy(recipe, arch, shape.user_rows)
+  arguments = make_arguments(recipe, policy, shape, mesh)
   step = pdpo.make_step(
     recipe,
-    split.graphdef,
+    policy.graphdef,
     pdpo.make_objective(recipe),
     sharding.logits_chunk(recipe.train.logits_chunk, mesh),
     optimizer.make_optimizer(recipe.train, _TOTAL_STEPS),
@@ -115,16 +115,16 @@ def make_batch(shape: Shape, groups: int | None = 1) -> structs.PreferenceBatch:
   """The arrays of a batch, packed as `data.packing` does where all are real.
 
   Args:
-    groups: that the samples are run in, over all devices; None: not packed.
+    groups: that the examples are run in, over all devices; None: not packed.
   """
   packed = None
   if groups is not None:
-    together = shape.samples // groups
+    together = shape.examples // groups
     answers = together * shape.responses * shape.response
     packed = structs.Packed(
       together, together * shape.prompt + answers, answers
     )
-  rows, prompt = shape.samples, (shape.samples, shape.prompt)
+  rows, prompt = shape.examples, (shape.examples, shape.prompt)
   responses = (rows, shape.responses, shape.response)
 
   def array(sizes, dtype):
@@ -186,7 +186,7 @@ def _placed_state(state, mesh):
 
 
 def _placed_batch(batch, mesh):
-  """Samples are split as `sharding.batch_placer` does."""
+  """Examples are split as `sharding.batch_placer` does."""
   axes = jax.sharding.PartitionSpec(placement.BATCH_AXES)
   place = jax.sharding.NamedSharding(mesh, axes)
   return jax.tree.map(lambda leaf: _at(leaf, place), batch)

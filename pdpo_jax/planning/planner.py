@@ -38,7 +38,7 @@ class Plan:
     topology: the devices.
     mesh: sizes by axis.
     shape: of a batch.
-    parts: that a batch is run in, one after the other.
+    microbatches: that a batch is run in, one after the other.
     memory: bytes a device, by what they are for.
     flops: of a step, all devices together.
     received: bytes a device receives in a step, by kind of collective; None
@@ -50,7 +50,7 @@ class Plan:
   topology: topologies.Topology
   mesh: dict[str, int]
   shape: abstract.Shape
-  parts: int
+  microbatches: int
   memory: dict[str, float]
   flops: int
   received: dict[str, float] | None
@@ -76,9 +76,9 @@ class Plan:
     return self.mesh["data"] * self.mesh["fsdp"]
 
   @property
-  def samples(self) -> int:
+  def examples(self) -> int:
     """That a device has at a time."""
-    return self.shape.samples // self.parts // self.shards
+    return self.shape.examples // self.microbatches // self.shards
 
   @property
   def seconds_of_products(self) -> float | None:
@@ -169,7 +169,7 @@ def make_plan(
       is not for them.
   """
   estimated = devices[0].platform != topology.platform
-  train = dataclasses.replace(recipe.train, batch_size=shape.samples)
+  train = dataclasses.replace(recipe.train, batch_size=shape.examples)
   recipe = dataclasses.replace(recipe, train=train)
   attention = attention_of(recipe.base, arch, topology, estimated)
   base = dataclasses.replace(recipe.base, attention=attention)
@@ -248,7 +248,7 @@ def _on_devices(
     recipe.train, users_on_host=False, sparse_users=False
   )
   # As `sparse_users.batch_rows`: one each, and the generic user's.
-  shape = dataclasses.replace(shape, user_rows=shape.samples + 1)
+  shape = dataclasses.replace(shape, user_rows=shape.examples + 1)
   return dataclasses.replace(recipe, train=train), shape
 
 
@@ -292,11 +292,11 @@ def _measured(memory, held) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-  """How a device's memory grows with its samples, by two plans.
+  """How a device's memory grows with its examples, by two plans.
 
   Attributes:
-    fixed: bytes of temporaries, padding and code without any samples.
-    each: bytes of temporaries and batch that a sample adds.
+    fixed: bytes of temporaries, padding and code without any examples.
+    each: bytes of temporaries and batch that an example adds.
   """
 
   fixed: float
@@ -305,8 +305,8 @@ class Growth:
   @classmethod
   def between(cls, one: Plan, other: Plan) -> "Growth":
     grown = [_not_held(plan) for plan in (one, other)]
-    each = (grown[1] - grown[0]) / (other.samples - one.samples)
-    return cls(grown[0] - each * one.samples, each)
+    each = (grown[1] - grown[0]) / (other.examples - one.examples)
+    return cls(grown[0] - each * one.examples, each)
 
 
 def _not_held(plan):
@@ -315,24 +315,24 @@ def _not_held(plan):
 
 
 def find_largest(
-  compile_samples: Callable[[int], Plan], first: Plan
+  compile_examples: Callable[[int], Plan], first: Plan
 ) -> tuple[Plan | None, Growth]:
-  """The most samples that a device takes at a time.
+  """The most examples that a device takes at a time.
 
   Memory is nearly linear in them: two plans give a line, and what it promises
   is compiled. Where that is not as promised, a line to there promises anew.
 
   Args:
-    compile_samples: makes the plan for so many samples a device.
+    compile_examples: makes the plan for so many examples a device.
     first: a plan.
 
   Returns:
-    The largest plan that fits, None if not even one sample does; and the line.
+    The largest plan that fits, None if not even one example does; and the line.
   """
-  second = compile_samples(1 if first.samples > 1 else 2)
+  second = compile_examples(1 if first.examples > 1 else 2)
   growth = line = Growth.between(first, second)
   room = first.topology.chip.memory - (first.total - _not_held(first))
-  known = {plan.samples: plan for plan in (first, second)}
+  known = {plan.examples: plan for plan in (first, second)}
   while True:
     fitting = max((n for n, plan in known.items() if plan.fits), default=0)
     too_many = min((n for n, plan in known.items() if not plan.fits), default=0)
@@ -340,10 +340,10 @@ def find_largest(
     if too_many:
       most = min(most, too_many - 1)
       most = max(most, fitting + 1)
-    # More samples that take less memory promise nothing.
+    # More examples that take less memory promise nothing.
     if most <= fitting or most in known or line.each <= 0:
       return known.get(fitting), growth
-    known[most] = compile_samples(most)
+    known[most] = compile_examples(most)
     line = Growth.between(first, known[most])
 
 
@@ -355,24 +355,24 @@ def find_smaller(
 ) -> tuple[topologies.Topology, int] | None:
   """The smallest topology of the same kind that should do for a batch.
 
-  What is held there is exact, all devices being on `fsdp`; what a sample adds
+  What is held there is exact, all devices being on `fsdp`; what an example adds
   is taken from larger ones.
 
   Returns:
-    The topology and the parts that a batch must be run in; None if there is
-    none that is smaller.
+    The topology, and in how many microbatches a batch must be run; None if
+    there is none that is smaller.
   """
   # Of a plan, the shape is what devices see already.
-  split = abstract.make_policy(recipe, arch, plan.shape.user_rows)
+  policy = abstract.make_policy(recipe, arch, plan.shape.user_rows)
   for topology in topologies.smaller(plan.topology):
     count = topology.num_devices
-    if plan.shape.samples % count:
+    if plan.shape.examples % count:
       continue
     mesh = jax.sharding.AbstractMesh((1, count, 1), sharding.AXES)
-    held = held_bytes(abstract.make_arguments(recipe, split, plan.shape, mesh))
+    held = held_bytes(abstract.make_arguments(recipe, policy, plan.shape, mesh))
     spare = topology.chip.memory - sum(held.values()) + held["batch"]
-    share = plan.shape.samples // count
-    for parts in (n for n in range(1, share + 1) if share % n == 0):
-      if growth.fixed + growth.each * share / parts <= spare:
-        return topology, parts
+    share = plan.shape.examples // count
+    for microbatches in (n for n in range(1, share + 1) if share % n == 0):
+      if growth.fixed + growth.each * share / microbatches <= spare:
+        return topology, microbatches
   return None

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from pdpo_jax.planning import planner, topologies
+from pdpo_jax.planning import abstract, planner, topologies
 from pdpo_jax.training import recipes
 
 # Of the chips' peak, as good programs reach it.
@@ -25,7 +25,7 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
     named = (f"--config.mesh.{axis}={size}" for axis, size in sizes if size > 1)
     yield f"To train on this mesh: {' '.join(named)}"
   yield (
-    f"{shape.samples} samples a step, {plan.samples} a device at a time; "
+    f"{shape.examples} examples a step, {plan.examples} a device at a time; "
     f"{shape.prompt} prompt tokens, {shape.responses} responses of "
     f"{shape.response}; {shape.user_rows:,} user rows"
   )
@@ -42,8 +42,8 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
     yield f"  It {verdict}{share}: {plan.total / chip.memory:.0%}."
   yield "\nA step"
   yield f"  {'products':<22}{plan.flops / 1e12:>12,.1f} TFLOPs"
-  each = plan.flops / shape.samples
-  yield f"  {'of a sample':<22}{each / 1e12:>12,.2f} TFLOPs"
+  each = plan.flops / shape.examples
+  yield f"  {'of an example':<22}{each / 1e12:>12,.2f} TFLOPs"
   if plan.received is not None:
     yield "\nA device receives in a step"
     for kind, size in sorted(plan.received.items()):
@@ -64,9 +64,9 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
 def _times(plan: planner.Plan) -> Iterator[str]:
   least = plan.seconds_of_products
   for share in (1.0, _UTILISATION):
-    rate = plan.shape.samples * share / least
+    rate = plan.shape.examples * share / least
     what = f"products at {share:.0%}"
-    yield f"  {what:<22}{least / share:>12.2f} s   {rate:,.1f} samples/s"
+    yield f"  {what:<22}{least / share:>12.2f} s   {rate:,.1f} examples/s"
   if plan.seconds_of_links is not None:
     yield f"  {'links at 100%':<22}{plan.seconds_of_links:>12.2f} s"
 
@@ -99,14 +99,14 @@ def _savings(plan: planner.Plan, recipe: recipes.Recipe) -> list[str]:
     found.append("--config.base.param_dtype=bfloat16")
   if recipe.base.remat != "full":
     found.append("--config.base.remat=full")
-  if plan.samples > 1:
-    parts = next(
-      parts
-      for parts in range(plan.parts + 1, plan.shape.samples + 1)
-      if plan.shape.samples % (parts * plan.shards) == 0
+  if plan.examples > 1:
+    steps = next(
+      steps
+      for steps in range(plan.microbatches + 1, plan.shape.examples + 1)
+      if plan.shape.examples % (steps * plan.shards) == 0
     )
-    found.append(f"--config.train.accumulation_steps={parts}")
-  if plan.samples == 1:
+    found.append(f"--config.train.accumulation_steps={steps}")
+  if plan.examples == 1:
     found.append("a larger topology, or shorter prompts and responses")
   return found
 
@@ -119,27 +119,33 @@ def describe_search(
   """The largest batch that fits, and the smallest slice that should do."""
   lines = []
   if largest is None:
-    lines.append("Not even one sample a device fits.")
+    lines.append("Not even one example a device fits.")
   else:
     lines.append(
-      f"Largest batch without accumulation: {largest.samples * largest.shards} "
-      f"samples, {largest.samples} a device ("
-      f"{largest.total / largest.topology.chip.memory:.0%} of the memory; "
-      "compiled)."
+      "Largest batch without accumulation: "
+      f"{largest.examples * largest.shards} examples, {largest.examples} a "
+      f"device ({largest.total / largest.topology.chip.memory:.0%} of the "
+      "memory; compiled)."
     )
   if smaller is None:
     lines.append("No smaller topology should do.")
   else:
-    topology, parts = smaller
+    topology, steps = smaller
     how = (
-      "" if parts == 1 else f" with --config.train.accumulation_steps={parts}"
+      "" if steps == 1 else f" with --config.train.accumulation_steps={steps}"
     )
     lines.append(
-      f"Smallest topology that should do for {plan.shape.samples} samples: "
+      f"Smallest topology that should do for {plan.shape.examples} examples: "
       f"{topology.name}{how} (estimated; --topology={topology.name} compiles "
       "it)."
     )
   return "\n".join(lines)
+
+
+def _named_as_before(shape: abstract.Shape) -> dict[str, int]:
+  """Fields by name; `--json` calls examples samples."""
+  fields = dataclasses.asdict(shape)
+  return {"samples": fields.pop("examples"), **fields}
 
 
 def to_json(plan: planner.Plan) -> dict[str, Any]:
@@ -148,9 +154,9 @@ def to_json(plan: planner.Plan) -> dict[str, Any]:
     "topology": plan.topology.name,
     "devices": plan.topology.num_devices,
     "mesh": plan.mesh,
-    "shape": dataclasses.asdict(plan.shape),
-    "accumulation_steps": plan.parts,
-    "samples_a_device": plan.samples,
+    "shape": _named_as_before(plan.shape),
+    "accumulation_steps": plan.microbatches,
+    "samples_a_device": plan.examples,
     "memory": plan.memory | {"total": plan.total},
     "capacity": plan.topology.chip and plan.topology.chip.memory,
     "fits": plan.fits,

@@ -1,4 +1,4 @@
-"""What a policy says to the prompts of samples, generated once and kept.
+"""What a policy says to the prompts of examples, generated once and kept.
 
 A line a response, in a file whose name tells the settings:
 
@@ -88,7 +88,7 @@ def make(
   settings: Settings,
   file: pathlib.Path,
 ) -> dict[str, str]:
-  """A response to each sample, by its key: kept ones, or made now and kept.
+  """A response to each example, by its key: kept ones, or made now and kept.
 
   Args:
     row_of: the user row of a user id; where it is needed, as `policy`.
@@ -96,7 +96,7 @@ def make(
     data: of what responds: how it was told prompts.
     file: of `file_of`.
   """
-  keys = [scores_lib.sample_key(example) for example in examples]
+  keys = [scores_lib.example_key(example) for example in examples]
   lines = processes.from_first(lambda: read(file))
   known = {line["sample"] for line in lines}
   missing = [place for place, key in enumerate(keys) if key not in known]
@@ -136,5 +136,5 @@ def make(
 
 
 def _seed_of(key: str, seed: int) -> int:
-  """A sample's seed, the same for whoever responds to it."""
+  """An example's seed, the same for whoever responds to it."""
   return (seed + int(key[:8], 16)) % 2**32

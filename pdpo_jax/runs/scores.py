@@ -1,6 +1,6 @@
 """What a policy thinks of each held-out pair, kept with the run.
 
-A line a sample, so that runs can be compared pair by pair without a model:
+A line an example, so that runs can be compared pair by pair without a model:
 
   {"sample": "9f0c…", "user_id": "4", "ratios": [1.25, -0.5]}
 
@@ -36,21 +36,21 @@ class Line(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Of one policy on one set of samples.
+  """Of one policy on one set of examples.
 
   Attributes:
-    samples: the key of each, the same in every run.
+    examples: the key of each, the same in every run.
     user_ids: whose choice it was.
-    ratios: `[samples, M]`, NaN where a sample has no such pair.
+    ratios: `[examples, M]`, NaN where an example has no such pair.
   """
 
-  samples: list[str]
+  examples: list[str]
   user_ids: list[str | None]
   ratios: np.ndarray
 
 
-def sample_key(example: structs.PreferenceExample) -> str:
-  """Sixteen digits that two different samples do not share."""
+def example_key(example: structs.PreferenceExample) -> str:
+  """Sixteen digits that two different examples do not share."""
   fields = dataclasses.asdict(example)
   names = ("user_id", "user_text", "prompt", "chosen", "rejected")
   text = json.dumps({name: fields[name] for name in names}, sort_keys=True)
@@ -59,11 +59,11 @@ def sample_key(example: structs.PreferenceExample) -> str:
 
 def make(
   examples: Sequence[structs.PreferenceExample],
-  ratios: Float[np.ndarray, "samples M"],
+  ratios: Float[np.ndarray, "examples M"],
 ) -> Scores:
-  """Scores of samples in their order."""
+  """Scores of examples in their order."""
   return Scores(
-    [sample_key(example) for example in examples],
+    [example_key(example) for example in examples],
     [example.user_id for example in examples],
     ratios,
   )
@@ -90,17 +90,17 @@ def compute(
 
 
 def file_of(
-  folder: pathlib.Path, part: str, step: int, digest: str
+  folder: pathlib.Path, split: str, step: int, digest: str
 ) -> pathlib.Path:
   """Where the scores of a trained policy are.
 
   Args:
     folder: of the training.
-    part: "heldout" or "unseen".
+    split: "heldout" or "unseen".
     step: of the policy.
     digest: of its values: two trainings have the same steps.
   """
-  return folder / "scores" / f"{part}_{step}_{digest}.jsonl"
+  return folder / "scores" / f"{split}_{step}_{digest}.jsonl"
 
 
 def write(file: pathlib.Path, scores: Scores) -> None:
@@ -110,13 +110,13 @@ def write(file: pathlib.Path, scores: Scores) -> None:
       file,
       (
         {
-          "sample": sample,
+          "sample": key,
           "user_id": user_id,
           # The fewest digits that are read back as the same float32.
           "ratios": [float(str(x)) for x in row[~np.isnan(row)]],
         }
-        for sample, user_id, row in zip(
-          scores.samples, scores.user_ids, scores.ratios, strict=True
+        for key, user_id, row in zip(
+          scores.examples, scores.user_ids, scores.ratios, strict=True
         )
       ),
     )
@@ -150,12 +150,12 @@ def check_same(ours: Scores, theirs: Scores, names: tuple[str, str]) -> None:
   """Checks that two runs can be compared pair by pair.
 
   Raises:
-    ValueError: if they are not of the same samples.
+    ValueError: if they are not of the same examples.
   """
-  mine, other = set(ours.samples), set(theirs.samples)
+  mine, other = set(ours.examples), set(theirs.examples)
   if mine != other:
     raise ValueError(
-      f"{names[0]} and {names[1]} were evaluated on different samples "
+      f"{names[0]} and {names[1]} were evaluated on different examples "
       f"({len(mine):,} and {len(other):,}, {len(mine & other):,} of them the "
       "same); compare runs with the same data, seed and limits"
     )
@@ -164,12 +164,12 @@ def check_same(ours: Scores, theirs: Scores, names: tuple[str, str]) -> None:
   if unlike:
     raise ValueError(
       f"{names[0]} and {names[1]} were evaluated on different pairs of "
-      f"{unlike:,} samples; compare runs with the same "
+      f"{unlike:,} examples; compare runs with the same "
       "data.max_response_tokens and data.long_response"
     )
 
 
 def _pairs(scores: Scores) -> dict[str, int]:
-  """The number of each sample's pairs."""
+  """The number of each example's pairs."""
   counts = (~np.isnan(scores.ratios)).sum(1)
-  return dict(zip(scores.samples, counts.tolist(), strict=True))
+  return dict(zip(scores.examples, counts.tolist(), strict=True))

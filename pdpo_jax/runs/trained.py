@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # What a control run was made for; "" for a run that is none.
 SHUFFLED, SWAPPED = "shuffled users", "swapped choices"
-# Which samples and pairs there are hangs on these.
+# Which examples and pairs there are hangs on these.
 _LIMITS = (
   "max_prompt_tokens",
   "max_response_tokens",
@@ -203,7 +203,7 @@ class Trained:
     examples: Sequence[structs.PreferenceExample],
     config: config_lib.Config,
   ) -> dict[str, str]:
-    """What it says to the prompts of samples, each as the sample's user.
+    """What it says to the prompts of examples, each as the example's user.
 
     Kept in the training's folder as JSONL, and generated only once. Prompts
     are rendered by the template that it was trained with.
@@ -213,7 +213,7 @@ class Trained:
         contenders.
 
     Returns:
-      Responses by sample key.
+      Responses by example key.
     """
     return responses_lib.make(
       examples,

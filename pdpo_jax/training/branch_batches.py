@@ -58,11 +58,12 @@ def make_batches(
       microbatches. Where it is only read, one microbatch is enough.
   """
   users = recipe.user.kind != "none"
-  batch_size, parts = recipe.train.batch_size, recipe.train.accumulation_steps
+  batch_size = recipe.train.batch_size
+  microbatches = recipe.train.accumulation_steps
   if not trained:
     # More devices than it was trained on get an example each.
-    batch_size = -(-batch_size // parts // devices) * devices
-    parts = 1
+    batch_size = -(-batch_size // microbatches // devices) * devices
+    microbatches = 1
   return batching.PreferenceBatches(
     rows,
     reference_logps,
@@ -71,7 +72,7 @@ def make_batches(
     recipe.user.num_tokens if users else 0,
     max_shapes=recipe.data.max_shapes,
     devices=devices if batch_size % devices == 0 else 1,
-    parts=parts,
+    microbatches=microbatches,
     pack=recipe.data.pack,
     # For the generic branch, where it is run on the same examples.
     with_bare_prompt=recipe.learns_generic

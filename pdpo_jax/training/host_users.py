@@ -62,7 +62,7 @@ def fetch(
 
   Returns:
     `tree` with these rows in place of all; which they are, on the host; and
-    where in them each sample's is, `sparse_users.batch_rows`.
+    where in them each example's is, `sparse_users.batch_rows`.
   """
   near = _place_beside(tree)
   rows, places = _rows_of_batch(

@@ -39,12 +39,12 @@ class Training:
     folder: gets metrics and checkpoints.
     state: where it starts.
     step: `(state, batch) -> (state, metrics)`, jitted; metrics are scalars
-      and `sample_loss` `[B]`.
+      and `example_loss` `[B]`.
     batch: of a step's number, from 0.
     total_steps: at which it ends.
-    samples: a step.
+    examples: a step.
     evaluate: `state -> scalars` on held-out data, on the way.
-    describe: names the sample of an index of a batch, for error messages.
+    describe: names the example of an index of a batch, for error messages.
     users: of the user table, None without one.
     meta: compared when a checkpoint is loaded.
   """
@@ -55,7 +55,7 @@ class Training:
   step: Callable[[structs.TrainState, Any], tuple[structs.TrainState, dict]]
   batch: Callable[[int], Any]
   total_steps: int
-  samples: int
+  examples: int
   evaluate: Callable[[structs.TrainState], dict[str, float]] | None
   describe: Callable[[int], str]
   users: users_lib.UserIndex | None
@@ -103,7 +103,7 @@ def run(training: Training, cadence: recipes.TrainConfig) -> structs.TrainState:
 
   Raises:
     Interrupted: after SIGTERM or SIGINT; a checkpoint was saved before.
-    NonFiniteLoss: naming the step and the samples.
+    NonFiniteLoss: naming the step and the examples.
     kept.Unwritable: if the run folder cannot be written; what was saved stays.
     ValueError: if a checkpoint there is of another base or other users.
   """
@@ -130,15 +130,15 @@ def _run(training, cadence, saved):
   check_space(training.folder, state, copies)
   writer = metrics.open_writer(training.folder, start)
   progress = metrics.Progress(
-    training.name, start, training.total_steps, training.samples
+    training.name, start, training.total_steps, training.examples
   )
   mean = metrics.Mean()
 
   def settle(step, batch, values):
     """Waits for the metrics of a step and checks them."""
-    sample_loss = values.pop("sample_loss", None)
+    example_loss = values.pop("example_loss", None)
     values = jax.device_get(values)
-    _check_finite(training, saved, step, batch, values, sample_loss)
+    _check_finite(training, saved, step, batch, values, example_loss)
     mean.add({name: float(value) for name, value in values.items()})
     progress.step(step + 1)
 
@@ -216,7 +216,7 @@ def _run(training, cadence, saved):
   return state
 
 
-def _check_finite(training, saved, step, batch, values, sample_loss):
+def _check_finite(training, saved, step, batch, values, example_loss):
   """Raises `NonFiniteLoss` if the loss or a gradient norm is not finite."""
   names = [
     name
@@ -226,22 +226,22 @@ def _check_finite(training, saved, step, batch, values, sample_loss):
   ]
   if not names:
     return
-  samples = ""
-  if sample_loss is not None:
+  examples = ""
+  if example_loss is not None:
     every = processes.fetch(batch.index)
-    index = every[~np.isfinite(processes.fetch(sample_loss))]
+    index = every[~np.isfinite(processes.fetch(example_loss))]
     # With finite losses it is a gradient that is not, and any may be to blame.
     if not index.size:
       index = every
     index = index[index >= 0]
     shown = [training.describe(int(place)) for place in index[:5]]
     more = f" and {index.size - 5} more" if index.size > 5 else ""
-    samples = f" Samples: {'; '.join(shown)}{more}."
+    examples = f" Examples: {'; '.join(shown)}{more}."
   saved.wait()
   steps = saved.steps
   kept = f"step {steps[-1]} in {saved.folder}" if steps else "none yet"
   raise NonFiniteLoss(
-    f"{', '.join(names)} is not finite at step {step}.{samples} The last good "
-    f"checkpoint is kept ({kept}). Look at these samples, or lower "
+    f"{', '.join(names)} is not finite at step {step}.{examples} The last good "
+    f"checkpoint is kept ({kept}). Look at these examples, or lower "
     "train.learning_rate"
   )

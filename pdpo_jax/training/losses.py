@@ -2,7 +2,7 @@
 
 With `d(y) = log pi(y | x, u) - log ref(y | x)`, every loss here is a function
 of `d(chosen) - d(rejected)` and of beta. Any of them makes a P-*PO.
-Axes: B samples, N responses (0 is the chosen one).
+Axes: B examples, N responses (0 is the chosen one).
 """
 
 from collections.abc import Callable
@@ -77,6 +77,6 @@ def log_ratio_differences(
 def pair_weights(
   response_mask: Bool[Array, "B N R"], weight: Float[Array, " B"]
 ) -> Float[Array, "B M"]:
-  """A sample's weight for each of its pairs, 0 where none is rejected."""
+  """An example's weight for each of its pairs, 0 where none is rejected."""
   present = jnp.any(response_mask[:, 1:], -1)
   return present * weight[:, None]

@@ -155,13 +155,13 @@ def _keep_until(file: pathlib.Path, step: int) -> set[int]:
 
 
 class Progress:
-  """A bar with loss, reward accuracy, margin, samples/s and time left.
+  """A bar with loss, reward accuracy, margin, examples/s and time left.
 
   A step is done once its metrics were read: devices are given steps ahead.
   """
 
-  def __init__(self, name: str, step: int, total_steps: int, samples: int):
-    self._samples = samples
+  def __init__(self, name: str, step: int, total_steps: int, examples: int):
+    self._examples = examples
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=step,
@@ -177,10 +177,10 @@ class Progress:
     self._since = step
 
   def show(self, step: int, values: Mapping[str, Any]) -> float:
-    """Moves the bar to `step`; returns samples/s since the last call."""
+    """Moves the bar to `step`; returns examples/s since the last call."""
     now = time.perf_counter()
     seconds = max(now - self._clock, 1e-9)
-    rate = (step - self._since) * self._samples / seconds
+    rate = (step - self._since) * self._examples / seconds
     self._clock, self._since = now, step
     short = {"reward_accuracy": "accuracy"}
     names = ("loss", "reward_accuracy", "margin")
@@ -189,7 +189,7 @@ class Progress:
       for name in names
       if name in values
     ]
-    shown.append(f"{rate:.1f} samples/s")
+    shown.append(f"{rate:.1f} examples/s")
     self._bar.set_postfix_str(", ".join(shown), refresh=False)
     self._bar.update(step - self._bar.n)
     return rate

@@ -1,6 +1,6 @@
 """The P-DPO objective: what a batch's loss is, and which rows it runs.
 
-Axes: B samples, N responses (0 is the chosen one), M = N - 1 pairs a sample.
+Axes: B examples, N responses (0 is the chosen one), M = N - 1 pairs an example.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ class LossConfig(sections.Section):
   # Rewards are means over a response's tokens, and not sums: as TRL has them
   # for "ipo", and its paper has not.
   length_normalized: bool = False
-  # "sample" runs both branches on every sample (the paper). "batch" makes
-  # user's and generic rows samples of their own, independently shuffled, and
-  # mixes their means in each part of a batch (the released code): with
+  # "sample" runs both branches on every example (the paper). "batch" makes
+  # user's and generic rows examples of their own, independently shuffled, and
+  # mixes their means in each microbatch (the released code): with
   # `train.accumulation_steps` as large as `train.batch_size`, a row's weight is
   # alpha or 1 - alpha. Vanilla DPO is trained on the same rows, and in as many
   # steps, with weight 0 for users'.
@@ -56,7 +56,7 @@ class LossConfig(sections.Section):
       )
 
   def branches(self) -> list[tuple[str, float]]:
-    """The branches that are run, with their weights in a sample's loss."""
+    """The branches that are run, with their weights in an example's loss."""
     if self.mixing == "batch":
       # Rows 0 of the batch are the generic branch; `pair_scales` weighs them.
       return [("user", 1.0)]
@@ -111,8 +111,8 @@ def branch_logps(
   }
 
   def merge(*branches):
-    # A sample's rows lie beside each other, so that on a mesh they stay on the
-    # devices that have the sample.
+    # An example's rows lie beside each other, so that on a mesh they stay on
+    # the devices that have the example.
     rest = branches[0].shape[1:]
     return jnp.stack(branches, 1).reshape(rows * len(names), *rest)
 
@@ -144,18 +144,18 @@ def _rows_of_branch(batch, name):
 
 
 def pair_scales(
-  batch: structs.PreferenceBatch, objective: LossConfig, parts: int = 1
+  batch: structs.PreferenceBatch, objective: LossConfig, microbatches: int = 1
 ) -> Float[Array, "B M"]:
   """What each pair's loss is multiplied by in the loss of the batch.
 
   Mixing by "sample" gives the mean over pairs (each by its weight). By "batch",
   as in the released code, rows of known users and rows of the generic user are
-  different samples, and a part's loss is
+  different examples, and a microbatch's loss is
 
       alpha mean(pairs of users) + (1 - alpha) mean(pairs of the generic user)
 
   Args:
-    parts: equal parts that the batch is run in, as `split_in_parts`; "batch"
+    microbatches: that the batch is run in, as `split_in_microbatches`; "batch"
       mixes within each.
   """
   weights = losses.pair_weights(batch.response_mask, batch.weight)
@@ -167,9 +167,9 @@ def pair_scales(
     (objective.alpha, jnp.where(known, weights, 0.0)),
     (1.0 - objective.alpha, jnp.where(known, 0.0, weights)),
   ):
-    by_part = split_in_parts(own, parts)
-    total = jnp.maximum(by_part.sum((1, 2), keepdims=True), 1e-6)
-    scales += share / parts * join_parts(by_part / total)
+    by_microbatch = split_in_microbatches(own, microbatches)
+    total = jnp.maximum(by_microbatch.sum((1, 2), keepdims=True), 1e-6)
+    scales += share / microbatches * join_microbatches(by_microbatch / total)
   return scales
 
 
@@ -181,7 +181,7 @@ def loss_and_metrics(
   dropout_key: Key[Array, ""] | None = None,
   logits_chunk: int = 128,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-  """P-DPO's loss (section 2.3 of arXiv:2402.05133) on a batch or a part of one.
+  """P-DPO's loss (section 2.3 of arXiv:2402.05133) on a batch or a microbatch.
 
       sum over pairs of  s [alpha l(user branch) + (1 - alpha) l(generic)]
 
@@ -191,15 +191,15 @@ def loss_and_metrics(
   log-likelihood a token besides (iterative RPO, arXiv:2404.19733).
 
   Args:
-    scales: s, from `pair_scales` of the whole batch, so that the parts of an
-      accumulated batch add up to its loss.
+    scales: s, from `pair_scales` of the whole batch, so that microbatches add
+      up to its loss.
     logits_chunk: positions with logits at a time, as `logprobs.response_logps`.
 
   Returns:
-    The loss, and metrics that add up over parts as well: `loss`, for each
-    branch `reward_accuracy` (share of pairs whose chosen response has the
+    The loss, and metrics that add up over microbatches as well: `loss`, for
+    each branch `reward_accuracy` (share of pairs whose chosen response has the
     larger reward) and `margin` (mean difference of rewards), those of the
-    first branch without its name, and `sample_loss` `[B]`.
+    first branch without its name, and `example_loss` `[B]`.
   """
   pair_loss = losses.LOSSES[objective.kind]
   logps = branch_logps(policy, batch, objective, dropout_key, logits_chunk)
@@ -226,24 +226,26 @@ def loss_and_metrics(
     accuracy = jnp.sum(scales * (ratios > 0))
     margin = objective.beta * jnp.sum(scales * ratios)
     metrics |= {f"{prefix}reward_accuracy": accuracy, f"{prefix}margin": margin}
-  sample_loss = jnp.sum(scales * pairs, -1)
-  loss = jnp.sum(sample_loss)
-  return loss, {"loss": loss, "sample_loss": sample_loss} | metrics
+  example_loss = jnp.sum(scales * pairs, -1)
+  loss = jnp.sum(example_loss)
+  return loss, {"loss": loss, "example_loss": example_loss} | metrics
 
 
-def split_in_parts(
-  x: Shaped[Array, "B *rest"], parts: int
-) -> Shaped[Array, "parts B/parts *rest"]:
-  """Parts of a batch: the first has samples 0, `parts`, 2 `parts` and so on.
+def split_in_microbatches(
+  x: Shaped[Array, "B *rest"], microbatches: int
+) -> Shaped[Array, "microbatches B/microbatches *rest"]:
+  """Of m microbatches the first has examples 0, m, 2 m and so on.
 
-  On a mesh each device's samples come in a row, and it has its share of each
-  part without anything being sent.
+  On a mesh each device's examples come in a row, and it has its share of each
+  microbatch without anything being sent.
   """
-  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+  return x.reshape(
+    x.shape[0] // microbatches, microbatches, *x.shape[1:]
+  ).swapaxes(0, 1)
 
 
-def join_parts(
-  x: Shaped[Array, "parts each *rest"],
-) -> Shaped[Array, "parts*each *rest"]:
-  """`split_in_parts` undone."""
+def join_microbatches(
+  x: Shaped[Array, "microbatches each *rest"],
+) -> Shaped[Array, "microbatches*each *rest"]:
+  """`split_in_microbatches` undone."""
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

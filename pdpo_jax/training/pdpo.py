@@ -35,7 +35,7 @@ def make_objective(recipe: recipes.Recipe) -> objective_lib.LossConfig:
   """The objective of a training: `loss`, as far as its users go with it."""
   changes = {}
   if recipe.user.kind == "none" and recipe.loss.mixing == "batch":
-    # Of the two rows of a sample, which are the same, one counts.
+    # Of the two rows of an example, which are the same, one counts.
     changes = {"alpha": 0.0}
   elif not recipe.learns_generic:
     # Without prefixes the two branches are the same; and the generic one
@@ -89,7 +89,7 @@ def train(
     users: rows of the user table.
     batches: with reference log-probabilities.
     heldout: likewise, for evaluation during training; None for none.
-    examples: what `batches` was made of, to name samples in errors.
+    examples: what `batches` was made of, to name examples in errors.
     folder: gets metrics and checkpoints.
     data: names the data set; a training only goes on with the same.
 
@@ -98,11 +98,11 @@ def train(
       from.
   """
   train_config = recipe.train
-  split = policies.make_policy(recipe, base, users.num_rows)
+  policy = policies.make_policy(recipe, base, users.num_rows)
   if recipe.train.start and not policies.is_begun(folder):
     place = recipe.train.start / folder.name
     earlier = policies.load(recipe, base, place, of_run=False)
-    split = policies.begin_as(split, earlier.policy, earlier.users)
+    policy = policies.begin_as(policy, earlier.policy, earlier.users)
   total_steps = train_config.epochs * batches.num_batches
   if train_config.warmup_steps >= total_steps:
     logger.warning(
@@ -112,12 +112,12 @@ def train(
       total_steps,
     )
   transformation = optimizer.make_optimizer(train_config, total_steps)
-  mesh = sharding.mesh_of(split.frozen)
+  mesh = sharding.mesh_of(policy.frozen)
   objective = make_objective(recipe)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
-    split.trainable,
-    transformation.init(split.trainable),
+    policy.trainable,
+    transformation.init(policy.trainable),
   )
   if train_config.users_on_host and recipe.user.kind != "none":
     state, places = host_users.settle(state)
@@ -127,7 +127,7 @@ def train(
       state = jax.device_put(state, places)
   train_step = make_step(
     recipe,
-    split.graphdef,
+    policy.graphdef,
     objective,
     sharding.logits_chunk(train_config.logits_chunk, mesh),
     transformation,
@@ -136,7 +136,7 @@ def train(
   place = sharding.batch_placer(mesh)
 
   def evaluate(state):
-    trained = dataclasses.replace(split, trainable=state.trainable)
+    trained = dataclasses.replace(policy, trainable=state.trainable)
     ratios = scoring.heldout_ratios(
       trained,
       heldout,
@@ -153,7 +153,7 @@ def train(
     }
 
   def describe(index):
-    # Generic rows, where they are samples of their own, come after the others.
+    # Generic rows, where they are examples of their own, come after the others.
     example = examples[index % len(examples)]
     return f"#{index} of user {example.user_id!r} ({example.prompt[:40]!r}…)"
 
@@ -162,10 +162,10 @@ def train(
       name=folder.name,
       folder=folder,
       state=state,
-      step=lambda state, batch: train_step(state, split.frozen, batch),
+      step=lambda state, batch: train_step(state, policy.frozen, batch),
       batch=lambda number: place(batches.batch(number)),
       total_steps=total_steps,
-      samples=train_config.batch_size,
+      examples=train_config.batch_size,
       evaluate=evaluate if heldout else None,
       describe=describe,
       users=users,
@@ -173,4 +173,4 @@ def train(
     ),
     train_config,
   )
-  return dataclasses.replace(split, trainable=state.trainable)
+  return dataclasses.replace(policy, trainable=state.trainable)

@@ -162,12 +162,12 @@ def is_begun(folder: pathlib.Path) -> bool:
 
 
 def begin_as(
-  split: SplitPolicy, earlier: SplitPolicy, known: users_lib.UserIndex
+  policy: SplitPolicy, earlier: SplitPolicy, known: users_lib.UserIndex
 ) -> SplitPolicy:
   """A new policy with the weights of one that was trained before.
 
   Args:
-    split: new; the first rows of its user table are those of `known`.
+    policy: new; the first rows of its user table are those of `known`.
     earlier: of the same base, LoRA and user model.
     known: the users that it was trained for. Those who come after them begin
       as the generic user.
@@ -181,7 +181,7 @@ def begin_as(
 
   trainable = []
   before = dict(nnx.to_flat_state(earlier.trainable))
-  for path, variable in nnx.to_flat_state(split.trainable):
+  for path, variable in nnx.to_flat_state(policy.trainable):
     new, value = variable.get_value(), before[path].get_value()
     if isinstance(variable, user_model.UserRowParam):
       rows = new.shape[0] - taken
@@ -192,7 +192,7 @@ def begin_as(
       )
       value = extended(value)
     trainable.append((path, variable.replace(value)))
-  return dataclasses.replace(split, trainable=nnx.from_flat_state(trainable))
+  return dataclasses.replace(policy, trainable=nnx.from_flat_state(trainable))
 
 
 def meta(
@@ -268,8 +268,8 @@ def load(
   users = read_users(recipe, folder)
   checkpoints_folder = folder / "checkpoints"
   with checkpoint.Checkpoints(checkpoints_folder) as saved:
-    split = make_policy(recipe, base, users.num_rows)
-    like = checkpoint_items.of_trainable(split.trainable)
+    policy = make_policy(recipe, base, users.num_rows)
+    like = checkpoint_items.of_trainable(policy.trainable)
     if "users" in like:
       like["users"] = {"table": like["users"], "ids": ""}
     wanted = meta(recipe, base, users)
@@ -279,5 +279,5 @@ def load(
   if newest is None:
     raise ValueError(f"{checkpoints_folder} has no whole checkpoint")
   step, items = newest
-  trainable = checkpoint_items.load(split.trainable, items)
-  return Loaded(dataclasses.replace(split, trainable=trainable), users, step)
+  trainable = checkpoint_items.load(policy.trainable, items)
+  return Loaded(dataclasses.replace(policy, trainable=trainable), users, step)

@@ -25,9 +25,9 @@ class TrainConfig(sections.Section):
   # them, so that nobody else is answered differently. The generic branch is
   # not run then (as with `loss.alpha` 1), and LoRA has no dropout.
   learn: Literal["all", "users"] = "all"
-  # Samples a step.
+  # Examples a step.
   batch_size: sections.Count = 32
-  # Parts that a batch is run in, one after the other, to save memory.
+  # Microbatches that a batch is run in, one after the other, to save memory.
   accumulation_steps: sections.Count = 1
   epochs: sections.Count = 2
   learning_rate: sections.Positive = 5e-5

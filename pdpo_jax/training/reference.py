@@ -95,7 +95,7 @@ def reference_logps(
     if not np.isfinite(logps[rows]).all():
       raise ValueError(
         f"the base {base.fingerprint} gives log-probabilities that are not "
-        f"finite, first among samples {rows[:5].tolist()}; check its weights, "
+        f"finite, first among examples {rows[:5].tolist()}; check its weights, "
         "or use base.dtype='float32'"
       )
     if time.monotonic() - saved > _SAVE_SECONDS:

@@ -245,7 +245,7 @@ def train_base(
       step=make_sft_step(graphdef, transformation, sharding.pinned(state)),
       batch=lambda number: place(batches.batch(number)),
       total_steps=sft.steps,
-      samples=sft.batch_size,
+      examples=sft.batch_size,
       evaluate=None,
       describe=str,
       users=None,

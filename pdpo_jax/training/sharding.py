@@ -122,22 +122,22 @@ def check_batch(
   if mesh is None:
     return
   shards = batch_shards(mesh)
-  part = batch_size // accumulation_steps
-  if part % shards:
+  microbatch = batch_size // accumulation_steps
+  if microbatch % shards:
     fewer = [
-      parts
-      for parts in range(1, accumulation_steps)
-      if batch_size % (parts * shards) == 0
+      steps
+      for steps in range(1, accumulation_steps)
+      if batch_size % (steps * shards) == 0
     ]
     remedy = "use a larger batch"
     if fewer:
       remedy = (
         f"use --config.train.accumulation_steps={fewer[-1]}, or, for a run "
-        "that has begun with these parts, fewer devices"
+        "that has begun with these microbatches, fewer devices"
       )
     raise ValueError(
       f"train.batch_size {batch_size} in train.accumulation_steps "
-      f"{accumulation_steps} parts leaves {part} samples, which "
+      f"{accumulation_steps} microbatches leaves {microbatch} examples, which "
       f"the {shards} devices of mesh axes 'data' and 'fsdp' do not divide; "
       f"{remedy}"
     )
@@ -233,11 +233,11 @@ def mesh_of(tree: Any) -> jax.sharding.Mesh | None:
 def batch_placer(
   mesh: jax.sharding.Mesh | None,
 ) -> Callable[[Any], Any]:
-  """Puts a batch's samples on the devices that share them.
+  """Puts a batch's examples on the devices that share them.
 
   Where these do not divide a batch, which training does not allow, it is whole
   on every device. With several processes each lays out the whole batch, which
-  takes a fraction of a millisecond a sample, and gives its own devices their
+  takes a fraction of a millisecond an example, and gives its own devices their
   rows.
   """
   if mesh is None:

@@ -25,7 +25,7 @@ from pdpo_jax.models import user_model
 def batch_rows(
   user_row: Int[Array, " B"], num_rows: int
 ) -> tuple[Int[Array, " R"], Int[Array, " B"]]:
-  """The rows that a batch touches, and where in them each sample's is.
+  """The rows that a batch touches, and where in them each example's is.
 
   Row 0, the generic user's, is always the first. R is B + 1; places that are
   left over hold `num_rows`, which is no row.

@@ -1,6 +1,6 @@
 """One optimizer step of the P-DPO objective, and scores by its policy.
 
-Axes: B samples, N responses (0 is the chosen one).
+Axes: B examples, N responses (0 is the chosen one).
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ def make_train_step(
     objective: what is minimised.
     transformation: the optimizer.
     logits_chunk: positions with logits at a time.
-    accumulation_steps: parts that a batch is run in, one after the other; B
-      must be a multiple.
+    accumulation_steps: microbatches that a batch is run in, one after the
+      other; B must be a multiple.
     dropout: whether LoRA's dropout is on.
     sparse_users: whether a step touches its own users' rows alone; see
       `training/sparse_users.py`.
@@ -52,12 +52,12 @@ def make_train_step(
     places: where the new state lies, as `sharding.pinned`; anywhere without.
   """
 
-  def gradients_of(trainable, frozen, part, scales, key):
+  def gradients_of(trainable, frozen, microbatch, scales, key):
     def loss_of(trainable):
       trainable = optimizer.kept_apart(trainable, learn)
       policy = nnx.merge(graphdef, trainable, frozen)
       return objective_lib.loss_and_metrics(
-        policy, part, objective, scales, key, logits_chunk
+        policy, microbatch, objective, scales, key, logits_chunk
       )
 
     (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(
@@ -74,13 +74,13 @@ def make_train_step(
       gradients, metrics = gradients_of(
         state.trainable, frozen, batch, scales, key
       )
-      sample_loss = metrics.pop("sample_loss")
+      example_loss = metrics.pop("example_loss")
     else:
-      gradients, metrics, sample_loss = _accumulate(
-        lambda part, place: gradients_of(
+      gradients, metrics, example_loss = _accumulate(
+        lambda microbatch, place: gradients_of(
           state.trainable,
           frozen,
-          *part,
+          *microbatch,
           None if key is None else jax.random.fold_in(key, place),
         ),
         (batch, scales),
@@ -93,7 +93,7 @@ def make_train_step(
     )
     trainable = optax.apply_updates(state.trainable, updates)
     state = structs.TrainState(state.step + 1, trainable, opt_state)
-    return state, metrics | {"sample_loss": sample_loss}
+    return state, metrics | {"example_loss": example_loss}
 
   def sparse_step(state, frozen, batch):
     num_rows = sparse_users_lib.num_rows(state.trainable)
@@ -112,31 +112,33 @@ def make_train_step(
   )
 
 
-def _accumulate(gradients_of, inputs, parts):
-  """Sums gradients and metrics over `parts` equal parts of the inputs."""
-  split = jax.tree.map(lambda x: objective_lib.split_in_parts(x, parts), inputs)
+def _accumulate(gradients_of, inputs, microbatches):
+  """Sums gradients and metrics over so many microbatches."""
+  shares = jax.tree.map(
+    lambda x: objective_lib.split_in_microbatches(x, microbatches), inputs
+  )
 
   def body(total, inputs):
-    part, place = inputs
-    gradients, metrics = gradients_of(part, place)
-    sample_loss = metrics.pop("sample_loss")
-    return jax.tree.map(jnp.add, total, (gradients, metrics)), sample_loss
+    microbatch, place = inputs
+    gradients, metrics = gradients_of(microbatch, place)
+    example_loss = metrics.pop("example_loss")
+    return jax.tree.map(jnp.add, total, (gradients, metrics)), example_loss
 
-  first = jax.tree.map(lambda x: x[0], split)
+  first = jax.tree.map(lambda x: x[0], shares)
   shapes = jax.eval_shape(gradients_of, first, jnp.zeros((), jnp.int32))
-  shapes[1].pop("sample_loss")
+  shapes[1].pop("example_loss")
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  (gradients, metrics), sample_loss = jax.lax.scan(
-    body, zeros, (split, jnp.arange(parts))
+  (gradients, metrics), example_loss = jax.lax.scan(
+    body, zeros, (shares, jnp.arange(microbatches))
   )
-  return gradients, metrics, objective_lib.join_parts(sample_loss)
+  return gradients, metrics, objective_lib.join_microbatches(example_loss)
 
 
 @functools.cache
 def make_score(graphdef: Any, logits_chunk: int = 128) -> Callable:
   """The jitted `(trainable, frozen, batch) -> logps [B, N]`.
 
-  Every sample is read with its own user's prefix; row 0 has the generic one.
+  Every example is read with its own user's prefix; row 0 has the generic one.
   """
 
   def score(trainable, frozen, batch):

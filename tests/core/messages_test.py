@@ -65,7 +65,7 @@ def test_arrays_come_back_as_they_were_and_can_be_written(array):
 def test_dataclasses_carry_arrays():
   scores = scores_lib.Scores(["a"], [None], np.array([[1.5, np.nan]]))
   back = messages.decode(messages.encode({"heldout": scores}))["heldout"]
-  assert back.samples == ["a"] and back.user_ids == [None]
+  assert back.examples == ["a"] and back.user_ids == [None]
   np.testing.assert_array_equal(back.ratios, scores.ratios)
 
 

@@ -73,7 +73,7 @@ def test_a_batch_depends_on_seed_and_step_alone(pack):
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_epochs_and_seeds_differ_in_samples_and_in_the_order_of_shapes(pack):
+def test_epochs_and_seeds_differ_in_examples_and_in_the_order_of_shapes(pack):
   examples = random_batches.make_examples(100)
   batches = random_batches.make_batches(examples, pack=pack)
   orders = [
@@ -88,7 +88,7 @@ def test_epochs_and_seeds_differ_in_samples_and_in_the_order_of_shapes(pack):
     assert [b.prompt.shape for b in one] != [b.prompt.shape for b in other]
 
 
-def test_samples_are_whole_prompts_padded_left_and_responses_right():
+def test_examples_are_whole_prompts_padded_left_and_responses_right():
   examples = random_batches.make_examples(50)
   logps = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
   for batch in random_batches.epoch(
@@ -134,27 +134,29 @@ def test_shapes_are_few_and_multiples_with_the_prefix():
 
 
 def groups(batch, layout):
-  """Samples that are run together, as the step takes a batch apart."""
+  """Examples that are run together, as the step takes a batch apart."""
   rows = jnp.arange(layout.batch_size).reshape(layout.devices, -1)
   for device in rows:
-    yield from np.asarray(objective_lib.split_in_parts(device, layout.parts))
+    yield from np.asarray(
+      objective_lib.split_in_microbatches(device, layout.microbatches)
+    )
 
 
 def lengths(batch, rows):
-  """Positions of some samples' prompts and responses, and of the latter."""
+  """Positions of some examples' prompts and responses, and of the latter."""
   responses = batch.response_mask[rows].sum()
   return batch.prompt_mask[rows].sum() + responses, responses
 
 
 @pytest.mark.parametrize(
-  ("devices", "parts"), [(1, 1), (1, 4), (4, 1), (2, 3), (1, 12)]
+  ("devices", "microbatches"), [(1, 1), (1, 4), (4, 1), (2, 3), (1, 12)]
 )
-def test_every_group_has_room_whatever_is_dealt(devices, parts):
+def test_every_group_has_room_whatever_is_dealt(devices, microbatches):
   batches = random_batches.make_batches(
     random_batches.make_examples(300),
     batch_size=12,
     devices=devices,
-    parts=parts,
+    microbatches=microbatches,
   )
   real = room = 0
   for number in range(3):
@@ -174,7 +176,7 @@ def test_batches_are_the_same_on_any_number_of_devices():
   examples = random_batches.make_examples(100)
   one, four = (
     random_batches.make_batches(
-      examples, batch_size=8, devices=devices, parts=2
+      examples, batch_size=8, devices=devices, microbatches=2
     )
     for devices in (1, 4)
   )
@@ -192,7 +194,7 @@ def test_at_most_a_tenth_of_the_positions_is_padding(kind, together):
 
 def test_classes_need_the_least_room_of_all_cuts():
   rng = np.random.default_rng(0)
-  layout = packing.Layout(2, parts=2)  # a room is what the longest needs
+  layout = packing.Layout(2, microbatches=2)  # a room is what the longest needs
   for _ in range(20):
     sizes = rng.integers(1, 90, 17)
     none = np.zeros_like(sizes)
@@ -234,7 +236,7 @@ def test_without_reference_logps_their_place_is_not_a_number():
     ({"batch_size": 0}, "batch_size 0"),
     ({"max_shapes": 0}, "max_shapes 0"),
     ({"pad_multiple": 0}, "pad_multiple 0"),
-    ({"devices": 2}, "7 is not divisible by 2 devices times 1 parts"),
+    ({"devices": 2}, "7 is not divisible by 2 devices times 1 microbatches"),
   ],
 )
 def test_impossible_batches_are_an_error(options, message):
@@ -249,17 +251,17 @@ def test_reference_logps_of_other_data_are_an_error():
 
 
 def test_no_examples_are_an_error():
-  with pytest.raises(ValueError, match="no samples"):
+  with pytest.raises(ValueError, match="no examples"):
     random_batches.make_batches([])
 
 
-def test_a_million_samples_are_dealt_quickly():
+def test_a_million_examples_are_dealt_quickly():
   rng = np.random.default_rng(0)
   prompts, responses = rng.integers(1, 900, (2, 1_000_000))
   start = time.perf_counter()
   counts = rng.integers(2, 5, 1_000_000)
   classes = packing.make_classes(
-    prompts, responses, counts, packing.Layout(32, parts=8), 4, 8
+    prompts, responses, counts, packing.Layout(32, microbatches=8), 4, 8
   )
   dealer = packing.Dealer(classes, 0)
   dealer.batch(0)

@@ -150,8 +150,8 @@ def test_a_run_reads_its_data_as_it_was_trained(seed):
     return
   own = before.after(found)
   again = dealt(own)
-  for part in ("train", "heldout", "unseen", "prompts"):
-    assert getattr(again, part) == getattr(found, part)
+  for name in ("train", "heldout", "unseen", "prompts"):
+    assert getattr(again, name) == getattr(found, name)
   assert own.after(again) == own
   trained = before.trained | digests(found.train)
   assert not trained & digests([*found.heldout, *found.unseen])

@@ -309,17 +309,17 @@ def test_prompts_for_generation_are_those_of_training(template, caplog):
     structs.PromptExample("the cat", "so what? " * 9),
     structs.PromptExample("a dog"),
   ]
-  samples = [
+  examples = [
     structs.PreferenceExample(p.prompt, "a", ("b",), None, p.user_text)
     for p in asked
   ]
   trained = tokenize.tokenize_examples(
-    samples, encoder, users.UserIndex([]), 20
+    examples, encoder, users.UserIndex([]), 20
   )
   with caplog.at_level(logging.WARNING):
     found = tokenize.encode_prompts(asked, encoder)
-  for ids, sample in zip(found, trained.examples, strict=True):
-    np.testing.assert_array_equal(ids, sample.prompt)
+  for ids, example in zip(found, trained.examples, strict=True):
+    np.testing.assert_array_equal(ids, example.prompt)
   assert "2 prompts of at most 20 tokens: 1 user texts cut" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Random samples in batches, for tests of how they are dealt."""
+"""Random examples in batches, for tests of how they are dealt."""
 
 import jax
 import numpy as np

@@ -78,7 +78,7 @@ def test_padding_share_is_that_of_the_batches():
   assert batches.padding_share == pytest.approx(1 - real / padded)
 
 
-def test_a_million_samples_are_planned_quickly():
+def test_a_million_examples_are_planned_quickly():
   rng = np.random.default_rng(0)
   sizes = rng.integers(1, [100, 5, 60], (1_000_000, 3)) * [8, 1, 8]
   start = time.perf_counter()

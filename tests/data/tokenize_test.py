@@ -78,7 +78,7 @@ def test_responses_end_with_eos_and_prompts_do_not(tokenizer):
   decoded = [tokenizer.decode(response) for response in one.responses]
   assert decoded == [f"{t}<|endoftext|>" for t in (" sat", " ate", " what")]
   assert all(response.dtype == np.int32 for response in one.responses)
-  assert str(result) == "1 samples; nothing cut"
+  assert str(result) == "1 examples; nothing cut"
 
 
 def test_the_bare_prompt_is_without_the_users_text(tokenizer):
@@ -90,24 +90,24 @@ def test_the_bare_prompt_is_without_the_users_text(tokenizer):
 
 
 def test_a_response_over_the_limit_is_an_error(tokenizer):
-  sample = example(chosen=" sat on the mat")
-  size = len(run(tokenizer, sample).examples[0].responses[0])
-  run(tokenizer, sample, response=size)
+  mat = example(chosen=" sat on the mat")
+  size = len(run(tokenizer, mat).examples[0].responses[0])
+  run(tokenizer, mat, response=size)
   with pytest.raises(
     ValueError, match=rf"examples\[0\].*{size} tokens .* limit of {size - 1}"
   ):
-    run(tokenizer, sample, response=size - 1)
+    run(tokenizer, mat, response=size - 1)
 
 
 def test_a_long_rejected_response_is_dropped_alone(tokenizer):
   long = " sat on the mat and so on"
-  samples = (
+  examples = (
     example(rejected=(" ate", long)),
     example(rejected=(long,)),
     example(chosen=long),
     example(),
   )
-  result = run(tokenizer, *samples, response=5, long_response="drop")
+  result = run(tokenizer, *examples, response=5, long_response="drop")
   assert result.kept == [0, 3]
   assert [len(one.responses) for one in result.examples] == [2, 2]
   assert result.counts["responses too long"] == 3
@@ -116,15 +116,15 @@ def test_a_long_rejected_response_is_dropped_alone(tokenizer):
 
 
 def test_no_rejected_response_takes_the_place_of_a_long_chosen_one(tokenizer):
-  sample = example(chosen=" sat on the mat on", rejected=(" ate", " what"))
-  result = run(tokenizer, sample, example(), response=4, long_response="drop")
+  mat = example(chosen=" sat on the mat on", rejected=(" ate", " what"))
+  result = run(tokenizer, mat, example(), response=4, long_response="drop")
   assert result.kept == [1]
 
 
 def test_a_response_that_is_cut_has_no_end(tokenizer):
-  sample = example(chosen=" sat on the mat and so on")
-  (whole,) = run(tokenizer, sample).examples
-  result = run(tokenizer, sample, response=5, long_response="cut")
+  mat = example(chosen=" sat on the mat and so on")
+  (whole,) = run(tokenizer, mat).examples
+  result = run(tokenizer, mat, response=5, long_response="cut")
   chosen, rejected = result.examples[0].responses
   np.testing.assert_array_equal(chosen, whole.responses[0][:5])
   assert rejected[-1] == tokenizer.eos_token_id != chosen[-1]
@@ -132,12 +132,12 @@ def test_a_response_that_is_cut_has_no_end(tokenizer):
 
 
 def test_responses_that_are_alike_after_a_cut_are_no_pair(tokenizer):
-  samples = (
+  examples = (
     example(chosen=" sat on the mat.", rejected=(" sat on the cat food.",)),
     example(chosen=" sat on the mat.", rejected=(" sat on the cat.", " ate")),
     example(),
   )
-  result = run(tokenizer, *samples, response=3, long_response="cut")
+  result = run(tokenizer, *examples, response=3, long_response="cut")
   assert result.kept == [1, 2]
   assert [len(one.responses) for one in result.examples] == [2, 2]
   reason = "rejected responses with the chosen one's tokens"
@@ -159,9 +159,9 @@ TWICE = example(prompt=prompts_test.TWICE, user_id="ann", place="a.jsonl:18")
 
 
 def test_a_dialogue_that_the_template_refuses_is_dropped(caplog):
-  samples = [*[example()] * 17, TWICE, *[example(user_text="so")] * 162]
+  examples = [*[example()] * 17, TWICE, *[example(user_text="so")] * 162]
   result = tokenize.tokenize_examples(
-    samples, strict_encoder(), INDEX, 20, max_bad_share=0.01
+    examples, strict_encoder(), INDEX, 20, max_bad_share=0.01
   )
   assert result.kept == [place for place in range(180) if place != 17]
   assert result.counts["dialogues that the template refuses"] == 1
@@ -196,10 +196,10 @@ def test_nothing_left_is_an_error_with_the_counts(tokenizer):
 
 def test_a_last_turn_over_the_limit_is_an_error_or_dropped(tokenizer):
   turns = (structs.Message("user", "the dog ate the cat food " * 3),)
-  samples = (example(), example(prompt=turns, user_id="ann"))
+  examples = (example(), example(prompt=turns, user_id="ann"))
   with pytest.raises(ValueError, match=r"examples\[1\] \(user 'ann'\).* 12"):
-    run(tokenizer, *samples, prompt=12)
-  result = run(tokenizer, *samples, prompt=12, long_response="drop")
+    run(tokenizer, *examples, prompt=12)
+  result = run(tokenizer, *examples, prompt=12, long_response="drop")
   assert result.kept == [0]
   assert result.counts["last turns too long"] == 1
 
@@ -212,15 +212,15 @@ def test_a_last_turn_over_the_limit_is_an_error_or_dropped(tokenizer):
     ({"user_id": "bib"}, "'bib' is none of this run's 2 users; near: 'bob'"),
   ],
 )
-def test_faulty_samples_are_named(tokenizer, fields, message):
+def test_faulty_examples_are_named(tokenizer, fields, message):
   with pytest.raises(ValueError, match=message):
     run(tokenizer, example(), example(**fields))
 
 
 def test_an_empty_response_is_its_end_token(tokenizer):
-  (sample,) = run(tokenizer, example(rejected=("", " a"))).examples
-  assert sample.responses[1].tolist() == [tokenizer.eos_token_id]
-  assert len(sample.responses[2]) > 1
+  (tokens,) = run(tokenizer, example(rejected=("", " a"))).examples
+  assert tokens.responses[1].tolist() == [tokenizer.eos_token_id]
+  assert len(tokens.responses[2]) > 1
 
 
 @pytest.mark.parametrize("limits", [{"prompt": 0}, {"response": 0}])

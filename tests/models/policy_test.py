@@ -33,7 +33,7 @@ def models_are_made_outside_of_jit():
   model()
 
 
-def samples(seed=0):
+def examples(seed=0):
   """Prompts of 5 tokens and 1; responses of 0 to 7."""
   keys = jax.random.split(jax.random.key(seed), 3)
   prompt = jax.random.randint(keys[0], (B, P), 0, 101)
@@ -69,7 +69,7 @@ def plain_log_probabilities(embeddings):
 
 @pytest.mark.parametrize("place", policy.PREFIX_POSITIONS)
 def test_responses_equal_plain_sequences_without_padding(place):
-  prompt, prompt_mask, responses, response_mask, prefix = samples()
+  prompt, prompt_mask, responses, response_mask, prefix = examples()
   found = logps(place, prompt, prompt_mask, responses, response_mask, prefix)
   at = {"front": 0, "after_bos": 1}[place]
   table = np.asarray(model().lm.embed(jnp.arange(101)))
@@ -91,11 +91,11 @@ def test_responses_equal_plain_sequences_without_padding(place):
 
 @pytest.mark.parametrize("place", policy.PREFIX_POSITIONS)
 def test_padding_changes_no_response(place):
-  prompt, prompt_mask, responses, response_mask, prefix = samples()
+  prompt, prompt_mask, responses, response_mask, prefix = examples()
   before = logps(place, prompt, prompt_mask, responses, response_mask, prefix)
   # More columns left and right, another response, another row, all of them
   # false, and other tokens wherever a mask is false.
-  other = samples(seed=1)
+  other = examples(seed=1)
   prompt = jnp.where(prompt_mask, prompt, other[0])
   responses = jnp.where(response_mask, responses, other[2])
   wider = ((0, 1), (3, 0))
@@ -115,7 +115,7 @@ def test_padding_changes_no_response(place):
 
 @pytest.mark.parametrize("place", policy.PREFIX_POSITIONS)
 def test_last_column_of_a_prompt_stays_real(place):
-  prompt, prompt_mask, *_, prefix = samples()
+  prompt, prompt_mask, *_, prefix = examples()
   embeddings, mask = model(place).prompt_embeddings(prompt, prompt_mask, prefix)
   assert embeddings.shape[:2] == mask.shape == (B, P + T)
   assert mask[:, -1].all()
@@ -123,7 +123,7 @@ def test_last_column_of_a_prompt_stays_real(place):
 
 
 def test_prefix_stands_after_the_first_token_or_in_front():
-  prompt, prompt_mask, *_, prefix = samples()
+  prompt, prompt_mask, *_, prefix = examples()
   for place, at in (("front", 0), ("after_bos", 1)):
     made = model(place)
     embeddings, mask = made.prompt_embeddings(prompt, prompt_mask, prefix)
@@ -134,7 +134,7 @@ def test_prefix_stands_after_the_first_token_or_in_front():
 
 
 def test_empty_prefix_leaves_the_prompt_alone():
-  prompt, prompt_mask, *_, prefix = samples()
+  prompt, prompt_mask, *_, prefix = examples()
   made = model("after_bos")
   embeddings, mask = made.prompt_embeddings(prompt, prompt_mask, prefix[:, :0])
   np.testing.assert_array_equal(embeddings, made.lm.embed(prompt))
@@ -142,7 +142,7 @@ def test_empty_prefix_leaves_the_prompt_alone():
 
 
 def test_siblings_padding_and_the_future_are_invisible():
-  _, prompt_mask, _, response_mask, _ = samples()
+  _, prompt_mask, _, response_mask, _ = examples()
   length = P + N * R
   embeddings = jax.random.normal(jax.random.key(3), (B, length, 26))
   positions = attention.positions_of(prompt_mask)
@@ -203,7 +203,7 @@ def test_bfloat16_activations_stay_close_and_weights_keep_their_dtype():
   out = []
   for lm in (model().lm, narrow):
     hidden, _ = lm.hidden(
-      lm.embed(samples()[0]),
+      lm.embed(examples()[0]),
       attention.positions_of(mask),
       attention.causal(mask),
     )

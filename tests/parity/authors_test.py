@@ -1,9 +1,9 @@
 """The released code's objective, from what the paper's account says it does.
 
-Rows of users and generic rows are samples of their own, independently shuffled;
-the reference reads the user's text, generic rows have lost it; the prefix comes
-right after the first token; a part's loss is alpha times the mean over users'
-rows plus (1 - alpha) times the mean over generic rows.
+Rows of users and generic rows are examples of their own, shuffled
+independently; the reference reads the user's text, generic rows have lost it;
+the prefix comes right after the first token; a microbatch's loss is alpha times
+the mean over users' rows plus (1 - alpha) times the mean over generic rows.
 """
 
 import collections
@@ -38,7 +38,7 @@ def authors_config(name: str):
   spec.loader.exec_module(module)
   config = module.get_config("authors")
   config.train.batch_size = 6
-  # Run whole here, whatever parts of it are mixed by.
+  # Run whole here, whatever microbatches it is mixed by.
   config.train.accumulation_steps = 1
   config.user.num_tokens = golden_cases.read("gptj")[
     "individual/users/generic_prefix"
@@ -46,7 +46,7 @@ def authors_config(name: str):
   return config
 
 
-def samples(vocab: int, with_text: bool) -> tokenized.TokenizedSplit:
+def examples(vocab: int, with_text: bool) -> tokenized.TokenizedSplit:
   """Seven comparisons with one rejected response."""
   rng = np.random.default_rng(5)
 
@@ -71,8 +71,10 @@ def samples(vocab: int, with_text: bool) -> tokenized.TokenizedSplit:
 
 
 def both_kinds(batch: structs.PreferenceBatch) -> bool:
-  """Whether a batch is full, and each of two parts has rows of both kinds."""
-  halves = objective_lib.split_in_parts(jnp.asarray(batch.user_row > 0), 2)
+  """Whether a batch is full, and both microbatches have rows of both kinds."""
+  halves = objective_lib.split_in_microbatches(
+    jnp.asarray(batch.user_row > 0), 2
+  )
   return batch.weight.all() and all(0 < sum(half) < 3 for half in halves)
 
 
@@ -116,7 +118,7 @@ class Torch:
 )
 @pytest.mark.parametrize(
   ("kind", "accumulation_steps"),
-  # In parts of one row, a row's weight is alpha or 1 - alpha. IPO, as the
+  # In microbatches of one row, its weight is alpha or 1 - alpha. IPO, as the
   # library under that code has it, is of means over tokens.
   [("sigmoid", 1), ("sigmoid", 2), ("sigmoid", 6), ("ipo", 2)],
 )
@@ -130,20 +132,22 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   ours = golden_cases.make_policy(arrays, name, case)
   ours.prefix_position = config.user.prefix_position
   # TL;DR says nothing of its workers.
-  part = samples(ours.lm.arch.vocab_size, with_text=settings == "prism")
-  rows = branch_batches.example_rows(config.recipe, part)
+  split = examples(ours.lm.arch.vocab_size, with_text=settings == "prism")
+  rows = branch_batches.example_rows(config.recipe, split)
   read = branch_batches.reference_rows(config.recipe, rows)
   lm = golden_cases.language_model(arrays)
   tokenizer = tokenize.train_tokenizer(["unused"], 300)
   logps = reference.reference_logps(
     base_lib.Base(lm, tokenizer, "tiny"),
     read,
-    branch_batches.make_batches(config.recipe, part, read, None, trained=False),
+    branch_batches.make_batches(
+      config.recipe, split, read, None, trained=False
+    ),
     tmp_path,
     45,
   )
   batches = branch_batches.make_batches(
-    config.recipe, part, rows, logps, trained=True
+    config.recipe, split, rows, logps, trained=True
   )
   batch = next(
     jax.tree.map(jnp.asarray, b)
@@ -165,13 +169,13 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   loss, gradients = differentiate(trainable)
   theirs = Torch(arrays, name, case)
   expected = 0.0
-  # Rows after the users' are the same samples as generic rows.
+  # Rows after the users' are the same examples as generic rows.
   for first in range(accumulation_steps):
     indices = np.asarray(batch.index)[first::accumulation_steps]
     losses = {True: [], False: []}
     for index in indices:
-      row = part.tokenized[index % len(part.tokenized)]
-      known = bool(index < len(part.tokenized))
+      row = split.tokenized[index % len(split.tokenized)]
+      known = bool(index < len(split.tokenized))
       user, prompt = (
         (row.user_row, row.prompt) if known else (0, row.bare_prompt)
       )

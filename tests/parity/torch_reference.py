@@ -1,7 +1,7 @@
 """The numbers to be matched, computed in torch, transformers and PEFT.
 
 Nothing here imports `pdpo_jax`, and nothing is done the way it is done there:
-every response of every sample is a plain forward pass of its own, without
+every response of every example is a plain forward pass of its own, without
 padding and without a shared prompt. `compute` gives one flat dictionary of
 arrays a model; `tests/golden_cases.py` says which key holds what.
 """
@@ -43,7 +43,7 @@ NUM_TOKENS, NUM_ROWS, NUM_CLUSTERS = 4, 13, 6
 
 
 def make_batch(rng: np.random.Generator, vocab: int) -> dict[str, np.ndarray]:
-  """Five samples of ragged lengths, some with one rejected response only."""
+  """Five examples of ragged lengths, some with one rejected response only."""
   prompt_sizes = [11, 4, 7, 1, 9]
   response_sizes = [[7, 3, 5], [2, 6, 0], [4, 1, 7], [6, 5, 2], [3, 4, 0]]
   rows, prompt_size, num_responses, size = 5, 11, 3, 7
@@ -173,7 +173,7 @@ def case_arrays(
   lora = _lora_weights(adapted)
   width = model.get_input_embeddings().weight.shape[1]
   users = make_users(kind, width, rng)
-  samples = []  # a list of (weight, ratio with user, generic ratio) of pairs
+  examples = []  # a list of (weight, ratio with user, generic ratio) of pairs
   rows, num_responses = batch["responses"].shape[:2]
   logps = np.zeros((3, rows, num_responses), np.float32)
   for row in range(rows):
@@ -200,17 +200,17 @@ def case_arrays(
     chosen, *rejected = ratios
     for other in rejected:
       pair = [mine - theirs for mine, theirs in zip(chosen, other, strict=True)]
-      samples.append((float(batch["weight"][row]), *pair))
+      examples.append((float(batch["weight"][row]), *pair))
 
   def mean_loss(loss_kind, smoothing):
-    total = sum(weight for weight, _, _ in samples)
+    total = sum(weight for weight, _, _ in examples)
     terms = (
       weight
       * (
         ALPHA * pair_loss(loss_kind, with_user, smoothing)
         + (1 - ALPHA) * pair_loss(loss_kind, generic, smoothing)
       )
-      for weight, with_user, generic in samples
+      for weight, with_user, generic in examples
     )
     return sum(terms) / total
 

@@ -184,7 +184,7 @@ def test_remat_computes_the_layers_again():
   list(zip(benchmark.cases(), (2.1, 2.6), strict=True)),
   ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_sample_costs_a_fraction_of_the_released_code(case, times):
+def test_an_example_costs_a_fraction_of_the_released_code(case, times):
   found = benchmark.measure(case)
   assert found["released"] / found["ours"] >= times
   assert found["ours"] <= 1.05 * found["minimum"]

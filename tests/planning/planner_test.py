@@ -33,16 +33,16 @@ SHAPE = abstract.Shape(16, 13, 2, 8, 5)
 SLICE = topologies.parse("v5e-16")
 
 
-def fake_plan(samples, fixed=4.0, each=1.5, capacity=15.75):
-  """Of a slice whose memory grows evenly with a device's samples, in GiB."""
+def fake_plan(examples, fixed=4.0, each=1.5, capacity=15.75):
+  """Of a slice whose memory grows evenly with a device's examples, in GiB."""
   memory = {"base": 1.0, "lora": 0.0, "users": 0.0, "optimizer": 0.5}
-  memory |= {"batch": 0.25 * samples, "temporaries": fixed + each * samples}
+  memory |= {"batch": 0.25 * examples, "temporaries": fixed + each * examples}
   size = topologies.GIBIBYTE
   chip = dataclasses.replace(SLICE.chip, memory=capacity * size)
   return planner.Plan(
     dataclasses.replace(SLICE, chip=chip),
     {"data": 1, "fsdp": 16, "tensor": 1},
-    dataclasses.replace(SHAPE, samples=16 * samples),
+    dataclasses.replace(SHAPE, examples=16 * examples),
     1,
     {name: part * size for name, part in memory.items()},
     10**15,
@@ -54,56 +54,57 @@ def fake_plan(samples, fixed=4.0, each=1.5, capacity=15.75):
 def test_the_largest_batch_is_found_in_three_compilations():
   compiled = []
 
-  def compile_samples(samples):
-    compiled.append(samples)
-    return fake_plan(samples)
+  def compile_examples(examples):
+    compiled.append(examples)
+    return fake_plan(examples)
 
-  largest, growth = planner.find_largest(compile_samples, fake_plan(2))
+  largest, growth = planner.find_largest(compile_examples, fake_plan(2))
   # 1.5 + 4 + 1.75 n <= 15.75
-  assert largest.samples == 5 and largest.fits
+  assert largest.examples == 5 and largest.fits
   assert compiled == [1, 5]
   np.testing.assert_allclose(growth.fixed, 4 * topologies.GIBIBYTE)
   np.testing.assert_allclose(growth.each, 1.75 * topologies.GIBIBYTE)
 
 
 def test_a_promise_that_does_not_hold_is_lowered():
-  def compile_samples(samples):
-    return fake_plan(samples, each=1.5 if samples < 4 else 2.2)
+  def compile_examples(examples):
+    return fake_plan(examples, each=1.5 if examples < 4 else 2.2)
 
-  largest, _ = planner.find_largest(compile_samples, fake_plan(2))
+  largest, _ = planner.find_largest(compile_examples, fake_plan(2))
   # 1.5 + 4 + 2.45 n <= 15.75
-  assert largest.samples == 4
+  assert largest.examples == 4
 
 
 def test_room_that_a_promise_leaves_is_used():
-  def compile_samples(samples):
-    return fake_plan(samples, each=1.5 if samples < 3 else 0.9)
+  def compile_examples(examples):
+    return fake_plan(examples, each=1.5 if examples < 3 else 0.9)
 
-  largest, _ = planner.find_largest(compile_samples, fake_plan(2))
+  largest, _ = planner.find_largest(compile_examples, fake_plan(2))
   # 1.5 + 4 + 1.15 n <= 15.75
-  assert largest.samples == 8
+  assert largest.examples == 8
 
 
 def test_memory_that_does_not_grow_promises_nothing():
   compiled = []
 
-  def compile_samples(samples):
-    compiled.append(samples)
-    return fake_plan(samples, each=-0.5)
+  def compile_examples(examples):
+    compiled.append(examples)
+    return fake_plan(examples, each=-0.5)
 
-  largest, _ = planner.find_largest(compile_samples, fake_plan(2, each=-0.5))
-  assert largest.samples == 2 and compiled == [1]
+  largest, _ = planner.find_largest(compile_examples, fake_plan(2, each=-0.5))
+  assert largest.examples == 2 and compiled == [1]
 
 
-def test_where_no_sample_fits_there_is_no_largest_batch():
+def test_where_no_example_fits_there_is_no_largest_batch():
   largest, _ = planner.find_largest(
-    lambda samples: fake_plan(samples, capacity=5.0), fake_plan(2, capacity=5.0)
+    lambda examples: fake_plan(examples, capacity=5.0),
+    fake_plan(2, capacity=5.0),
   )
   assert largest is None
   assert "Not even one" in report.describe_search(None, None, fake_plan(2))
 
 
-def test_a_smaller_slice_may_need_parts():
+def test_a_smaller_slice_may_need_microbatches():
   plan = fake_plan(2)
   growth = planner.Growth(8.0 * topologies.GIBIBYTE, topologies.GIBIBYTE / 4)
   found = planner.find_smaller(config_lib.Config().recipe, ARCH, plan, growth)
@@ -120,7 +121,7 @@ def test_a_plan_says_how_long_a_step_takes_at_least():
   text = report.describe(plan)
   assert "It fits: 57%" in text
   assert "To train on this mesh: --config.mesh.fsdp=16\n" in text
-  assert "32 samples a step, 2 a device at a time" in text
+  assert "32 examples a step, 2 a device at a time" in text
 
 
 def test_what_does_not_fit_comes_with_what_would_help():
@@ -214,7 +215,7 @@ def test_a_table_on_the_host_takes_the_room_of_a_batch():
   config = config_lib.Config()
   config.lora.dropout = 0.0
   config.train.sparse_users = config.train.users_on_host = True
-  shape = dataclasses.replace(SHAPE, samples=2, user_rows=10**6)
+  shape = dataclasses.replace(SHAPE, examples=2, user_rows=10**6)
   topology, devices = topologies.parse("cpu-1"), jax.devices()[:1]
   plan = planner.make_plan(config.recipe, ARCH, shape, topology, devices)
   prefix = config.user.num_tokens * ARCH.width * 4
@@ -290,7 +291,7 @@ def test_a_step_compiles_for_gpus(name):
 
 def _config(folder: pathlib.Path) -> config_lib.Config:
   config = tiny.tiny_config(folder)
-  config.train.batch_size = SHAPE.samples
+  config.train.batch_size = SHAPE.examples
   config.mesh = sharding.MeshConfig(2, 2, 2)
   return config
 
@@ -308,12 +309,12 @@ def _check_eight(folder: pathlib.Path) -> None:
     config.base,
     sharding.of_base(mesh),
   )
-  split = policies.make_policy(config.recipe, base, users.num_rows)
+  policy = policies.make_policy(config.recipe, base, users.num_rows)
   transformation = optimizer.make_optimizer(config.train, 10)
   state = structs.TrainState(
     jnp.zeros((), jnp.int32),
-    split.trainable,
-    transformation.init(split.trainable),
+    policy.trainable,
+    transformation.init(policy.trainable),
   )
   state = jax.device_put(state, sharding.pinned(state))
   batch = sharding.batch_placer(mesh)(batches.batch(0))
@@ -327,7 +328,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     shape,
     mesh,
   )
-  real = abstract.Arguments(state, split.frozen, batch)
+  real = abstract.Arguments(state, policy.frozen, batch)
   _check_alike(planned, real)
   print("a plan's arrays lie where the real ones do")
   plan = planner.make_plan(
@@ -339,8 +340,8 @@ def _check_eight(folder: pathlib.Path) -> None:
   assert plan.memory["temporaries"] > 0 and plan.flops > 0
   # Each device needs the other's half of what `fsdp` splits.
   assert sum(plan.received.values()) > plan.memory["base"] / 2
-  with pytest.raises(ValueError, match="leaves 6 samples, which the 4 dev"):
-    odd = dataclasses.replace(shape, samples=6)
+  with pytest.raises(ValueError, match="leaves 6 examples, which the 4 dev"):
+    odd = dataclasses.replace(shape, examples=6)
     planner.make_plan(config.recipe, base.lm.arch, odd, topology, devices)
   with pytest.raises(ValueError, match="make 6 devices, and there are 8"):
     config.mesh = sharding.MeshConfig(2, 3, 1)
@@ -359,8 +360,8 @@ def _check_activations_stay(devices) -> None:
   config.mesh = sharding.MeshConfig(1, 8, 1)
   topology = topologies.parse("cpu-8")
   received = []
-  for samples in (16, 64):
-    shape = dataclasses.replace(SHAPE, samples=samples)
+  for examples in (16, 64):
+    shape = dataclasses.replace(SHAPE, examples=examples)
     plan = planner.make_plan(config.recipe, ARCH, shape, topology, devices)
     received.append(sum(plan.received.values()))
   activations = 64 * 2 * (10 + 13 + 2 * 8) * ARCH.width * 4 / 8

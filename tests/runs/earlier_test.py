@@ -139,10 +139,10 @@ def test_what_is_new_begins_as_the_generic_user(runs):
     base = run_lib.read_base(config, config.folder)
     place = runs / first / "pdpo"
     old, known, _ = policies.load(config.recipe, base, place, of_run=False)
-    split = policies.begin_as(
+    policy = policies.begin_as(
       policies.make_policy(config.recipe, base, 6), old, known
     )
-    users, before = (each.merge().user_model for each in (split, old))
+    users, before = (each.merge().user_model for each in (policy, old))
     rows = jnp.arange(4)
     np.testing.assert_array_equal(users(rows), before(rows))
     assert (np.asarray(before(rows))[1:] != before.generic()).any()

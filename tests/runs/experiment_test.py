@@ -19,7 +19,7 @@ def test_what_is_wrong_shows_before_there_is_a_run_folder(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_samples_that_are_longer_than_the_base_are_an_error(tmp_path):
+def test_examples_that_are_longer_than_the_base_are_an_error(tmp_path):
   config = tiny.tiny_config(tmp_path)
   base, users, _, _, dataset = tiny.tiny_parts(config)
   data = tokenized.tokenize_dataset(
@@ -28,8 +28,8 @@ def test_samples_that_are_longer_than_the_base_are_an_error(tmp_path):
   experiment.check_lengths(config, base.lm.arch, data)
   longest = max(
     3 + len(row.prompt) + len(response)
-    for part in data.splits.values()
-    for row in part.tokenized
+    for split in data.splits.values()
+    for row in split.tokenized
     for response in row.responses
   )
   arch = dataclasses.replace(base.lm.arch, max_positions=longest)
@@ -45,7 +45,7 @@ def test_samples_that_are_longer_than_the_base_are_an_error(tmp_path):
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("data.max_response_tokens", 1, "no training sample|none of"),
+    ("data.max_response_tokens", 1, "no training example|none of"),
     ("data.max_response_tokens", 1000, "the base has 256 positions"),
     ("answers.max_new_tokens", 1000, "the base has 256"),
     ("answers.users", ("nobody",), "user id 'nobody' is none of"),
@@ -121,8 +121,8 @@ def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
   assert kept.ids == ("1", "3")
   renumbered = data.with_users(kept)
   expected = {"1": 1, "2": 0, "3": 2}
-  for part in renumbered.splits.values():
-    for example, row in zip(part.examples, part.tokenized, strict=True):
+  for split in renumbered.splits.values():
+    for example, row in zip(split.examples, split.tokenized, strict=True):
       assert row.user_row == expected[example.user_id]
   np.testing.assert_equal(
     [row.prompt for row in renumbered.splits["train"].tokenized],

@@ -82,7 +82,7 @@ def test_its_training_goes_on_to_what_it_ended_with(folder):
     (file,) = (folder / name / "scores").glob("heldout_3_*")
     after = scores.from_lines(scores.read(file))
     expected = scores.from_lines(before)
-    assert after.samples == expected.samples
+    assert after.examples == expected.examples
     # Tests compile without LLVM's optimizations, which that run had.
     np.testing.assert_allclose(after.ratios, expected.ratios, atol=1e-4)
   assert answers.read(folder / run_folder.ANSWERS) == said

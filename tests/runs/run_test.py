@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run_and_split(tmp_path_factory):
+def run_and_policy(tmp_path_factory):
   """A training of another seed than the commands' own."""
   config = tiny.tiny_config(tmp_path_factory.mktemp("run") / "run")
   config.seed = 3
@@ -27,14 +27,14 @@ def run_and_split(tmp_path_factory):
   run_folder.open_run(config)
   parts = tiny.tiny_parts(config)
   base_lib.write_base(config.folder / "base", parts[0])
-  split = tiny.train(config, parts)
-  return config.folder, split
+  policy = tiny.train(config, parts)
+  return config.folder, policy
 
 
 def test_a_run_of_any_seed_is_answered_and_exported(
-  run_and_split, tmp_path, capsys
+  run_and_policy, tmp_path, capsys
 ):
-  folder, _ = run_and_split
+  folder, _ = run_and_policy
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(["tests"])
   with flagsaver.flagsaver(workdir=str(folder), user=["2"], prompt=["why?"]):
@@ -45,20 +45,20 @@ def test_a_run_of_any_seed_is_answered_and_exported(
   assert described["users"] == [None, "1", "2", "3"]
 
 
-def test_the_policy_of_a_run_is_the_one_that_was_trained(run_and_split):
-  folder, split = run_and_split
+def test_the_policy_of_a_run_is_the_one_that_was_trained(run_and_policy):
+  folder, policy = run_and_policy
   trained = run_lib.Run.open(folder).own
   rows = jnp.arange(4)
   np.testing.assert_array_equal(
-    trained.policy.user_model(rows), split.merge().user_model(rows)
+    trained.policy.user_model(rows), policy.merge().user_model(rows)
   )
   assert trained.step == 3
 
 
 def test_users_and_config_are_known_without_a_weight(
-  run_and_split, monkeypatch
+  run_and_policy, monkeypatch
 ):
-  folder, _ = run_and_split
+  folder, _ = run_and_policy
 
   def refuse(*arguments, **others):
     raise AssertionError("the base was read")
@@ -73,8 +73,8 @@ def test_users_and_config_are_known_without_a_weight(
     _ = run.own.policy
 
 
-def test_another_base_is_refused_before_anything_is_made_of_it(run_and_split):
-  folder, _ = run_and_split
+def test_another_base_is_refused_before_anything_is_made_of_it(run_and_policy):
+  folder, _ = run_and_policy
   run = run_lib.Run.open(folder)
   other = dataclasses.replace(run.base, fingerprint="0" * 16)
   with pytest.raises(ValueError, match="was trained on base"):

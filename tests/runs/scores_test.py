@@ -21,7 +21,7 @@ def test_scores_come_back_as_they_were(tmp_path):
   assert scores.read(file) is None
   scores.write(file, made)
   found = scores.from_lines(scores.read(file))
-  assert (found.samples, found.user_ids) == (made.samples, ["ann", None])
+  assert (found.examples, found.user_ids) == (made.examples, ["ann", None])
   np.testing.assert_array_equal(found.ratios, RATIOS)
   assert {each.name for each in file.parent.iterdir()} == {
     "heldout_75_ab12.jsonl",
@@ -50,17 +50,17 @@ def test_damaged_scores_are_named_and_count_as_missing(tmp_path, caplog):
     {"user_text": "I am old."},
   ],
 )
-def test_a_key_is_of_all_that_a_sample_says(change):
+def test_a_key_is_of_all_that_an_example_says(change):
   other = dataclasses.replace(EXAMPLES[0], **change)
-  assert scores.sample_key(other) != scores.sample_key(EXAMPLES[0])
+  assert scores.example_key(other) != scores.example_key(EXAMPLES[0])
 
 
-def test_a_key_is_the_same_for_the_same_sample():
+def test_a_key_is_the_same_for_the_same_example():
   again = dataclasses.replace(EXAMPLES[0], dialogue_id="c0", feedback="fine")
-  assert scores.sample_key(again) == scores.sample_key(EXAMPLES[0])
+  assert scores.example_key(again) == scores.example_key(EXAMPLES[0])
 
 
-def test_runs_on_other_samples_are_not_compared():
+def test_runs_on_other_examples_are_not_compared():
   ours = scores.make(EXAMPLES, RATIOS)
   theirs = scores.make(EXAMPLES[:1], RATIOS[:1])
   scores.check_same(ours, ours, ("a", "b"))

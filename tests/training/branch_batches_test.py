@@ -24,11 +24,13 @@ def config():
   return config
 
 
-def make_part(config, name="train", examples=EXAMPLES):
+def make_split(config, name="train", examples=EXAMPLES):
   tokenizer = tokenize.train_tokenizer(["the cat sat", "I ate so what"], 270)
   index = users.UserIndex(["ann", "bob"])
-  part = tokenized.tokenize_split(name, examples, config.data, tokenizer, index)
-  return part, tokenizer
+  split = tokenized.tokenize_split(
+    name, examples, config.data, tokenizer, index
+  )
+  return split, tokenizer
 
 
 def read(tokenizer, rows, field="prompt"):
@@ -42,26 +44,26 @@ WITH_TEXT += ["I am\n\n" + BARE[2], BARE[3]]
 
 def test_users_without_a_row_are_read_as_the_generic_user(config):
   stranger = dataclasses.replace(EXAMPLES[0], user_id="eve")
-  part, _ = make_part(config, "unseen", [stranger, EXAMPLES[1]])
-  assert [row.user_row for row in part.tokenized] == [0, 2]
-  assert part.owners == ["eve", "bob"]
+  split, _ = make_split(config, "unseen", [stranger, EXAMPLES[1]])
+  assert [row.user_row for row in split.tokenized] == [0, 2]
+  assert split.owners == ["eve", "bob"]
 
 
 def test_what_does_not_fit_is_left_out_of_both_lists(config):
   config.data.long_response = "drop"
   config.data.max_response_tokens = 10
   long = dataclasses.replace(EXAMPLES[1], chosen=" sat" * 20)
-  part, _ = make_part(config, examples=[EXAMPLES[0], long, EXAMPLES[2]])
-  assert part.examples == [EXAMPLES[0], EXAMPLES[2]]
-  assert len(part.tokenized) == 2
-  assert str(part) == (
-    "train: 2 samples; 1 comparisons dropped, 1 responses too long"
+  split, _ = make_split(config, examples=[EXAMPLES[0], long, EXAMPLES[2]])
+  assert split.examples == [EXAMPLES[0], EXAMPLES[2]]
+  assert len(split.tokenized) == 2
+  assert str(split) == (
+    "train: 2 examples; 1 comparisons dropped, 1 responses too long"
   )
 
 
 def test_by_default_the_policy_sees_the_text_and_the_reference_does_not(config):
-  part, tokenizer = make_part(config)
-  rows = branch_batches.example_rows(config.recipe, part)
+  split, tokenizer = make_split(config)
+  rows = branch_batches.example_rows(config.recipe, split)
   assert read(tokenizer, rows) == WITH_TEXT
   assert (
     read(tokenizer, branch_batches.reference_rows(config.recipe, rows)) == BARE
@@ -77,45 +79,45 @@ def test_by_default_the_policy_sees_the_text_and_the_reference_does_not(config):
 def test_vanilla_sees_the_text_or_not(config, sees, expected):
   config.user.kind = "none"
   config.loss.vanilla_sees_text = bool(sees)
-  part, tokenizer = make_part(config)
+  split, tokenizer = make_split(config)
   assert (
-    read(tokenizer, branch_batches.example_rows(config.recipe, part))
+    read(tokenizer, branch_batches.example_rows(config.recipe, split))
     == expected
   )
 
 
 @pytest.mark.parametrize(("sees", "generic"), [(1, WITH_TEXT), (0, BARE)])
-def test_mixing_by_batch_makes_generic_rows_samples_of_their_own(
+def test_mixing_by_batch_makes_generic_rows_examples_of_their_own(
   config, sees, generic
 ):
   config.loss.mixing = "batch"
   config.loss.generic_sees_text = bool(sees)
-  part, tokenizer = make_part(config)
-  rows = branch_batches.example_rows(config.recipe, part)
+  split, tokenizer = make_split(config)
+  rows = branch_batches.example_rows(config.recipe, split)
   assert read(tokenizer, rows) == WITH_TEXT + generic
   assert [row.user_row for row in rows] == [1, 2, 1, 0, 0, 0, 0, 0]
-  # Evaluation reads each sample once, as its user.
-  heldout, _ = make_part(config, "heldout")
+  # Evaluation reads each example once, as its user.
+  heldout, _ = make_split(config, "heldout")
   assert (
     branch_batches.example_rows(config.recipe, heldout) == heldout.tokenized
   )
   batch = branch_batches.make_batches(
-    config.recipe, part, rows, np.zeros((8, 2)), trained=True
+    config.recipe, split, rows, np.zeros((8, 2)), trained=True
   ).batch(0)
   assert batch.bare_prompt is None
 
 
 def test_the_generic_branch_may_read_prompts_without_text(config):
-  part, tokenizer = make_part(config)
-  rows = branch_batches.example_rows(config.recipe, part)
+  split, tokenizer = make_split(config)
+  rows = branch_batches.example_rows(config.recipe, split)
   logps = np.zeros((len(rows), 2), np.float32)
   batch = branch_batches.make_batches(
-    config.recipe, part, rows, logps, trained=True
+    config.recipe, split, rows, logps, trained=True
   ).batch(0)
   assert batch.bare_prompt is None
   config.loss.generic_sees_text = False
   batch = branch_batches.make_batches(
-    config.recipe, part, rows, logps, trained=True
+    config.recipe, split, rows, logps, trained=True
   ).batch(0)
   for row, index in enumerate(batch.index):
     if index < 0:
@@ -132,13 +134,13 @@ def test_vanilla_has_as_many_steps_and_the_same_rows_where_mixing_is_by_batch(
 ):
   config.loss.mixing = "batch"
   config.loss.generic_sees_text = config.loss.vanilla_sees_text = sees
-  part, tokenizer = make_part(config)
+  split, tokenizer = make_split(config)
 
   def made():
-    rows = branch_batches.example_rows(config.recipe, part)
+    rows = branch_batches.example_rows(config.recipe, split)
     logps = np.zeros((len(rows), 2))
     return rows, branch_batches.make_batches(
-      config.recipe, part, rows, logps, trained=True
+      config.recipe, split, rows, logps, trained=True
     )
 
   rows, batches = made()
@@ -148,7 +150,7 @@ def test_vanilla_has_as_many_steps_and_the_same_rows_where_mixing_is_by_batch(
   assert vanilla_batches.num_batches == batches.num_batches == 3
   assert read(tokenizer, vanilla) == 2 * (WITH_TEXT if sees else BARE)
   # What it is evaluated on is read once, and with the text.
-  heldout, _ = make_part(config, "heldout")
+  heldout, _ = make_split(config, "heldout")
   assert (
     read(tokenizer, branch_batches.example_rows(config.recipe, heldout))
     == WITH_TEXT
@@ -158,22 +160,22 @@ def test_vanilla_has_as_many_steps_and_the_same_rows_where_mixing_is_by_batch(
 def test_without_users_a_batch_has_one_prompt(config):
   config.user.kind = "none"
   config.loss.generic_sees_text = False
-  part, _ = make_part(config)
-  rows = branch_batches.example_rows(config.recipe, part)
+  split, _ = make_split(config)
+  rows = branch_batches.example_rows(config.recipe, split)
   assert len(rows) == len(EXAMPLES)
   batches = branch_batches.make_batches(
-    config.recipe, part, rows, np.zeros((4, 2)), trained=True
+    config.recipe, split, rows, np.zeros((4, 2)), trained=True
   )
   assert batches.batch(0).bare_prompt is None
 
 
 def test_what_is_only_read_comes_in_as_much_as_a_device_trains_on(config):
   config.train.batch_size, config.train.accumulation_steps = 4, 2
-  part, _ = make_part(config)
-  rows = branch_batches.example_rows(config.recipe, part)
+  split, _ = make_split(config)
+  rows = branch_batches.example_rows(config.recipe, split)
   sizes = {
     trained: branch_batches.make_batches(
-      config.recipe, part, rows, np.zeros((4, 2)), trained=trained
+      config.recipe, split, rows, np.zeros((4, 2)), trained=trained
     )
     .batch(0)
     .index.size

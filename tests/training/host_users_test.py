@@ -46,11 +46,11 @@ def assert_same(one, other):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def answers(split):
+def answers(policy):
   prompt = np.array([3, 5, 7], np.int32)
   requests = [generate.Request(prompt, row, seed=1) for row in (0, 2, 3, 2)]
   return generate.generate(
-    split.merge(),
+    policy.merge(),
     requests,
     sampling.AnswersConfig(max_new_tokens=5),
     stop_tokens=[0],
@@ -78,19 +78,19 @@ def check(folder: pathlib.Path) -> None:
   assert host_users.is_apart(found.trainable)
   assert_same(found.trainable, expected.trainable)
   # Read, answered and looked at as the other is.
-  for split in (
+  for policy in (
     found,
     policies.load(config.recipe, made[0], folder / "far" / "pdpo")[0],
   ):
-    assert rows_of(split.trainable).devices() == {far}
+    assert rows_of(policy.trainable).devices() == {far}
     assert_same(
-      scoring.heldout_ratios(split, heldout, 1024),
+      scoring.heldout_ratios(policy, heldout, 1024),
       scoring.heldout_ratios(expected, heldout, 1024),
     )
-    assert_same(answers(split), answers(expected))
+    assert_same(answers(policy), answers(expected))
     own, other = (
       user_space.read_vectors(each.merge().user_model, users, users.ids)
-      for each in (split, expected)
+      for each in (policy, expected)
     )
     np.testing.assert_allclose(own.prefixes, other.prefixes, atol=1e-6)
   check_resumed(config, made, expected)

@@ -34,7 +34,7 @@ def make_training(folder, *, total_steps=7, at_step=None, **changes):
   @jax.jit
   def add(state, batch):
     trainable = jax.tree.map(lambda x: x + batch.weight.sum(), state.trainable)
-    values = {"loss": batch.weight.sum(), "sample_loss": batch.weight}
+    values = {"loss": batch.weight.sum(), "example_loss": batch.weight}
     return structs.TrainState(
       state.step + 1, trainable, state.opt_state
     ), values
@@ -57,9 +57,9 @@ def make_training(folder, *, total_steps=7, at_step=None, **changes):
     step=step,
     batch=batch,
     total_steps=total_steps,
-    samples=2,
+    examples=2,
     evaluate=lambda state: {"loss": float(state.step)},
-    describe=lambda index: f"sample {index}",
+    describe=lambda index: f"example {index}",
     users=users_lib.UserIndex(["ann"]),
     meta={"base": "abc"},
   )
@@ -200,7 +200,7 @@ def test_metrics_beyond_the_checkpoint_are_dropped_when_going_on(tmp_path):
   assert steps == [2, 4, 6, 7]
 
 
-def test_a_non_finite_loss_stops_and_names_step_and_sample(tmp_path):
+def test_a_non_finite_loss_stops_and_names_step_and_example(tmp_path):
   def batch(step):
     weight = np.array([1.0, np.nan if step == 5 else 1.0], np.float32)
     return structs.PreferenceBatch(np.array([40, 41]), *[None] * 6, weight)
@@ -208,7 +208,7 @@ def test_a_non_finite_loss_stops_and_names_step_and_sample(tmp_path):
   with pytest.raises(loop.NonFiniteLoss) as error:
     loop.run(make_training(tmp_path, batch=batch), CADENCE)
   assert "loss is not finite at step 5" in str(error.value)
-  assert "Samples: sample 41." in str(error.value)
+  assert "Examples: example 41." in str(error.value)
   assert f"step 4 in {tmp_path / 'checkpoints'}" in str(error.value)
   with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
     assert saved.steps == [2, 4]

@@ -16,10 +16,10 @@ from tests import golden_cases
 
 MODEL, CASE = "llama", "individual"
 GOLDEN = golden_cases.read(MODEL)
-USERS = {3, 7, 12}  # of the golden samples, besides the generic one
+USERS = {3, 7, 12}  # of the golden examples, besides the generic one
 
 
-def samples(rows=slice(None), **changes):
+def examples(rows=slice(None), **changes):
   batch = golden_cases.batch(GOLDEN, CASE, rows)
   return dataclasses.replace(batch, **changes)
 
@@ -103,7 +103,7 @@ def test_metrics_equal_those_of_the_log_probabilities():
     found = metrics[f"{prefix}reward_accuracy"], metrics[f"{prefix}margin"]
     np.testing.assert_allclose(found, (share, margin), rtol=1e-4)
   np.testing.assert_allclose(
-    metrics["sample_loss"].sum(), metrics["loss"], rtol=1e-6
+    metrics["example_loss"].sum(), metrics["loss"], rtol=1e-6
   )
 
 
@@ -126,7 +126,7 @@ def test_loss_is_ln_2_at_zero_lora_without_prefix():
       golden_cases.objective(),
       objective_lib.pair_scales(batch, golden_cases.objective()),
     )
-  )(samples())
+  )(examples())
   # Reference log-probabilities are torch's: sums of nats, as far as rounding.
   assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
   assert float(metrics["margin"]) == pytest.approx(0.0, abs=1e-4)
@@ -134,7 +134,7 @@ def test_loss_is_ln_2_at_zero_lora_without_prefix():
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_packed_groups_have_the_same_loss_and_gradients(rows):
-  batch = samples(slice(4))
+  batch = examples(slice(4))
   loss, metrics, found = gradients(batch)
   responses = batch.response_mask.sum((1, 2)).reshape(-1, rows).sum(1)
   both = responses + batch.prompt_mask.sum(1).reshape(-1, rows).sum(1)
@@ -151,13 +151,13 @@ def test_packed_groups_have_the_same_loss_and_gradients(rows):
 
 
 def test_a_group_without_enough_room_has_no_finite_loss():
-  batch = samples(slice(4), packed=structs.Packed(4, 20, 10))
+  batch = examples(slice(4), packed=structs.Packed(4, 20, 10))
   assert not np.isfinite(gradients(batch)[0])
 
 
 def filled_up():
   """The golden batch whose last row only fills it up, with garbage in it."""
-  batch = samples()
+  batch = examples()
   last = jnp.arange(5) == 4
   return dataclasses.replace(
     batch,
@@ -173,7 +173,7 @@ def filled_up():
 
 def test_a_row_that_fills_up_changes_nothing():
   loss, metrics, found = gradients(filled_up())
-  same, theirs, expected = gradients(samples(slice(4)))
+  same, theirs, expected = gradients(examples(slice(4)))
   # Other shapes sum in another order.
   assert float(loss) == pytest.approx(float(same), abs=1e-6)
   for key in ("margin", "generic_margin", "reward_accuracy"):
@@ -196,16 +196,16 @@ def test_a_pair_that_does_not_exist_contributes_not_even_a_nan():
 
 def test_generic_branch_knows_no_user():
   objective = with_alpha(0.0)
-  loss, _, found = gradients(samples(), objective)
+  loss, _, found = gradients(examples(), objective)
   np.testing.assert_array_equal(found["offsets"], 0.0)
   assert np.abs(found["generic_prefix"]).min() > 0
-  others = samples(user_row=jnp.array([1, 2, 4, 5, 6], jnp.int32))
+  others = examples(user_row=jnp.array([1, 2, 4, 5, 6], jnp.int32))
   assert gradients(others, objective)[0] == loss
 
 
 def test_alpha_mixes_the_losses_of_the_branches():
   mixed, user, generic = (
-    float(gradients(samples(), with_alpha(alpha))[0])
+    float(gradients(examples(), with_alpha(alpha))[0])
     for alpha in (golden_cases.ALPHA, 1.0, 0.0)
   )
   assert abs(user - generic) > 0.01
@@ -214,7 +214,7 @@ def test_alpha_mixes_the_losses_of_the_branches():
 
 
 def test_the_chosen_response_is_held_likely_by_its_mean_over_tokens():
-  batch = samples()
+  batch = examples()
   plain = golden_cases.objective()
   graphdef, trainable, frozen = parts()
   logps = objective_lib.branch_logps(
@@ -235,12 +235,12 @@ def test_the_chosen_response_is_held_likely_by_its_mean_over_tokens():
     batch, dataclasses.replace(plain, chosen_nll=0.7)
   )
   np.testing.assert_allclose(loss - without, 0.7 * expected, rtol=1e-5)
-  np.testing.assert_allclose(metrics["sample_loss"].sum(), loss, rtol=1e-6)
+  np.testing.assert_allclose(metrics["example_loss"].sum(), loss, rtol=1e-6)
   assert np.abs(after["offsets"] - before["offsets"]).max() > 1e-3
 
 
 def test_length_normalized_ipo_is_that_of_mean_log_probabilities():
-  batch = samples()
+  batch = examples()
   objective = dataclasses.replace(
     golden_cases.objective(), kind="ipo", length_normalized=True
   )
@@ -265,7 +265,7 @@ def test_a_branch_without_weight_is_not_run():
 
     def hidden_rows(trainable, alpha=alpha, graphdef=graphdef, frozen=frozen):
       made = nnx.merge(graphdef, trainable, frozen)
-      return objective_lib.branch_logps(made, samples(), with_alpha(alpha))
+      return objective_lib.branch_logps(made, examples(), with_alpha(alpha))
 
     text = str(jax.make_jaxpr(hidden_rows)(trainable))
     width = f"{4 + 11 + 3 * 7},42]"  # T + P + N R positions of width 42
@@ -274,31 +274,35 @@ def test_a_branch_without_weight_is_not_run():
 
 
 def test_parts_take_turns_in_a_batch_and_are_joined_again():
-  parts = objective_lib.split_in_parts(jnp.arange(6), 3)
-  np.testing.assert_array_equal(parts, [[0, 3], [1, 4], [2, 5]])
-  np.testing.assert_array_equal(objective_lib.join_parts(parts), np.arange(6))
+  shares = objective_lib.split_in_microbatches(jnp.arange(6), 3)
+  np.testing.assert_array_equal(shares, [[0, 3], [1, 4], [2, 5]])
+  np.testing.assert_array_equal(
+    objective_lib.join_microbatches(shares), np.arange(6)
+  )
 
 
 def mixed_batch():
   """The golden batch, half of it rows of the generic user."""
-  batch = samples()
+  batch = examples()
   rows = jnp.array([3, 0, 12, 0, 0])
   return dataclasses.replace(batch, user_row=rows)
 
 
-@pytest.mark.parametrize("parts", [1, 5])
-def test_mixing_by_batch_weighs_the_means_of_users_and_generic_rows(parts):
+@pytest.mark.parametrize("microbatches", [1, 5])
+def test_mixing_by_batch_weighs_the_means_of_users_and_generic_rows(
+  microbatches,
+):
   batch = mixed_batch()
   objective = objective_lib.LossConfig(alpha=0.25, mixing="batch")
-  scales = np.asarray(objective_lib.pair_scales(batch, objective, parts))
+  scales = np.asarray(objective_lib.pair_scales(batch, objective, microbatches))
   weights = np.asarray(losses.pair_weights(batch.response_mask, batch.weight))
   expected = np.zeros_like(weights)
-  for rows in np.split(np.arange(5), parts):
+  for rows in np.split(np.arange(5), microbatches):
     for share, own in ((0.25, batch.user_row > 0), (0.75, batch.user_row == 0)):
       mine = np.isin(np.arange(5), rows) & np.asarray(own)
-      part = np.where(mine[:, None], weights, 0.0)
-      if part.sum():
-        expected += share * part / part.sum() / parts
+      kind = np.where(mine[:, None], weights, 0.0)
+      if kind.sum():
+        expected += share * kind / kind.sum() / microbatches
   np.testing.assert_allclose(scales, expected, rtol=1e-6)
 
 
@@ -325,7 +329,7 @@ def test_mixing_by_batch_runs_each_row_once_as_its_user():
 def test_the_generic_branch_reads_the_bare_prompt():
   graphdef, trainable, frozen = parts()
   made = nnx.merge(graphdef, trainable, frozen)
-  batch = samples()
+  batch = examples()
   # Another prompt altogether: the last row's is the first's.
   bare = dataclasses.replace(
     batch,

@@ -30,23 +30,23 @@ def leaves(tree):
 
 
 def test_training_leaves_the_base_bitwise_as_it_was(run):
-  _, parts, before, split = run
-  for tree in (nnx.state(parts[0].lm), split.frozen):
+  _, parts, before, policy = run
+  for tree in (nnx.state(parts[0].lm), policy.frozen):
     for old, new in zip(leaves(before), leaves(tree), strict=True):
       np.testing.assert_array_equal(old, new)
   assert base_lib.fingerprint(parts[0].lm) == parts[0].fingerprint
 
 
 def test_a_loaded_policy_is_the_trained_one(run):
-  config, parts, _, split = run
+  config, parts, _, policy = run
   loaded, users, step = policies.load(
     config.recipe, parts[0], config.folder / "pdpo"
   )
   assert users.ids == parts[1].ids
   assert step == config.train.epochs * parts[2].num_batches
-  assert loaded.digest() == split.digest()
+  assert loaded.digest() == policy.digest()
   for old, new in zip(
-    leaves(split.trainable), leaves(loaded.trainable), strict=True
+    leaves(policy.trainable), leaves(loaded.trainable), strict=True
   ):
     np.testing.assert_array_equal(old, new)
 
@@ -103,7 +103,7 @@ def test_vanilla_weighs_generic_rows_alone_where_mixing_is_by_batch(run):
     reference_logps=None,
     weight=jnp.ones(6),
   )
-  # In parts of one row, as the released code's scripts have it.
+  # In microbatches of one row, as the released code's scripts have it.
   scales = objective_lib.pair_scales(batch, objective, 6)
   np.testing.assert_allclose(scales[:, 0], np.array([0, 1, 1, 0, 0, 1]) / 6)
   objective = dataclasses.replace(objective, alpha=0.25)
@@ -133,9 +133,9 @@ def test_new_users_take_the_place_of_rows_that_were_nobodys(run, kind):
   np.testing.assert_allclose(stranger, before.generic(), atol=1e-6)
 
 
-def test_heldout_ratios_have_a_row_for_each_sample(run):
-  config, parts, _, split = run
-  ratios = scoring.heldout_ratios(split, parts[3], config.train.logits_chunk)
+def test_heldout_ratios_have_a_row_for_each_example(run):
+  config, parts, _, policy = run
+  ratios = scoring.heldout_ratios(policy, parts[3], config.train.logits_chunk)
   assert ratios.shape == (len(parts[4].heldout), 1)
   assert np.isfinite(ratios).all()
 

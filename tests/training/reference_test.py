@@ -12,16 +12,16 @@ from tests import loading, tiny
 def parts(tmp_path_factory):
   config = tiny.tiny_config(tmp_path_factory.mktemp("run"))
   base, users, *_ = tiny.tiny_parts(config)
-  part = tiny.tiny_split(config, base, users, "train")
-  return config, base, part
+  split = tiny.tiny_split(config, base, users, "train")
+  return config, base, split
 
 
 @pytest.fixture
 def compute(parts, tmp_path, monkeypatch):
   """Calls `reference_logps` in an empty folder and counts forward passes."""
-  config, base, part = parts
+  config, base, split = parts
   batches = branch_batches.with_reference(
-    config.recipe, base, part, config.cache_folder
+    config.recipe, base, split, config.cache_folder
   )
   made = scoring.step_lib.make_score
   passes = []
@@ -37,7 +37,7 @@ def compute(parts, tmp_path, monkeypatch):
 
   monkeypatch.setattr(scoring.step_lib, "make_score", counting)
 
-  def run(base=base, examples=part.tokenized):
+  def run(base=base, examples=split.tokenized):
     before = len(passes)
     logps = reference.reference_logps(
       base, examples, batches, tmp_path, config.train.logits_chunk
@@ -57,11 +57,11 @@ def test_the_second_run_reads_what_the_first_computed(compute, tmp_path):
 
 
 def test_another_base_or_other_data_are_computed_anew(compute, parts):
-  part = parts[2]
+  split = parts[2]
   _, passes = compute()
   other = tiny.tiny_base(loading.load(parts[0]), seed=1)
   assert compute(base=other)[1] == passes
-  swapped = [part.tokenized[1], part.tokenized[0], *part.tokenized[2:]]
+  swapped = [split.tokenized[1], split.tokenized[0], *split.tokenized[2:]]
   assert compute(examples=swapped)[1] == passes
   assert compute()[1] == 0
 

@@ -139,8 +139,8 @@ def _close(one, other, what):
     np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=what)
 
 
-def _values(split):
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(split.trainable)]
+def _values(policy):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(policy.trainable)]
 
 
 def _check_eight(folder: pathlib.Path) -> None:
@@ -163,15 +163,15 @@ def _check_eight(folder: pathlib.Path) -> None:
     mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
     name = "x".join(map(str, sizes))
     on_mesh = _base(mesh, folder / "base")
-    split = _train(config, on_mesh, data, folder / name)
+    policy = _train(config, on_mesh, data, folder / name)
     _close(_losses(folder / name), losses, f"losses on {name}")
-    _close(_values(split), _values(single), f"weights on {name}")
-    found = scoring.heldout_ratios(split, data[2], 128)
+    _close(_values(policy), _values(single), f"weights on {name}")
+    found = scoring.heldout_ratios(policy, data[2], 128)
     # Sums over a whole response, of a model that has learnt.
     np.testing.assert_allclose(found, scores, atol=1e-3)
-    _check_places(split, mesh)
+    _check_places(policy, mesh)
     print(f"{name}: as on one device")
-  _check_moments(config, split, mesh)
+  _check_moments(config, policy, mesh)
   _check_accumulated(config, folder)
   _check_start(config, data, folder)
   # What one mesh saved goes on on another, as if it had not moved.
@@ -194,11 +194,11 @@ def _check_eight(folder: pathlib.Path) -> None:
   _check_int8(folder)
   odd = dataclasses.replace(config.train, batch_size=6)
   config = dataclasses.replace(config, train=odd)
-  part = tiny.tiny_split(config, base, data[0], "heldout")
+  split = tiny.tiny_split(config, base, data[0], "heldout")
   found = scoring.heldout_ratios(
     loaded,
     branch_batches.with_reference(
-      config.recipe, base, part, config.cache_folder
+      config.recipe, base, split, config.cache_folder
     ),
     128,
   )
@@ -211,7 +211,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   config.mesh = sharding.MeshConfig()
   config.train.batch_size = 12
   with pytest.raises(
-    ValueError, match="leaves 12 samples, which the 8 devices"
+    ValueError, match="leaves 12 examples, which the 8 devices"
   ):
     config.recipe.check_devices()
   config.train.batch_size, config.train.accumulation_steps = 32, 8
@@ -220,23 +220,23 @@ def _check_eight(folder: pathlib.Path) -> None:
 
 
 def _check_accumulated(config, folder):
-  """Batches packed for a mesh, in two parts, are as on one device."""
+  """Batches packed for a mesh, in two microbatches, are as on one device."""
   train = dataclasses.replace(config.train, batch_size=16, accumulation_steps=2)
   config = dataclasses.replace(config, train=train)
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
   on_mesh = _base(mesh, folder / "base")
   _, *data = tiny.tiny_parts(config)
-  part = tiny.tiny_split(config, on_mesh, data[0], "train")
+  split = tiny.tiny_split(config, on_mesh, data[0], "train")
   data[1] = branch_batches.with_reference(
-    config.recipe, on_mesh, part, config.cache_folder
+    config.recipe, on_mesh, split, config.cache_folder
   )
-  # Four devices share a batch of 16, and run it in two parts.
+  # Four devices share a batch of 16, and run it in two microbatches.
   assert {room.rows for room in data[1].rooms} == {2}
   found = []
   for base in (_base(None, folder / "base"), on_mesh):
     name = f"accumulated-{len(found)}"
     found.append(_values(_train(config, base, data, folder / name)))
-  _close(*found, "two parts on a mesh")
+  _close(*found, "two microbatches on a mesh")
 
 
 def _check_start(config, data, folder):
@@ -252,13 +252,13 @@ def _check_start(config, data, folder):
   for place in (None, mesh):
     # Starts from `folder / "one"`.
     own = folder / f"later-{len(found)}" / "one"
-    split = _train(config, _base(place, folder / "base"), data, own)
-    found.append(split)
-  _check_places(split, mesh)
+    policy = _train(config, _base(place, folder / "base"), data, own)
+    found.append(policy)
+  _check_places(policy, mesh)
   _close(*map(_values, found), "users who learn alone")
   with checkpoint.Checkpoints(folder / "one" / "checkpoints") as saved:
     before = saved.load_as_saved(saved.steps[-1], ("lora", "users"))
-  after = checkpoint_items.of_trainable(split.trainable)
+  after = checkpoint_items.of_trainable(policy.trainable)
   for path, value in before["lora"].items():
     np.testing.assert_array_equal(value, np.asarray(after["lora"][path]))
   table = np.asarray(after["users"]["user_model.offsets"])
@@ -270,14 +270,14 @@ def _check_start(config, data, folder):
   assert table.shape[0] == 9 and not table[8].any()
 
 
-def _answers(split):
+def _answers(policy):
   """What users say to two prompts, greedily."""
   prompts = (np.arange(5, 11, dtype=np.int32), np.array([7, 9], np.int32))
   requests = [
     generate.Request(prompt, row) for prompt in prompts for row in (0, 3, 5)
   ]
   return generate.generate(
-    split.merge(),
+    policy.merge(),
     requests,
     sampling.AnswersConfig(max_new_tokens=9, temperature=0.0),
     stop_tokens=[],
@@ -291,33 +291,33 @@ def _check_int8(folder) -> None:
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 4, 2))
   types = base_lib.BaseConfig(param_dtype="int8")
   path = str(folder / "base")
-  split = base_lib.read_base(path, types, sharding.of_base(mesh))
+  divided = base_lib.read_base(path, types, sharding.of_base(mesh))
   whole = base_lib.read_base(path, types)
   kernels = 0
   for own, other in zip(
-    jax.tree.leaves(split.params), jax.tree.leaves(whole.params), strict=True
+    jax.tree.leaves(divided.params), jax.tree.leaves(whole.params), strict=True
   ):
     np.testing.assert_array_equal(np.asarray(own), np.asarray(other))
     kernels += own.dtype == np.int8 and not own.sharding.is_fully_replicated
   assert kernels == 6  # of GPT-J
 
 
-def _check_places(split, mesh) -> None:
+def _check_places(policy, mesh) -> None:
   """Weights and users are split as the rules say."""
-  flat = nnx.to_flat_state(nnx.merge_state(split.trainable, split.frozen))
+  flat = nnx.to_flat_state(nnx.merge_state(policy.trainable, policy.frozen))
   for path, variable in flat:
     array = variable.get_value()
     want = sharding.place_of(".".join(map(str, path)), array.shape, mesh)
     assert array.sharding.is_equivalent_to(want, array.ndim), path
 
 
-def _check_moments(config, split, mesh) -> None:
+def _check_moments(config, policy, mesh) -> None:
   """Adam's moments lie where their parameters do."""
   transformation = optimizer.make_optimizer(config.train, 10)
-  state = transformation.init(split.trainable)
+  state = transformation.init(policy.trainable)
   places = {
     (leaf.shape, str(leaf.sharding))
-    for leaf in jax.tree.leaves(split.trainable)
+    for leaf in jax.tree.leaves(policy.trainable)
   }
   moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
   assert moments

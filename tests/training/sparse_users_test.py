@@ -85,7 +85,7 @@ def test_rows_are_those_of_the_docstring():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_sample_finds_its_row(seed):
+def test_every_example_finds_its_row(seed):
   user_row = jax.random.randint(jax.random.key(seed), (17,), 0, 9)
   rows, places = sparse_users.batch_rows(user_row, 9)
   np.testing.assert_array_equal(rows[places], user_row)

@@ -13,7 +13,7 @@ from tests import golden_cases
 
 MODEL, CASE = "llama", "individual"
 GOLDEN = golden_cases.read(MODEL)
-SAMPLES = golden_cases.batch(GOLDEN, CASE)
+EXAMPLES = golden_cases.batch(GOLDEN, CASE)
 FOUR = golden_cases.batch(GOLDEN, CASE, slice(4))
 
 
@@ -22,9 +22,9 @@ def parts():
   return golden_cases.split_policy(MODEL, CASE)
 
 
-def test_score_reads_every_sample_with_its_own_prefix():
+def test_score_reads_every_example_with_its_own_prefix():
   graphdef, trainable, frozen = parts()
-  found = step.make_score(graphdef, 45)(trainable, frozen, SAMPLES)
+  found = step.make_score(graphdef, 45)(trainable, frozen, EXAMPLES)
   # Sums of up to 40 nats.
   np.testing.assert_allclose(
     found, GOLDEN[f"{CASE}/logps/user"], rtol=1e-5, atol=1e-5
@@ -43,7 +43,7 @@ def test_accumulation_of_packed_parts_changes_no_update():
   transformation = optax.sgd(0.1)
   both = FOUR.prompt_mask.sum(1) + FOUR.response_mask.sum((1, 2))
   responses = FOUR.response_mask.sum((1, 2))
-  # Room for samples 0 and 2, and 1 and 3, and for no other two.
+  # Room for examples 0 and 2, and 1 and 3, and for no other two.
   pairs = [x[:2] + x[2:] for x in (both, responses)]
   packed = structs.Packed(2, *(int(each.max()) for each in pairs))
   assert (both[0] + both[1]).max() != packed.positions
@@ -61,7 +61,7 @@ def test_accumulation_of_packed_parts_changes_no_update():
   for ours, theirs in zip(found[1][0], found[0][0], strict=True):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
   np.testing.assert_allclose(
-    found[1][1]["sample_loss"], found[0][1]["sample_loss"], atol=1e-5
+    found[1][1]["example_loss"], found[0][1]["example_loss"], atol=1e-5
   )
 
 
@@ -104,7 +104,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_bitwise_as_it_was():
   )
   state, seen = fresh_state(transformation), []
   for _ in range(6):
-    state, metrics = train_step(state, frozen, SAMPLES)
+    state, metrics = train_step(state, frozen, EXAMPLES)
     seen.append(float(metrics["loss"]))
   assert seen[-1] < 0.7 * seen[0]
   after = jax.tree.leaves(frozen)
@@ -124,9 +124,9 @@ def test_dropout_follows_seed_and_step():
   train_step = step.make_train_step(
     graphdef, golden_cases.objective(), transformation, dropout=True
   )
-  state, first = train_step(fresh_state(transformation), frozen, SAMPLES)
-  _, again = train_step(fresh_state(transformation), frozen, SAMPLES)
-  _, later = train_step(state, frozen, SAMPLES)
+  state, first = train_step(fresh_state(transformation), frozen, EXAMPLES)
+  _, again = train_step(fresh_state(transformation), frozen, EXAMPLES)
+  _, later = train_step(state, frozen, EXAMPLES)
   still = golden_cases.golden_loss_and_gradients(MODEL, CASE)[0]
   assert first["loss"] == again["loss"]
   assert first["loss"] != later["loss"]

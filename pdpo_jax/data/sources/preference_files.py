@@ -58,8 +58,8 @@ def load(
   heldout = splits.at_most(heldout, *limit, seed, tally)
   seen = {example.user_id for example in train} | {None}
   known = [example for example in heldout if example.user_id in seen]
-  for name, part in (("training", train), ("held-out", known)):
-    if not part:
+  for name, examples in (("training", train), ("held-out", known)):
+    if not examples:
       raise ValueError(
         f"data.path {data.path!r}: no {name} comparison of a seen user is "
         f"left ({tally}); bring more choices, or look at data.files "

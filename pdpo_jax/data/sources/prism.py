@@ -71,27 +71,27 @@ def load(
 ) -> dataset_lib.Dataset:
   """Comparisons of PRISM, split by users and by their dialogues.
 
-  A sample's `user_id` is PRISM's, also for the unseen users.
+  An example's `user_id` is PRISM's, also for the unseen users.
 
   Raises:
-    ValueError: if files are missing, too many rows are broken, or no sample is
+    ValueError: if files are missing, too many rows are broken, or no example is
       left for training or to be answered.
   """
   tally = rows.Tally()
   texts, personas = _read_survey(data, tally)
   dialogues = _read_dialogues(data, texts, tally)
   tally.check(data.max_bad_share)
-  parts = {"train": [], "heldout": [], "unseen": []}
-  split = _split(data.prism, seed, texts, dialogues, tally)
+  splits = {"train": [], "heldout": [], "unseen": []}
+  split_of = _split(data.prism, seed, texts, dialogues, tally)
   for dialogue in dialogues:
-    if dialogue.dialogue_id in split:
+    if dialogue.dialogue_id in split_of:
       text = texts[dialogue.user_id]
-      part = parts[split[dialogue.dialogue_id]]
-      part.extend(_examples(dialogue, text, data.prism, seed, tally))
-  answered = parts["heldout"] or parts["unseen"]
-  if not parts["train"] or not answered:
+      examples = splits[split_of[dialogue.dialogue_id]]
+      examples.extend(_examples(dialogue, text, data.prism, seed, tally))
+  answered = splits["heldout"] or splits["unseen"]
+  if not splits["train"] or not answered:
     raise ValueError(
-      f"{data.path} leaves {len(parts['train'])} samples for training "
+      f"{data.path} leaves {len(splits['train'])} examples for training "
       f"and {len(answered)} to be answered; use more dialogues, or change "
       "data.prism.unseen_users and data.prism.heldout_dialogues. What was "
       f"read: {tally}"
@@ -99,7 +99,7 @@ def load(
   prompts = _prompts(answered, seed, num_prompts, tally)
   logger.info("PRISM: %s", tally)
   return dataset_lib.Dataset(
-    **parts, prompts=prompts, personas=personas, tally=tally
+    **splits, prompts=prompts, personas=personas, tally=tally
   )
 
 
@@ -161,7 +161,7 @@ def _read_dialogues(
       turns=tuple(_comparisons(spoken, tally)),
       feedback=prism_survey.text(row, "open_feedback"),
       authors_keep=any(
-        turn.within(prism_authors.SAMPLE_LIMIT) for turn in spoken
+        turn.within(prism_authors.EXAMPLE_LIMIT) for turn in spoken
       ),
       place=place,
     )
@@ -266,7 +266,7 @@ def _split(
   dialogues: Sequence[Dialogue],
   tally: rows.Tally,
 ) -> dict[str, str]:
-  """The part of each dialogue: "train", "heldout" or "unseen".
+  """The split of each dialogue: "train", "heldout" or "unseen".
 
   Shares are rounded up: of 1,396 users 140 are unseen, and of six dialogues
   one is held out. "authors" draws as the paper's released code does, users in
@@ -282,7 +282,7 @@ def _split(
   shuffle(users)
   num_seen = len(users) - _share(len(users), prism.unseen_users)
   everything = itertools.chain.from_iterable(by_user.values())
-  parts = {each.dialogue_id: "unseen" for each in everything}
+  split_of = {each.dialogue_id: "unseen" for each in everything}
   for user_id in users[:num_seen]:
     ids = order(each.dialogue_id for each in by_user[user_id])
     shuffle(ids)
@@ -295,9 +295,9 @@ def _split(
     if usable.isdisjoint(ids[:cut]):
       tally.note("users with no comparison for training")
       continue
-    parts |= dict.fromkeys(ids[:cut], "train")
-    parts |= dict.fromkeys(ids[cut:], "heldout")
-  return parts
+    split_of |= dict.fromkeys(ids[:cut], "train")
+    split_of |= dict.fromkeys(ids[cut:], "heldout")
+  return split_of
 
 
 def _dialogues_by_user(
@@ -324,7 +324,7 @@ def _dialogues_by_user(
     if len(left) < len(own):
       reason = "dialogues without a comparison"
       if split == "authors":
-        reason += f" of at most {prism_authors.SAMPLE_LIMIT:,} characters"
+        reason += f" of at most {prism_authors.EXAMPLE_LIMIT:,} characters"
       tally.drop(reason, len(own) - len(left))
   return kept
 
@@ -350,7 +350,7 @@ def _examples(
     if prism.prompt == "authors":
       asked = prompt[-1].content
       rejected = prism_authors.fitting(asked, turn.chosen, rejected)
-      limit = f"{prism_authors.SAMPLE_LIMIT:,} characters"
+      limit = f"{prism_authors.EXAMPLE_LIMIT:,} characters"
       tally.drop(
         f"rejected responses of turns over {limit}",
         len(turn.rejected) - len(rejected),

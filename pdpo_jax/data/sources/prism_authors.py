@@ -12,7 +12,7 @@ from pdpo_jax.data import config as data_config
 from pdpo_jax.data import rows
 
 # Of an utterance and a response together.
-SAMPLE_LIMIT = 2300
+EXAMPLE_LIMIT = 2300
 # Of all that stands before a response but its header; and what stands before
 # the user's text there, a name that is no part of the prompt here. Users'
 # numbers have one to four digits.
@@ -98,9 +98,9 @@ def cut(
 def fitting(
   asked: str, chosen: str, rejected: Sequence[str]
 ) -> tuple[str, ...]:
-  """The rejected responses of a turn that are within the limit of a sample."""
-  if len(asked) + len(chosen) >= SAMPLE_LIMIT:
+  """The rejected responses of a turn within the limit of an example."""
+  if len(asked) + len(chosen) >= EXAMPLE_LIMIT:
     return ()
   return tuple(
-    text for text in rejected if len(asked) + len(text) <= SAMPLE_LIMIT
+    text for text in rejected if len(asked) + len(text) <= EXAMPLE_LIMIT
   )

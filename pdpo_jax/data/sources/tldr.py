@@ -81,10 +81,10 @@ def load(
   prompts = _prompts(heldout, data.path, seed, num_prompts, tally)
   users = _busiest_workers(train, tldr.num_workers, tally)
   examples = {}
-  for part, found in (("train", train), ("validation", heldout)):
+  for split, found in (("train", train), ("validation", heldout)):
     own = [each for each in found if each.worker in users]
-    tally.drop(f"{part} rows of other workers", len(found) - len(own))
-    examples[part] = _prefer(own, users, measure, part, data, tally)
+    tally.drop(f"{split} rows of other workers", len(found) - len(own))
+    examples[split] = _prefer(own, users, measure, split, data, tally)
   _check_users(examples["train"], users, tally)
   logger.info("TL;DR: %s", tally)
   names = users.values()
@@ -111,22 +111,23 @@ def _measure(unit: str, count_tokens: CountTokens | None) -> CountTokens:
   return count_tokens
 
 
-def _read(path: str, part: str, tally: rows.Tally) -> list[Comparison]:
+def _read(path: str, split: str, tally: rows.Tally) -> list[Comparison]:
   """Comparisons of posts; those of news articles are dropped."""
   folder = pathlib.Path(path).expanduser()
-  file = formats.find_jsonl(folder, part)
+  file = formats.find_jsonl(folder, split)
   if not folder.exists():
-    found = rows.read_hub(path, tally, name="comparisons", split=part)
+    found = rows.read_hub(path, tally, name="comparisons", split=split)
   elif file is not None:
     found = formats.read(file, tally)
   else:
     raise ValueError(
-      f"data.path {path!r} has no {part}.jsonl; give a folder with train.jsonl "
-      "and validation.jsonl, or the hub id openai/summarize_from_feedback"
+      f"data.path {path!r} has no {split}.jsonl; give a folder with "
+      "train.jsonl and validation.jsonl, or the hub id "
+      "openai/summarize_from_feedback"
     )
   made = list(rows.parse(found, _comparison, tally))
   of_posts = [each for each in made if each is not None]
-  tally.drop(f"{part} rows of articles", len(made) - len(of_posts))
+  tally.drop(f"{split} rows of articles", len(made) - len(of_posts))
   return of_posts
 
 
@@ -167,14 +168,14 @@ def _comparison(row: rows.Row, place: str) -> Comparison | None:
 
 def _of_sft(
   found: list[Comparison],
-  part: str,
+  split: str,
   data: data_config.DataConfig,
   tally: rows.Tally,
 ) -> list[Comparison]:
   if not data.tldr.sft_only:
     return found
   kept = [each for each in found if each.from_sft]
-  tally.drop(f"{part} rows of other policies", len(found) - len(kept))
+  tally.drop(f"{split} rows of other policies", len(found) - len(kept))
   return kept
 
 
@@ -232,7 +233,7 @@ def _prefer(
   found: Sequence[Comparison],
   users: dict[str, str],
   measure: CountTokens,
-  part: str,
+  split: str,
   data: data_config.DataConfig,
   tally: rows.Tally,
 ) -> list[structs.PreferenceExample]:
@@ -246,16 +247,16 @@ def _prefer(
     prompt = each.prompt + " " * tldr.trailing_space
     if tldr.selection == "clean":
       if not all(text.strip() for text in pair):
-        tally.drop(f"{part} rows with an empty summary")
+        tally.drop(f"{split} rows with an empty summary")
         continue
     elif len(prompt) + max(map(len, pair)) > _AUTHORS_LIMIT:
-      tally.drop(f"{part} rows over {_AUTHORS_LIMIT:,} characters")
+      tally.drop(f"{split} rows over {_AUTHORS_LIMIT:,} characters")
       continue
     if pair[0] == pair[1]:
-      tally.drop(f"{part} rows of twice the same summary")
+      tally.drop(f"{split} rows of twice the same summary")
       continue
     if sizes[0] == sizes[1] and tldr.ties == "drop":
-      tally.drop(f"{part} rows of equal length in {tldr.length_unit}")
+      tally.drop(f"{split} rows of equal length in {tldr.length_unit}")
       continue
     second_is_longer = sizes[0] < sizes[1]
     # Of a tie, the first is the chosen one, whatever the user's taste.

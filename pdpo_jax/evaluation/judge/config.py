@@ -32,7 +32,7 @@ class JudgeConfig(sections.Section):
   # response, the "base", or those of the "run" itself, for other runs.
   against: tuple[Opponent, ...] = ("vanilla", "chosen")
   # Users that are judged, drawn from the seen and as many from the unseen; and
-  # samples of each. Or the ids of some.
+  # examples of each. Or the ids of some.
   num_users: sections.CountOrNone = 10
   samples_per_user: sections.Count = 4
   users: tuple[str, ...] = ()

@@ -147,12 +147,12 @@ def draw(
         examples[key], splits[key] = of_user[key], split
   if missing:
     raise ValueError(
-      f"judge.users {', '.join(sorted(missing))} have no held-out sample to be "
-      "judged on; name users of results.json's reward_accuracy"
+      f"judge.users {', '.join(sorted(missing))} have no held-out example to "
+      "be judged on; name users of results.json's reward_accuracy"
     )
   if not examples:
     raise ValueError(
-      "there is no held-out sample with a user, so that no judge can play one"
+      "there is no held-out example with a user, so that no judge can play one"
     )
   return Drawn(examples, splits)
 
@@ -161,10 +161,10 @@ def _by_user(
   examples: Sequence[structs.PreferenceExample], scores: scores_lib.Scores
 ) -> dict[str, dict[str, structs.PreferenceExample]]:
   """Those that a judge can be asked about, by user and key."""
-  scored, turns = set(scores.samples), set()
+  scored, turns = set(scores.examples), set()
   by_user = collections.defaultdict(dict)
   for example in examples:
-    key = scores_lib.sample_key(example)
+    key = scores_lib.example_key(example)
     if example.user_id is None or key not in scored:
       continue
     # One of those that differ in what was rejected, which no judge sees.

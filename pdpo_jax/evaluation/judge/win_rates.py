@@ -205,13 +205,13 @@ def _by_example(
     others = by_example.setdefault(judgement.example, [])
     if others and others[0].user_id != judgement.user_id:
       raise ValueError(
-        f"sample {judgement.example} is judged for the users "
-        f"{others[0].user_id!r} and {judgement.user_id!r}; a sample belongs to "
-        "one"
+        f"example {judgement.example} is judged for the users "
+        f"{others[0].user_id!r} and {judgement.user_id!r}; an example belongs "
+        "to one"
       )
     if any(other.ours_first == judgement.ours_first for other in others):
       raise ValueError(
-        f"sample {judgement.example} is judged twice in the same order; count "
+        f"example {judgement.example} is judged twice in the same order; count "
         "each judgement once"
       )
     others.append(judgement)

@@ -248,12 +248,12 @@ def _oracles(
     return {}  # What tastes are made of is not known here.
   oracles = {}
   for split, of_split in scores.items():
-    scored = set(of_split.samples)
+    scored = set(of_split.examples)
     best = accuracy.oracle(
       [
         example
         for example in getattr(dataset, split)
-        if scores_lib.sample_key(example) in scored
+        if scores_lib.example_key(example) in scored
       ],
       dataset.short_users,
       dataset.long_users,

@@ -11,8 +11,8 @@ _POLICIES += ("P-DPO, 10 clusters", "P-DPO, 100 clusters")
 # Table 1 of arXiv:2402.05133: win rates in percent of these policies, by unit
 # and opponent.
 PAPER_TABLE_1 = {
-  ("sample", "vanilla DPO"): (None, 64.47, 61.84, 65.79),
-  ("sample", "chosen response"): (42.11, 60.52, 61.84, 60.52),
+  ("example", "vanilla DPO"): (None, 64.47, 61.84, 65.79),
+  ("example", "chosen response"): (42.11, 60.52, 61.84, 60.52),
   ("user", "vanilla DPO"): (None, 60.00, 60.00, 65.00),
   ("user", "chosen response"): (25.00, 55.00, 70.00, 60.00),
 }
@@ -37,7 +37,7 @@ def section(
   text = (
     f"Judge: {f'{judge.kind} {judge.model}'.strip()}. In percent; a tie counts "
     "as a win for both sides; the two orders of a pair are averaged; who wins "
-    "most of a user's samples wins the user. Brackets are 95% intervals, "
+    "most of a user's examples wins the user. Brackets are 95% intervals, "
     "bootstrapped over users."
   )
   users = dict.fromkeys(
@@ -55,7 +55,7 @@ def _rates_table(
   policies = list(dict.fromkeys(name for name, _ in rates))
   opponents = list(dict.fromkeys(opponent for _, opponent in rates))
   table = page.Table((users, "against", *policies))
-  for unit in ("sample", "user"):
+  for unit in ("example", "user"):
     for opponent in opponents:
       cells = [
         _rate_cell(rates.get((name, opponent), {}).get(users), unit)
@@ -98,5 +98,5 @@ def _quality_table(rates: win_rates.ByPair) -> page.Table:
 def _rate_cell(rates: win_rates.WinRates | None, unit: str) -> str:
   if rates is None:
     return "–"
-  rate = rates.examples if unit == "sample" else rates.users
+  rate = rates.examples if unit == "example" else rates.users
   return f"{page.with_interval(rate.rate, rate.interval)}\nof {rate.count}"

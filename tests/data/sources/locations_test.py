@@ -33,9 +33,9 @@ def load(folder, **options):
   for name, value in options.items():
     setattr(config.data.files, name, value)
   dataset = loading.load(config)
-  parts = (dataset.train, [*dataset.heldout, *dataset.unseen])
+  both = (dataset.train, [*dataset.heldout, *dataset.unseen])
   train, heldout = (
-    {example.prompt.split()[0] for example in part} for part in parts
+    {example.prompt.split()[0] for example in split} for split in both
   )
   return train, heldout, dataset.tally
 
@@ -237,11 +237,11 @@ def test_a_broken_saved_data_set_is_refused_with_its_folder(folder):
 
 
 def test_splits_of_a_saved_dictionary_are_those_that_it_names(folder):
-  parts = {
+  splits = {
     name: datasets.Dataset.from_list([ROW | {"prompt": f"{name}?"}])
     for name in ("train_sft", "train_prefs", "probe")
   }
-  datasets.DatasetDict(parts).save_to_disk(str(folder))
+  datasets.DatasetDict(splits).save_to_disk(str(folder))
   with pytest.raises(ValueError, match="splits probe, train_prefs, train_sft"):
     load(folder)
   location = locations.find(f"{folder}:probe")
@@ -335,8 +335,8 @@ def rows_of(name):
 
 
 def test_a_hub_data_set_is_split_as_a_folder_is(folder, monkeypatch):
-  parts = {name: rows_of(name) for name in ("train", "validation", "test")}
-  fake_hub(monkeypatch, **parts)
+  splits = {name: rows_of(name) for name in ("train", "validation", "test")}
+  fake_hub(monkeypatch, **splits)
   trained, held_out, tally = load(folder, path="some/data")
   assert (trained, held_out) == ({"train"}, {"validation"})
   reason = "split 'test' is neither trained on nor held out"

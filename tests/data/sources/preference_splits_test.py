@@ -31,13 +31,15 @@ def table_of(users, each):
   ]
 
 
-def test_the_held_out_part_shares_no_comparison_with_training(tmp_path):
+def test_the_held_out_split_shares_no_comparison_with_training(tmp_path):
   table = table_of(10, 10)
   # The same choice by two users must not be split.
   table += [row | {"user_id": "u0"} for row in table[50:60]]
   config = config_of(tmp_path, table, heldout_share=0.2)
   found = loading.load(config)
-  prompts = [{e.prompt for e in part} for part in (found.train, found.heldout)]
+  prompts = [
+    {e.prompt for e in split} for split in (found.train, found.heldout)
+  ]
   assert not prompts[0] & prompts[1]
   assert 20 <= len(found.heldout) + len(found.unseen) <= 26
   again = loading.load(config)
@@ -45,13 +47,13 @@ def test_the_held_out_part_shares_no_comparison_with_training(tmp_path):
   assert {p.prompt for p in found.prompts} <= prompts[1]
 
 
-def test_unseen_users_are_in_no_training_sample(tmp_path):
+def test_unseen_users_are_in_no_training_example(tmp_path):
   config = config_of(
     tmp_path, table_of(10, 20), unseen_users=0.3, heldout_share=0.3
   )
   found = loading.load(config)
   seen, unseen = (
-    {e.user_id for e in part} for part in (found.train, found.unseen)
+    {e.user_id for e in split} for split in (found.train, found.unseen)
   )
   assert len(seen) == 7
   assert len(unseen) == 3

@@ -30,13 +30,13 @@ def test_parts_share_neither_unseen_users_nor_dialogues(
     prism_files.make_config(folder, split=split, rejected=rejected)
   )
   users = {
-    part: {each.user_id for each in getattr(dataset, part)}
-    for part in ("train", "heldout", "unseen")
+    split: {each.user_id for each in getattr(dataset, split)}
+    for split in ("train", "heldout", "unseen")
   }
   assert users["heldout"] <= users["train"]
   assert not users["unseen"] & users["train"]
-  parts = [ids_of(getattr(dataset, part)) for part in users]
-  assert sum(map(len, parts)) == len(set.union(*parts))
+  splits = [ids_of(getattr(dataset, split)) for split in users]
+  assert sum(map(len, splits)) == len(set.union(*splits))
 
 
 def test_the_split_is_by_shares_of_users_and_dialogues(tmp_path):
@@ -49,8 +49,8 @@ def test_the_split_is_by_shares_of_users_and_dialogues(tmp_path):
     prism_files.make_config(tmp_path, unseen_users=0.25, heldout_dialogues=0.3)
   )
   per_user = [
-    sorted(collections.Counter(each.user_id for each in part).values())
-    for part in (dataset.train, dataset.heldout, dataset.unseen)
+    sorted(collections.Counter(each.user_id for each in split).values())
+    for split in (dataset.train, dataset.heldout, dataset.unseen)
   ]
   # 0.3 of 8 is rounded up.
   assert per_user == [[5] * 15, [3] * 15, [8] * 5]
@@ -146,15 +146,15 @@ def authors_split(survey, owners):
   users = np.array([user for user in survey if user in owners.values()])
   np.random.shuffle(users)
   seen = users[: int(len(users) * 0.9)]
-  parts = dict.fromkeys(owners, "unseen")
+  split_of = dict.fromkeys(owners, "unseen")
   for user in seen:
     own = np.array([each for each, owner in owners.items() if owner == user])
     np.random.shuffle(own)
     cut = int(len(own) * 0.9)
     if len(own) > 1:
-      parts |= dict.fromkeys(own[:cut].tolist(), "train")
-      parts |= dict.fromkeys(own[cut:].tolist(), "heldout")
-  return parts
+      split_of |= dict.fromkeys(own[:cut].tolist(), "train")
+      split_of |= dict.fromkeys(own[cut:].tolist(), "heldout")
+  return split_of
 
 
 def test_the_authors_split_draws_as_their_code(tmp_path):
@@ -171,9 +171,9 @@ def test_the_authors_split_draws_as_their_code(tmp_path):
   prism_files.write_dialogues(tmp_path, dialogues, rows)
   dataset = loading.load(prism_files.make_config(tmp_path, split="authors"))
   found = {}
-  for part in ("train", "heldout", "unseen"):
-    for each in getattr(dataset, part):
-      found[each.prompt[0].content] = part
+  for split in ("train", "heldout", "unseen"):
+    for each in getattr(dataset, split):
+      found[each.prompt[0].content] = split
   assert found == authors_split(survey, owners)
   config = prism_files.make_config(tmp_path, split="authors")
   config.seed = 5
@@ -192,8 +192,8 @@ def test_the_authors_split_leaves_out_dialogues_of_long_turns_only(
     dataset = loading.load(
       prism_files.make_config(tmp_path, split=split, unseen_users=0.0)
     )
-    samples = dataset.train + dataset.heldout
-    assert any(each.chosen == "y" for each in samples) == present
+    examples = dataset.train + dataset.heldout
+    assert any(each.chosen == "y" for each in examples) == present
     left_out = [each for each in dataset.tally.dropped if "2,300" in each]
     assert len(left_out) == (not present)
 

@@ -10,7 +10,7 @@ from tests import loading, prism_files
 
 
 def load_one(folder, turns, **options):
-  """Samples and tally of a seen user's train dialogue with these turns."""
+  """Examples and tally of a seen user's train dialogue with these turns."""
   prism_files.write_dialogues(folder, prism_files.one_user(turns))
   dataset = loading.load(
     prism_files.make_config(folder, unseen_users=0.0, **options)
@@ -40,9 +40,9 @@ def test_a_folder_without_users_is_an_error(tmp_path):
 
 
 def test_a_prompt_is_all_that_was_said_with_the_chosen_responses(tmp_path):
-  samples, _ = load_one(tmp_path, prism_files.TURNS)
+  examples, _ = load_one(tmp_path, prism_files.TURNS)
   message = structs.Message
-  assert [each.prompt for each in samples] == [
+  assert [each.prompt for each in examples] == [
     (message("user", "q0"),),
     (message("user", "q0"), message("assistant", "y0"), message("user", "q1")),
     (
@@ -53,8 +53,8 @@ def test_a_prompt_is_all_that_was_said_with_the_chosen_responses(tmp_path):
       message("user", "q2"),
     ),
   ]
-  assert [each.chosen for each in samples] == ["y0", "y1", "y2"]
-  assert {each.user_id for each in samples} == {"user0"}
+  assert [each.chosen for each in examples] == ["y0", "y1", "y2"]
+  assert {each.user_id for each in examples} == {"user0"}
 
 
 def test_messages_belong_to_their_turn_in_whatever_order_they_stand(tmp_path):
@@ -66,13 +66,13 @@ def test_messages_belong_to_their_turn_in_whatever_order_they_stand(tmp_path):
   prism_files.write_rows(tmp_path, survey, [row, other])
   dataset = loading.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   (train, heldout) = (
-    [dataclasses.replace(each, dialogue_id="") for each in part]
-    for part in (dataset.train, dataset.heldout)
+    [dataclasses.replace(each, dialogue_id="") for each in split]
+    for split in (dataset.train, dataset.heldout)
   )
   assert train == heldout
 
 
-def test_a_sample_says_which_dialogue_it_is_of_and_what_was_said_of_it(
+def test_an_example_says_which_dialogue_it_is_of_and_what_was_said_of_it(
   tmp_path,
 ):
   rows = [
@@ -98,11 +98,11 @@ def test_a_sample_says_which_dialogue_it_is_of_and_what_was_said_of_it(
     ("each", [("r0a",), ("r0b",), ("r0c",), ("r1",), ("r2",)]),
   ],
 )
-def test_a_turn_makes_samples_of_its_rejected_responses(
+def test_a_turn_makes_examples_of_its_rejected_responses(
   tmp_path, option, rejected
 ):
-  samples, _ = load_one(tmp_path, prism_files.TURNS, rejected=option)
-  assert [each.rejected for each in samples] == rejected
+  examples, _ = load_one(tmp_path, prism_files.TURNS, rejected=option)
+  assert [each.rejected for each in examples] == rejected
 
 
 def test_one_rejected_response_of_a_turn_is_drawn_by_the_seed(tmp_path):
@@ -115,9 +115,9 @@ def test_one_rejected_response_of_a_turn_is_drawn_by_the_seed(tmp_path):
   draws = []
   for config.seed in (0, 0, 1):
     dataset = loading.load(config)
-    samples = dataset.train + dataset.heldout
-    assert all(len(each.rejected) == 1 for each in samples)
-    first = [e.rejected[0] for e in samples if len(e.prompt) == 1]
+    examples = dataset.train + dataset.heldout
+    assert all(len(each.rejected) == 1 for each in examples)
+    first = [e.rejected[0] for e in examples if len(e.prompt) == 1]
     assert len(first) == 10
     draws.append(first)
   assert draws[0] == draws[1] != draws[2]
@@ -152,10 +152,10 @@ COUNTS = {
 def test_a_trap_is_passed_over_and_counted(tmp_path, trap):
   turns = list(prism_files.TURNS)
   prism_files.spring(trap, turns)
-  samples, tally = load_one(tmp_path, turns, stated_preferences=False)
+  examples, tally = load_one(tmp_path, turns, stated_preferences=False)
   left, dropped, noted = COUNTS[trap]
-  assert [len(each.prompt) // 2 for each in samples] == left
-  for each in samples:
+  assert [len(each.prompt) // 2 for each in examples] == left
+  for each in examples:
     number = len(each.prompt) // 2
     assert each.chosen == f"y{number}"
     assert each.chosen not in each.rejected
@@ -170,8 +170,8 @@ def test_a_trap_is_passed_over_and_counted(tmp_path, trap):
 
 def test_responses_that_differ_in_space_only_are_equal(tmp_path):
   responses = [("y", True), (" y\n", False), ("r ", False), ("r", False)]
-  samples, tally = load_one(tmp_path, [("q", responses)])
-  assert [(each.chosen, each.rejected) for each in samples] == [("y", ("r ",))]
+  examples, tally = load_one(tmp_path, [("q", responses)])
+  assert [(each.chosen, each.rejected) for each in examples] == [("y", ("r ",))]
   assert tally.dropped.total() == 4
 
 
@@ -205,8 +205,8 @@ def test_loading_is_a_function_of_config_and_files(generated):
   first, second = (
     loading.load(prism_files.make_config(folder)) for _ in range(2)
   )
-  for part in ("train", "heldout", "unseen", "prompts"):
-    assert getattr(first, part) == getattr(second, part) != []
+  for name in ("train", "heldout", "unseen", "prompts"):
+    assert getattr(first, name) == getattr(second, name) != []
   assert str(first.tally) == str(second.tally)
 
 
@@ -339,11 +339,11 @@ def test_a_file_for_a_folder_is_an_error(tmp_path):
 @pytest.mark.parametrize(
   ("dialogues", "counts"),
   [
-    ({"c0": ("user0", prism_files.TURNS)}, "0 samples for training and 3"),
+    ({"c0": ("user0", prism_files.TURNS)}, "0 examples for training and 3"),
     (prism_files.one_user([("q", [("r", False)])]), "training and 0 to"),
   ],
 )
-def test_no_sample_left_is_an_error_with_the_counts(
+def test_no_example_left_is_an_error_with_the_counts(
   tmp_path, dialogues, counts
 ):
   prism_files.write_dialogues(tmp_path, dialogues)

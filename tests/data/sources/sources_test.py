@@ -23,23 +23,23 @@ def test_the_synthetic_parts_share_no_post(config):
   assert len(found.train) == 80
   assert len(found.heldout) == 30
   assert len(found.prompts) == 4
-  parts = [
+  splits = [
     [prompt for prompt, _ in found.sft_pairs],
-    *([e.prompt for e in part] for part in (found.train, found.heldout)),
+    *([e.prompt for e in split] for split in (found.train, found.heldout)),
     [each.prompt for each in found.prompts],
   ]
-  counts = collections.Counter(prompt for part in parts for prompt in part)
+  counts = collections.Counter(prompt for split in splits for prompt in split)
   assert counts.total() == len(counts) == 20 + 80 + 30 + 4
 
 
-def test_shuffled_users_keep_their_number_of_samples_and_lose_their_taste(
+def test_shuffled_users_keep_their_number_of_examples_and_lose_their_taste(
   config,
 ):
   plain = loading.load(config)
   config.data.shuffle_users = True
   shuffled = loading.load(config)
   assert loading.load(config).train == shuffled.train
-  # Held-out samples stay whose they are.
+  # Held-out examples stay whose they are.
   assert shuffled.heldout == plain.heldout
   ids = [[e.user_id for e in found.train] for found in (plain, shuffled)]
   assert collections.Counter(ids[0]) == collections.Counter(ids[1])

@@ -361,16 +361,16 @@ def test_no_post_to_be_summarised_is_an_error_with_the_counts(tmp_path):
 
 
 def test_the_hub_is_asked_for_comparisons(tmp_path, monkeypatch):
-  parts = {
+  splits = {
     "train": two_workers(),
     "validation": [make_row("ann", "held")],
   }
-  write(tmp_path, *parts.values())
+  write(tmp_path, *splits.values())
   local = loading.load(make_config(tmp_path))
 
   def load_dataset(path, name, split):
     assert (path, name) == ("someone/feedback", "comparisons")
-    return parts[split]
+    return splits[split]
 
   fake = types.SimpleNamespace(load_dataset=load_dataset)
   monkeypatch.setitem(sys.modules, "datasets", fake)

@@ -73,13 +73,13 @@ def test_the_nearest_turns_are_before_and_after_where_later_ones_are_shown():
   ]
 
 
-def test_a_turn_with_a_sample_a_rejected_response_is_one_example():
-  samples = [
+def test_examples_of_the_same_turn_count_as_one():
+  examples = [
     dataclasses.replace(each, rejected=(f"no {number}",))
     for each in DIALOGUE
     for number in range(3)
   ]
-  found = evidence.gather(samples[6], samples, PERSONA, 3, False)
+  found = evidence.gather(examples[6], examples, PERSONA, 3, False)
   assert [(each.chosen, each.rejected) for each in found.examples] == [
     ("d best 0", ("no 0", "no 1", "no 2")),
     ("d best 1", ("no 0", "no 1", "no 2")),
@@ -107,6 +107,6 @@ def test_the_same_comparison_elsewhere_is_not_shown():
   assert gather(plain, [plain, same, leak, other]) == ["me"]
 
 
-def test_persona_and_feedback_are_of_the_judged_sample():
+def test_persona_and_feedback_are_of_the_judged_example():
   found = evidence.gather(DIALOGUE[2], DIALOGUE, PERSONA, 1, False)
   assert (found.persona, found.feedback) == (PERSONA, "about d")

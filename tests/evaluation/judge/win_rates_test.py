@@ -126,7 +126,7 @@ def test_the_test_is_exact():
 
 
 def test_the_interval_resamples_users_rather_than_examples():
-  # Ten users of ten examples each that agree within a user: as ten samples.
+  # Ten users of ten examples each that agree within a user: as ten examples.
   users = [f"u{place // 10}" for place in range(100)]
   outcomes = ["ours" if place < 50 else "theirs" for place in range(100)]
   low, high = win_rates.of_judgements(
@@ -142,7 +142,7 @@ def test_an_example_judged_twice_in_one_order_is_refused():
     win_rates.of_judgements(
       [J("s", "ann", "ours", True), J("s", "ann", "tie", True)]
     )
-  with pytest.raises(ValueError, match="a sample belongs to one"):
+  with pytest.raises(ValueError, match="an example belongs to one"):
     win_rates.of_judgements(
       [J("s", "ann", "ours", True), J("s", "b", "tie", False)]
     )

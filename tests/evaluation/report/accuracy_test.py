@@ -22,7 +22,7 @@ def scored(*ratios, keys="1234567890+-"):
 def of_users(scores, users):
   kept = [place for place, user in enumerate(scores.user_ids) if user in users]
   return scores_lib.Scores(
-    [scores.samples[place] for place in kept],
+    [scores.examples[place] for place in kept],
     [scores.user_ids[place] for place in kept],
     scores.ratios[kept],
   )
@@ -89,7 +89,7 @@ def test_other_pairs_of_the_same_examples_are_refused():
   ratios = np.concatenate([GOOD.ratios, GOOD.ratios], 1)
   both = dataclasses.replace(GOOD, ratios=ratios)
   scores = {"P": {"heldout": both}, "V": {"heldout": VANILLA}}
-  with pytest.raises(ValueError, match="on different pairs of 12 samples"):
+  with pytest.raises(ValueError, match="on different pairs of 12 examples"):
     accuracy.compare(scores, {}, "V")
 
 
@@ -107,7 +107,7 @@ def test_without_a_baseline_the_verdict_claims_nothing_personal():
 
 
 def test_without_users_the_verdict_says_why_it_claims_nothing():
-  nobody = dataclasses.replace(GOOD, user_ids=[None] * len(GOOD.samples))
+  nobody = dataclasses.replace(GOOD, user_ids=[None] * len(GOOD.examples))
   scores = {"P": {"heldout": nobody}, "V": {"heldout": nobody}}
   compared = accuracy.compare(scores, {}, "V")
   text = verdict(compared, "P", "V")

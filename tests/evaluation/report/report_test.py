@@ -187,7 +187,7 @@ def test_scores_made_later_are_read_by_the_users_who_were_trained(
   new = dataclasses.replace(dataset.train[0], user_id="0")
   dataset = dataclasses.replace(dataset, train=[new, *dataset.train])
   after = found.scores(dataset)["heldout"]
-  assert after.samples == before.samples
+  assert after.examples == before.examples
   np.testing.assert_allclose(after.ratios, before.ratios, atol=1e-5)
 
 
@@ -250,7 +250,7 @@ def test_runs_of_other_data_are_refused(runs, tmp_path):
   config.seed = 1
   config.vanilla = False
   main.train_and_answer(config)
-  with pytest.raises(ValueError, match="different samples"):
+  with pytest.raises(ValueError, match="different examples"):
     call(runs / "individual", tmp_path / "other")
 
 
@@ -297,7 +297,7 @@ def test_a_rule_judges_and_the_journal_keeps_it(runs, capsys):
   rule = judge(kind="rule", against=("vanilla", "chosen"), samples_per_user=2)
   with flagsaver.flagsaver(judge=rule, dry_run=True):
     call(runs / "individual", runs / "cluster")
-  # 3 users with 2 samples each, in both orders; two policies against vanilla
+  # 3 users with 2 examples each, in both orders; two policies against vanilla
   # DPO, three against what was chosen.
   assert "60 calls (0 more" in capsys.readouterr().out
   with flagsaver.flagsaver(judge=rule):
@@ -363,7 +363,7 @@ def test_responses_are_kept_with_their_seeds(runs):
 @pytest.mark.parametrize(
   "fields,message",
   [
-    ({"users": ("nobody",)}, "nobody have no held-out sample"),
+    ({"users": ("nobody",)}, "nobody have no held-out example"),
     ({"kind": "openai", "model": "m", "key_variable": "NO_KEY"}, "NO_KEY is"),
   ],
 )
@@ -456,10 +456,10 @@ def test_what_would_make_results_wrong_still_ends_the_command(
   copy = shutil.copytree(runs / "cluster", tmp_path / "copy")
 
   def fail(*arguments):
-    raise ValueError("not the same samples")
+    raise ValueError("not the same examples")
 
   monkeypatch.setattr(accuracy, "compare", fail)
-  with pytest.raises(ValueError, match="not the same samples"):
+  with pytest.raises(ValueError, match="not the same examples"):
     call(copy)
 
 
