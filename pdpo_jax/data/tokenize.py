@@ -11,7 +11,7 @@ import transformers
 from jaxtyping import Int
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import dialogues, prompt_formats, rows
+from pdpo_jax.data import dialogues, prompt_formats, records
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import users as users_lib
 
@@ -125,7 +125,7 @@ def tokenize_examples(
     _check_example(place, example)
   dialogues.check(examples)
   tokenized = Tokenized([], [], collections.Counter())
-  refused = rows.Tally()
+  refused = records.Tally()
   refused.read(len(examples))
   for start in range(0, len(examples), _BATCH):
     batch = examples[start : start + _BATCH]

@@ -128,7 +128,7 @@ def _prepare_base(
   tokenizer = base_lib.read_tokenizer(source) if source else None
   with clock.stage("data"):
     dataset = run_lib.load_dataset(config, tokenizer, folder)
-    if dataset.tally.rows:
+    if dataset.tally.records:
       print(display.visible(f"data: {dataset.tally}"))
   if not config.base.path and not is_taught:
     processes.from_first(lambda: sft.check_data(own, dataset.digest))
