@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 def digests(example: structs.PreferenceExample) -> list[str]:
   """Of each pair of a prompt's responses, whoever prefers which."""
-  found = []
+  hashes = []
   for rejected in example.rejected:
     text = repr((example.prompt, sorted((example.chosen, rejected))))
-    found.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
-  return found
+    hashes.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+  return hashes
 
 
 class Fields(TypedDict):

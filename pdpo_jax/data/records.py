@@ -74,16 +74,16 @@ class Tally:
     bad = self.broken.total()
     if not bad:
       return
-    what = (
+    summary = (
       f"{bad:,} of {self.records:,} records are broken: {_listed(self.broken)}"
     )
     first = "\n  ".join(self._places)
     if bad > max_bad_share * self.records:
       raise ValueError(
-        f"{what}. More than data.max_bad_share {max_bad_share:g} allows; mend "
-        f"them or raise it. The first:\n  {first}"
+        f"{summary}. More than data.max_bad_share {max_bad_share:g} allows; "
+        f"mend them or raise it. The first:\n  {first}"
       )
-    logger.warning("%s; they are left out. The first:\n  %s", what, first)
+    logger.warning("%s; they are left out. The first:\n  %s", summary, first)
 
   def lines(self) -> list[str]:
     """What was read, and what became of it, a line a kind."""
@@ -212,15 +212,15 @@ def optional(record: Record, name: str, kind: type[T]) -> T | None:
 
 
 def parse(
-  found: Iterable[tuple[str, Record]],
+  placed: Iterable[tuple[str, Record]],
   make: Callable[[Record, str], T],
   tally: Tally,
 ) -> Iterator[T]:
   """Yields what `make` makes of records and places; counts what is broken."""
-  for place, record in found:
+  for place, record in placed:
     try:
-      made = make(record, place)
+      value = make(record, place)
     except BrokenRecord as broken:
       tally.break_(place, broken.reason, broken.detail)
     else:
-      yield made
+      yield value

@@ -138,8 +138,10 @@ def at_most(
     places[example.user_id].append(place)
   rng = random.Random(f"at most {seed}")
   kept = set(places.pop(None, []))
-  for own in places.values():
-    kept |= set(own if len(own) <= limit else rng.sample(own, limit))
+  for of_user in places.values():
+    kept |= set(
+      of_user if len(of_user) <= limit else rng.sample(of_user, limit)
+    )
   tally.drop(f"comparisons beyond {name}", len(examples) - len(kept))
   return [examples[place] for place in sorted(kept)]
 

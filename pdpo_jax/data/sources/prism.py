@@ -137,8 +137,8 @@ def _read_survey(
       tally.note("users without stated preferences")
     return user_id, text, persona
 
-  found = records.parse(_read(data.path, "survey", tally), read, tally)
-  for user_id, text, persona in found:
+  participants = records.parse(_read(data.path, "survey", tally), read, tally)
+  for user_id, text, persona in participants:
     texts[user_id] = text
     personas[user_id] = persona
   return texts, personas
@@ -168,8 +168,8 @@ def _read_dialogues(
       place=place,
     )
 
-  found = _read(data.path, "conversations", tally)
-  return list(records.parse(found, read, tally))
+  placed = _read(data.path, "conversations", tally)
+  return list(records.parse(placed, read, tally))
 
 
 def _new_id(record: records.Record, name: str, known: Container[str]) -> str:
@@ -313,21 +313,21 @@ def _dialogues_by_user(
   for dialogue in dialogues:
     by_user[dialogue.user_id].append(dialogue)
   kept = {}
-  for user_id, own in by_user.items():
-    if not own:
+  for user_id, of_user in by_user.items():
+    if not of_user:
       tally.drop("users without a dialogue")
     left = [
       each
-      for each in own
+      for each in of_user
       if (each.authors_keep if split == "authors" else each.turns)
     ]
     if left:
       kept[user_id] = left
-    if len(left) < len(own):
+    if len(left) < len(of_user):
       reason = "dialogues without a comparison"
       if split == "authors":
         reason += f" of at most {prism_authors.EXAMPLE_LIMIT:,} characters"
-      tally.drop(reason, len(own) - len(left))
+      tally.drop(reason, len(of_user) - len(left))
   return kept
 
 
@@ -393,9 +393,9 @@ def _prompts(
   for example in examples:
     prompt = structs.PromptExample(example.prompt, example.user_text)
     by_user.setdefault(example.user_id, {})[prompt] = None
-  own = [rng.sample(list(each), len(each)) for each in by_user.values()]
-  rng.shuffle(own)
-  rounds = itertools.zip_longest(*own)
+  shuffled = [rng.sample(list(each), len(each)) for each in by_user.values()]
+  rng.shuffle(shuffled)
+  rounds = itertools.zip_longest(*shuffled)
   prompts = [each for round_ in rounds for each in round_ if each is not None]
   if len(prompts) < wanted:
     tally.note("prompts fewer than answers.num_prompts", wanted - len(prompts))

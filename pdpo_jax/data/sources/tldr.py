@@ -81,10 +81,12 @@ def load(
   prompts = _prompts(heldout, data.path, seed, num_prompts, tally)
   users = _busiest_workers(train, tldr.num_workers, tally)
   examples = {}
-  for split, found in (("train", train), ("validation", heldout)):
-    own = [each for each in found if each.worker in users]
-    tally.drop(f"{split} records of other workers", len(found) - len(own))
-    examples[split] = _prefer(own, users, measure, split, data, tally)
+  for split, comparisons in (("train", train), ("validation", heldout)):
+    of_users = [each for each in comparisons if each.worker in users]
+    tally.drop(
+      f"{split} records of other workers", len(comparisons) - len(of_users)
+    )
+    examples[split] = _prefer(of_users, users, measure, split, data, tally)
   _check_users(examples["train"], users, tally)
   logger.info("TL;DR: %s", tally)
   names = users.values()
@@ -116,18 +118,18 @@ def _read(path: str, split: str, tally: records.Tally) -> list[Comparison]:
   folder = pathlib.Path(path).expanduser()
   file = formats.find_jsonl(folder, split)
   if not folder.exists():
-    found = records.read_hub(path, tally, name="comparisons", split=split)
+    placed = records.read_hub(path, tally, name="comparisons", split=split)
   elif file is not None:
-    found = formats.read(file, tally)
+    placed = formats.read(file, tally)
   else:
     raise ValueError(
       f"data.path {path!r} has no {split}.jsonl; give a folder with "
       "train.jsonl and validation.jsonl, or the hub id "
       "openai/summarize_from_feedback"
     )
-  made = list(records.parse(found, _comparison, tally))
-  of_posts = [each for each in made if each is not None]
-  tally.drop(f"{split} records of articles", len(made) - len(of_posts))
+  comparisons = list(records.parse(placed, _comparison, tally))
+  of_posts = [each for each in comparisons if each is not None]
+  tally.drop(f"{split} records of articles", len(comparisons) - len(of_posts))
   return of_posts
 
 
@@ -141,9 +143,9 @@ def _comparison(record: records.Record, place: str) -> Comparison | None:
   summaries = records.field(record, "summaries", list)
   if len(summaries) != 2:
     raise records.BrokenRecord("not two summaries", str(len(summaries)))
-  for each in summaries:
-    if not isinstance(each, dict):
-      raise records.BrokenRecord("wrong type", f"summary {each!r:.60}")
+  for summary in summaries:
+    if not isinstance(summary, dict):
+      raise records.BrokenRecord("wrong type", f"summary {summary!r:.60}")
   worker = records.field(record, "worker", str)
   if not worker:
     raise records.BrokenRecord("empty id", "worker")
@@ -167,39 +169,39 @@ def _comparison(record: records.Record, place: str) -> Comparison | None:
 
 
 def _of_sft(
-  found: list[Comparison],
+  comparisons: list[Comparison],
   split: str,
   data: data_config.DataConfig,
   tally: records.Tally,
 ) -> list[Comparison]:
   if not data.tldr.sft_only:
-    return found
-  kept = [each for each in found if each.from_sft]
-  tally.drop(f"{split} records of other policies", len(found) - len(kept))
+    return comparisons
+  kept = [each for each in comparisons if each.from_sft]
+  tally.drop(f"{split} records of other policies", len(comparisons) - len(kept))
   return kept
 
 
 def _of_new_posts(
-  found: list[Comparison], known: Collection[str], tally: records.Tally
+  comparisons: list[Comparison], known: Collection[str], tally: records.Tally
 ) -> list[Comparison]:
   kept = [
     each
-    for each in found
+    for each in comparisons
     if each.post_id not in known and each.prompt not in known
   ]
   reason = "validation records of posts that training has"
-  tally.drop(reason, len(found) - len(kept))
+  tally.drop(reason, len(comparisons) - len(kept))
   return kept
 
 
 def _prompts(
-  found: Iterable[Comparison],
+  comparisons: Iterable[Comparison],
   path: str,
   seed: int,
   wanted: int,
   tally: records.Tally,
 ) -> list[structs.PromptExample]:
-  posts = list(dict.fromkeys(each.prompt for each in found))
+  posts = list(dict.fromkeys(each.prompt for each in comparisons))
   if not posts:
     raise ValueError(
       f"{path} leaves no validation post to be summarised. What "
@@ -213,10 +215,10 @@ def _prompts(
 
 
 def _busiest_workers(
-  found: Iterable[Comparison], count: int, tally: records.Tally
+  comparisons: Iterable[Comparison], count: int, tally: records.Tally
 ) -> dict[str, str]:
   """User "1", "2", … by worker, busiest first."""
-  counts = collections.Counter(each.worker for each in found)
+  counts = collections.Counter(each.worker for each in comparisons)
   if len(counts) < count:
     raise ValueError(
       f"data.tldr.num_workers {count}: only {len(counts)} workers have "
@@ -230,7 +232,7 @@ def _busiest_workers(
 
 
 def _prefer(
-  found: Sequence[Comparison],
+  comparisons: Sequence[Comparison],
   users: dict[str, str],
   measure: CountTokens,
   split: str,
@@ -239,12 +241,13 @@ def _prefer(
 ) -> list[structs.PreferenceExample]:
   """Each worker's shorter or longer summary is the chosen one."""
   tldr = data.tldr
-  lengths = iter(measure([text for each in found for text in each.summaries]))
+  summaries = [text for each in comparisons for text in each.summaries]
+  lengths = iter(measure(summaries))
   examples = []
-  for each in found:
-    pair, sizes = each.summaries, (next(lengths), next(lengths))
-    user = users[each.worker]
-    prompt = each.prompt + " " * tldr.trailing_space
+  for comparison in comparisons:
+    pair, sizes = comparison.summaries, (next(lengths), next(lengths))
+    user = users[comparison.worker]
+    prompt = comparison.prompt + " " * tldr.trailing_space
     if tldr.selection == "clean":
       if not all(text.strip() for text in pair):
         tally.drop(f"{split} records with an empty summary")
@@ -266,7 +269,7 @@ def _prefer(
     chosen, rejected = pair[::-1] if second_is_chosen else pair
     examples.append(
       structs.PreferenceExample(
-        prompt, chosen, (rejected,), user, place=each.place
+        prompt, chosen, (rejected,), user, place=comparison.place
       )
     )
   return examples
