@@ -81,8 +81,8 @@ def _executed(
     operation = _INSTRUCTION.match(line).group(3)
     if operation == "while":
       body, condition = (
-        re.search(rf"\b{what}=%?([\w.-]+)", line).group(1)
-        for what in ("body", "condition")
+        re.search(rf"\b{name}=%?([\w.-]+)", line).group(1)
+        for name in ("body", "condition")
       )
       trips = _trips(line, computations[body], computations[condition])
       yield from _executed(computations, body, times * trips)

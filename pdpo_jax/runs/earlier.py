@@ -51,8 +51,8 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   if config.start is None:
     return config
   start, folder = (
-    pathlib.Path(os.path.abspath(each))
-    for each in (config.start, config.folder)
+    pathlib.Path(os.path.abspath(path))
+    for path in (config.start, config.folder)
   )
   if start == folder:
     raise ValueError(

@@ -317,9 +317,9 @@ def _dialogues_by_user(
     if not of_user:
       tally.drop("users without a dialogue")
     left = [
-      each
-      for each in of_user
-      if (each.authors_keep if split == "authors" else each.turns)
+      dialogue
+      for dialogue in of_user
+      if (dialogue.authors_keep if split == "authors" else dialogue.turns)
     ]
     if left:
       kept[user_id] = left

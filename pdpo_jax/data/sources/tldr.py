@@ -185,9 +185,9 @@ def _of_new_posts(
   comparisons: list[Comparison], known: Collection[str], tally: records.Tally
 ) -> list[Comparison]:
   kept = [
-    each
-    for each in comparisons
-    if each.post_id not in known and each.prompt not in known
+    comparison
+    for comparison in comparisons
+    if comparison.post_id not in known and comparison.prompt not in known
   ]
   reason = "validation records of posts that training has"
   tally.drop(reason, len(comparisons) - len(kept))
