@@ -127,7 +127,7 @@ def config_file(value: str) -> str:
 
 def _with_config_files(arguments: Sequence[str]) -> list[str]:
   """The command line with the config's file in place of its name."""
-  found, is_next = [], False
+  resolved, is_next = [], False
   for argument in arguments:
     flag, equals, value = argument.partition("=")
     is_config = flag in ("--config", "-config")
@@ -136,8 +136,8 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
     elif is_next:
       argument = config_file(argument)
     is_next = is_config and not equals
-    found.append(argument)
-  return found
+    resolved.append(argument)
+  return resolved
 
 
 # Flags that are defined here; those of several processes are not shown.
@@ -261,12 +261,12 @@ def _join(supported: bool) -> None:
   )
   # The config is compared field by field, where it is used.
   apart = ("config", _PROCESS_ID.name)
-  given = {
+  flag_values = {
     f"--{name}": _public(name, flags.FLAGS[name].value)
     for name in flags.FLAGS
     if flags.FLAGS[name].present and not name.startswith(apart)
   }
-  processes.agree("the flags", given)
+  processes.agree("the flags", flag_values)
 
 
 def _public(name: str, value: Any) -> Any:

@@ -64,9 +64,9 @@ def _evaluate(
   # Before the base is read.
   contenders.check(run.workdir, against, run.dataset)
   if _DRY_RUN.value:
-    found = contenders.open_contenders(run.workdir, against, run.base)
-    scores = found[0].scores(run.dataset)
-    print(win_rates.estimate(found, run.dataset, scores, judge, run.workdir))
+    policies = contenders.open_contenders(run.workdir, against, run.base)
+    scores = policies[0].scores(run.dataset)
+    print(win_rates.estimate(policies, run.dataset, scores, judge, run.workdir))
     return
   page = report.make_report(
     run.workdir, against, run.base, run.dataset, judge if judge.kind else None

@@ -51,8 +51,8 @@ def overridden(answers: sampling.AnswersConfig) -> sampling.AnswersConfig:
     "temperature": _TEMPERATURE.value,
     "max_new_tokens": _MAX_NEW_TOKENS.value,
   }
-  given = {k: v for k, v in flags_given.items() if v is not None}
-  return dataclasses.replace(answers, **given)
+  changes = {k: v for k, v in flags_given.items() if v is not None}
+  return dataclasses.replace(answers, **changes)
 
 
 def parse_prompt(text: str) -> structs.Prompt:
@@ -107,8 +107,8 @@ def main() -> None:
   for place, prompt in enumerate(prompts):
     if len(prompts) > 1:
       print(f"{'' if place == 0 else chr(10)}{display.visible(prompt.strip())}")
-    for speaker, said in texts.items():
-      text = display.visible(said[place]).strip() or "(empty answer)"
+    for speaker, answers in texts.items():
+      text = display.visible(answers[place]).strip() or "(empty answer)"
       indented = text.replace("\n", "\n" + " " * width)
       print(f"{names[speaker] + ':':<{width}}{indented}")
 

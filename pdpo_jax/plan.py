@@ -82,13 +82,13 @@ def architecture(path: str, name: str | None) -> policy_lib.Architecture:
   if path and file.is_file():
     return hf_safetensors.read_architecture(file.parent)
   plain = _plain(path)
-  found = [name for name in presets if _plain(name) in plain]
-  if not found:
+  named = [name for name in presets if _plain(name) in plain]
+  if not named:
     raise ValueError(
       f"base.path {path!r} is no local folder, and its name does not tell its "
       f"architecture; add --arch=, one of {', '.join(presets)}"
     )
-  return presets[max(found, key=len)]
+  return presets[max(named, key=len)]
 
 
 def _plain(name: str) -> str:
@@ -209,11 +209,11 @@ def main() -> None:
   )
   plans = make_plans(config.recipe, arch, shape, topology)
   if _JSON.value:
-    found = {
+    figures = {
       name: plan and report.to_json(plan) for name, plan in plans.items()
     }
     pathlib.Path(_JSON.value).expanduser().write_text(
-      json.dumps(found, indent=2) + "\n"
+      json.dumps(figures, indent=2) + "\n"
     )
 
 

@@ -62,12 +62,12 @@ class Lengths:
 
 def make_report(
   config: config_lib.Config,
-  found: dataset.Dataset,
+  loaded: dataset.Dataset,
   tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> tuple[str, Lengths]:
   """The report's text, and the lengths in the training split."""
-  users = users_lib.UserIndex.from_examples(found.train)
-  data = tokenized.tokenize_dataset(found, config.data, tokenizer, users)
+  users = users_lib.UserIndex.from_examples(loaded.train)
+  data = tokenized.tokenize_dataset(loaded, config.data, tokenizer, users)
   train = data.splits[tokenized.TRAIN]
   rows = branch_batches.example_rows(config.recipe, train)
   # As one device runs them.
@@ -77,9 +77,9 @@ def make_report(
   lengths = Lengths.of(rows)
   blocks = [
     f"Data of {config.name!r}: {config.data.source} {config.data.path}",
-    "\n".join(["read:", *(f"  {line}" for line in found.tally.lines())]),
+    "\n".join(["read:", *(f"  {line}" for line in loaded.tally.lines())]),
     "\n".join(map(str, data.splits.values())),
-    _describe_users(train, found),
+    _describe_users(train, loaded),
     _histogram("prompts of training, in tokens", lengths.prompts),
     _histogram("responses of training, in tokens", lengths.responses),
     _describe_batches(batches),
@@ -89,21 +89,21 @@ def make_report(
 
 
 def _describe_users(
-  train: tokenized.TokenizedSplit, found: dataset.Dataset
+  train: tokenized.TokenizedSplit, loaded: dataset.Dataset
 ) -> str:
   counts = collections.Counter(train.owners)
   unknown = counts.pop(None, 0)
-  each = np.array(sorted(counts.values()))
+  per_user = np.array(sorted(counts.values()))
   lines = [f"users: {len(counts):,} in training"]
-  if found.unseen:
-    strangers = {example.user_id for example in found.unseen}
+  if loaded.unseen:
+    strangers = {example.user_id for example in loaded.unseen}
     lines[0] += f", {len(strangers):,} unseen"
   if unknown:
     lines[0] += f"; {unknown:,} examples of unknown users"
-  if each.size:
-    low, median, high = np.percentile(each, [10, 50, 90])
+  if per_user.size:
+    low, median, high = np.percentile(per_user, [10, 50, 90])
     lines.append(
-      f"examples a user: {each[0]} to {each[-1]}, median {median:g}, "
+      f"examples a user: {per_user[0]} to {per_user[-1]}, median {median:g}, "
       f"80% between {low:g} and {high:g}"
     )
   responses = collections.Counter(
@@ -165,7 +165,7 @@ def _rendered(config, train, rows, tokenizer) -> list[str]:
 def figure(file: pathlib.Path, lengths: Lengths, counts: Sequence[int]) -> None:
   """Histograms of prompts, responses, and examples a user, as PNG."""
   chart, places = pyplot.subplots(1, 3, figsize=(11, 3.2), dpi=150)
-  for axes, values, title, what in zip(
+  for axes, values, title, unit in zip(
     places,
     (lengths.prompts, lengths.responses, counts),
     ("prompts, user text included", "responses", "examples a user"),
@@ -174,7 +174,7 @@ def figure(file: pathlib.Path, lengths: Lengths, counts: Sequence[int]) -> None:
   ):
     axes.hist(values, 40, color="#3c78b4")
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel(what)
+    axes.set_xlabel(unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
   places[0].set_ylabel("count")
@@ -193,22 +193,24 @@ def main() -> None:
   config = earlier.resolve(config)
   if config.source_path:
     tokenizer = base_lib.read_tokenizer(config.source_path)
-    found = run_lib.load_dataset(config, tokenizer, config.folder)
+    loaded = run_lib.load_dataset(config, tokenizer, config.folder)
   else:
-    found = run_lib.load_dataset(config, None)
+    loaded = run_lib.load_dataset(config, None)
     # The tokenizer that the base from scratch will have.
-    texts = (prompt + answer for prompt, answer in found.sft_pairs)
+    texts = (prompt + answer for prompt, answer in loaded.sft_pairs)
     tokenizer = tokenize.train_tokenizer(texts, config.sft.vocab_size)
-  text, lengths = make_report(config, found, tokenizer)
+  text, lengths = make_report(config, loaded, tokenizer)
   if _PERSONAL_SIGNAL.value:
-    signal = personal_signal.describe(found.train, found.heldout, found.unseen)
+    signal = personal_signal.describe(
+      loaded.train, loaded.heldout, loaded.unseen
+    )
     text = f"{text}\n{signal}\n"
   text = display.visible(text)
   print(text)
   folder = config.folder
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "data_report.txt").write_text(text)
-  counts = collections.Counter(example.user_id for example in found.train)
+  counts = collections.Counter(example.user_id for example in loaded.train)
   figure(folder / "data_report.png", lengths, list(counts.values()))
   print(f"Written: {folder}/data_report.txt and {folder}/data_report.png")
 

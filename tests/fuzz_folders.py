@@ -19,9 +19,9 @@ class Tree:
 
   Attributes:
     files: bytes by path.
-    prompts: those that a file's rows ask, by path; of others nothing is read.
+    prompts: those that a file's records ask, by path; of others none is read.
     links: paths by path that they are links to.
-    strangers: files that hold no rows.
+    strangers: files that hold no records.
   """
 
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -30,7 +30,7 @@ class Tree:
   strangers: set[str] = dataclasses.field(default_factory=set)
 
   def add(self, path: str, rng: random.Random, count: int = 6) -> None:
-    """A file of rows in the format that its name tells."""
+    """A file of records in the format that its name tells."""
     prompts = [f"{rng.randrange(10**9)}?" for _ in range(count)]
     table = [
       {
@@ -77,7 +77,7 @@ def make_tree(rng: random.Random) -> Tree:
 
 
 def _add_strangers(tree: Tree, rng: random.Random) -> None:
-  """What lies beside data: hidden, or of formats that hold no rows."""
+  """What lies beside data: hidden, or of formats that hold no records."""
   for name in rng.sample(
     (
       "._a.jsonl", ".DS_Store", "__MACOSX/._b.jsonl", ".~lock.a.csv#",
@@ -223,7 +223,7 @@ def _folder_outcome(
   for path, prompts in tree.prompts.items():
     trained = train.intersection(prompts)
     if trained and _is_of_test(path) and not _is_of_train(path):
-      faults.add(name, "test rows trained on", f"{path}: {tally} {shown}")
+      faults.add(name, "test records trained on", f"{path}: {tally} {shown}")
     lost = set(prompts) - trained - heldout
     if len(lost) > tally.dropped.total() and not named.search(path):
       faults.add(name, "file lost silently", f"{path}: {tally} {shown}")

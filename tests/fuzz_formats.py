@@ -1,4 +1,4 @@
-"""Rows in the formats that are read."""
+"""Records in the formats that are read."""
 
 import bz2
 import csv
@@ -18,10 +18,10 @@ _PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 def to_bytes(path: str, table: list[dict[str, Any]]) -> bytes:
-  """A file of rows, in the format that its name tells.
+  """A file of records, in the format that its name tells.
 
   Raises:
-    Exception: of pyarrow's, if a table cannot hold the rows.
+    Exception: of pyarrow's, if a table cannot hold the records.
   """
   name = path.lower()
   out = io.BytesIO()
@@ -36,7 +36,7 @@ def to_bytes(path: str, table: list[dict[str, Any]]) -> bytes:
   elif ".json" in name and ".jsonl" not in name:
     out.write(json.dumps(table, indent=2).encode())
   else:
-    out.write(b"".join(json.dumps(row).encode() + b"\n" for row in table))
+    out.write(b"".join(json.dumps(record).encode() + b"\n" for record in table))
   return _PACK.get(pathlib.PurePath(name).suffix, bytes)(out.getvalue())
 
 
@@ -45,8 +45,8 @@ def _csv(table: list[dict[str, Any]], delimiter: str) -> bytes:
   out = io.StringIO(newline="")
   writer = csv.writer(out, delimiter=delimiter)
   writer.writerow(table[0])
-  for row in table:
+  for record in table:
     writer.writerow(
-      "" if turns.is_missing(value) else str(value) for value in row.values()
+      "" if turns.is_missing(value) else str(value) for value in record.values()
     )
   return out.getvalue().encode(errors="surrogatepass")

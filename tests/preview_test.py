@@ -6,7 +6,7 @@ import pytest
 
 from pdpo_jax import preview as report
 from pdpo_jax.core import structs
-from pdpo_jax.data import dataset, rows, tokenize
+from pdpo_jax.data import dataset, records, tokenize
 from pdpo_jax.data.sources import preference_files
 from pdpo_jax.runs import config as config_lib
 
@@ -19,7 +19,7 @@ def example(user, number, **fields):
 
 @pytest.fixture
 def made():
-  tally = rows.Tally()
+  tally = records.Tally()
   tally.read(9)
   tally.drop("ties")
   train = [example("ann", n, user_text="I am") for n in range(6)]
@@ -40,7 +40,7 @@ def made():
 def test_the_report_counts_examples_users_and_losses(made):
   text, lengths = report.make_report(*made)
   for part in (
-    "read:\n  9 rows\n  dropped: 1 ties\n\n",
+    "read:\n  9 records\n  dropped: 1 ties\n\n",
     "train: 8 examples; nothing cut",
     "heldout: 1 examples",
     "unseen: 1 examples",
@@ -63,7 +63,7 @@ def test_the_report_counts_examples_users_and_losses(made):
 
 def test_the_report_shows_each_kind_of_row_and_what_is_not_read(made, tmp_path):
   config, found, tokenizer = made
-  tally = rows.Tally()
+  tally = records.Tally()
   table = [
     {"prompt": "a?", "chosen": chosen, "rejected": rejected, "user_id": "u"}
     for chosen, rejected in (
@@ -81,14 +81,14 @@ def test_the_report_shows_each_kind_of_row_and_what_is_not_read(made, tmp_path):
   found = dataclasses.replace(found, tally=tally)
   text, _ = report.make_report(config, found, tokenizer)
   for line in (
-    "  5 rows",
+    "  5 records",
     "  broken: 1 empty response, 1 unknown role",
     "  dropped: 1 comparisons of equal responses",
     "1 lists of responses written as text, which are read",
     "1 messages of 'gpt', read as assistant",
     "1 rejected responses equal to the chosen one",
     "  not read (hidden): '._a.jsonl'",
-    "  not read (no format of rows): 'notes.txt'",
+    "  not read (no format of records): 'notes.txt'",
   ):
     assert line in text
 

@@ -21,7 +21,7 @@ FULL_USERS, FULL_SURVEY_ONLY, FULL_DIALOGUES = 1500, 104, 8011
 ONE_DIALOGUE_SHARE = 0.02
 MAX_DIALOGUES = 7
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 # Of a turn: what the user said, and each response with whether it was chosen.
 Turn = tuple[str, list[tuple[str, bool]]]
 
@@ -48,15 +48,15 @@ ETHNICITIES = ("White", "Black", "Asian", "Mixed", UNSAID)
 TYPES = ("unguided", "values guided", "controversy guided")
 
 
-def survey_row(user_id: str, rng: random.Random, **changes: Any) -> Row:
-  """A row of the survey; stated values are mostly high, and often equal."""
+def survey_record(user_id: str, rng: random.Random, **changes: Any) -> Record:
+  """A record of the survey; stated values are mostly high, and often equal."""
   birth, reside = rng.choice(COUNTRIES), rng.choice(COUNTRIES)
   order = rng.sample(range(1, len(ASPECTS) + 1), len(ASPECTS))
   stated: dict[str, Any] = {
     aspect: rng.choice((None, rng.randint(0, 99), 100)) for aspect in ASPECTS
   }
   stated["other_text"] = rng.choice((None, "It should be brief"))
-  row = {
+  record = {
     "user_id": user_id,
     "survey_only": False,
     "num_completed_conversations": 0,
@@ -101,10 +101,10 @@ def survey_row(user_id: str, rng: random.Random, **changes: Any) -> Row:
     "timing_duration_s": 600.0,
     "timing_duration_mins": 10.0,
   }
-  return row | changes
+  return record | changes
 
 
-def _categories(value: str) -> Row:
+def _categories(value: str) -> Record:
   return {
     "self_described": value.lower(),
     "categorised": value,
@@ -116,10 +116,10 @@ def text(rng: random.Random, num_words: int) -> str:
   return " ".join(rng.choices(WORDS, k=num_words))
 
 
-def conversation_row(
+def conversation_record(
   dialogue_id: str, user_id: str, turns: Sequence[Turn]
-) -> Row:
-  history: list[Row] = []
+) -> Record:
+  history: list[Record] = []
   for number, (asked, responses) in enumerate(turns):
     history.append({"turn": number, "role": "user", "content": asked})
     for place, (content, chosen) in enumerate(responses):
@@ -197,7 +197,7 @@ TRAPS: dict[str, tuple[int, Callable]] = {
 OTHER_TRAPS = ("asked empty", "all long")
 # Each trap comes back after so many dialogues.
 TRAP_EVERY = 40
-# Of fewer, a single broken row would be too many for the loader.
+# Of fewer, a single broken record would be too many for the loader.
 FEW_DIALOGUES = 100
 
 
@@ -236,7 +236,7 @@ def _traps(owners: Sequence[str]) -> list[str]:
   """The trap of each dialogue, mostly "plain"; each in turn, over and over.
 
   Users with few dialogues keep theirs whole, so that they can be counted. Only
-  one dialogue is of an unknown user: it is a broken row, and few are allowed.
+  one dialogue is of an unknown user: it is a broken record; few are allowed.
   """
   counts = collections.Counter(owners)
   names = [*TRAPS, *OTHER_TRAPS]
@@ -277,13 +277,13 @@ def write(
   survey, owners = [], []
   for number, count in enumerate(counts):
     user_id = f"user{number}"
-    row = survey_row(
+    record = survey_record(
       user_id, rng, survey_only=not count, num_completed_conversations=count
     )
     if number % 10 == 3:
-      row["stated_prefs"] = dict.fromkeys(row["stated_prefs"])
+      record["stated_prefs"] = dict.fromkeys(record["stated_prefs"])
       planted["no stated preferences"] += 1
-    survey.append(row)
+    survey.append(record)
     owners += [user_id] * count
   rng.shuffle(owners)
   conversations = []
@@ -294,8 +294,8 @@ def write(
     turns = random_turns(rng)
     spring(name, turns)
     planted[name] += 1
-    conversations.append(conversation_row(f"c{number}", user_id, turns))
-  write_rows(folder, survey, conversations)
+    conversations.append(conversation_record(f"c{number}", user_id, turns))
+  write_records(folder, survey, conversations)
   return planted
 
 
@@ -317,23 +317,23 @@ def one_user(turns: Sequence[Turn], copies: int = 2) -> Dialogues:
 def write_dialogues(
   folder: pathlib.Path,
   dialogues: Dialogues,
-  survey: Sequence[Row] | None = None,
+  survey: Sequence[Record] | None = None,
   **changes: Any,
 ) -> None:
   """Writes these dialogues and, if not given, a survey of their users.
 
   Args:
-    changes: what all rows of that survey say.
+    changes: what all records of that survey say.
   """
   if survey is None:
     rng = random.Random(0)
     users = dict.fromkeys(user for user, _ in dialogues.values())
-    survey = [survey_row(user, rng, **changes) for user in users]
-  rows = [
-    conversation_row(name, user, turns)
+    survey = [survey_record(user, rng, **changes) for user in users]
+  records = [
+    conversation_record(name, user, turns)
     for name, (user, turns) in dialogues.items()
   ]
-  write_rows(folder, survey, rows)
+  write_records(folder, survey, records)
 
 
 def make_config(
@@ -348,12 +348,14 @@ def make_config(
   return config
 
 
-def write_rows(
-  folder: pathlib.Path, survey: Sequence[Row], conversations: Sequence[Row]
+def write_records(
+  folder: pathlib.Path,
+  survey: Sequence[Record],
+  conversations: Sequence[Record],
 ) -> None:
   folder.mkdir(parents=True, exist_ok=True)
-  for name, rows in (("survey", survey), ("conversations", conversations)):
-    lines = [json.dumps(row) + "\n" for row in rows]
+  for name, records in (("survey", survey), ("conversations", conversations)):
+    lines = [json.dumps(record) + "\n" for record in records]
     (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

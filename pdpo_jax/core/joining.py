@@ -67,15 +67,17 @@ class Deadline:
     )
 
   def _watch(self) -> None:
-    wait, told = _SAY_SECONDS, ""
+    wait, announced = _SAY_SECONDS, ""
     # Who heeds the time says why to others before.
     while not self._done.wait(min(wait, self.left() + 0.5)):
       if not self.left():
         say_last(self.reason())
         os._exit(1)
-      if self.waits_for != told:
-        told = self.waits_for
-        print(f"{told} ({self.left():.0f} s left)", file=sys.stderr, flush=True)
+      if self.waits_for != announced:
+        announced = self.waits_for
+        print(
+          f"{announced} ({self.left():.0f} s left)", file=sys.stderr, flush=True
+        )
 
 
 def say_last(reason: str) -> None:

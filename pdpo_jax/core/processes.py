@@ -214,8 +214,8 @@ def gather(value: T) -> list[T]:
     for other in range(_group.count)
   ]
   if number:  # All who came to this call have read what the last one left.
-    for what in ("gather", "ready"):
-      store.key_value_delete(f"{what}/{number - 1}/{_group.index}")
+    for kind in ("gather", "ready"):
+      store.key_value_delete(f"{kind}/{number - 1}/{_group.index}")
   return values
 
 
@@ -258,37 +258,39 @@ def from_first(make: Callable[[], T]) -> T:
   """
   if _group is None:
     return make()
-  made, error = None, None
+  value, error = None, None
   if is_first():
     try:
-      made = make()
+      value = make()
     except Exception as raised:
       error = raised
-  made, error = gather((made, error))[0]
+  value, error = gather((value, error))[0]
   if error is not None:
     raise error
-  return made
+  return value
 
 
-def agree(what: str, values: Mapping[str, Any]) -> None:
+def agree(subject: str, values: Mapping[str, Any]) -> None:
   """Checks that all processes have the same values.
 
   Raises:
     ValueError: on every process, naming what differs, and where.
   """
-  found = gather(dict(values))
-  names = dict.fromkeys(name for own in found for name in own)
+  by_process = gather(dict(values))
+  names = dict.fromkeys(
+    name for values_there in by_process for name in values_there
+  )
   differences = [
-    f"{name} is {own.get(name)!r} on process {place} and "
-    f"{found[0].get(name)!r} on process 0"
+    f"{name} is {values_there.get(name)!r} on process {place} and "
+    f"{by_process[0].get(name)!r} on process 0"
     for name in names
-    for place, own in enumerate(found)
-    if own.get(name) != found[0].get(name)
+    for place, values_there in enumerate(by_process)
+    if values_there.get(name) != by_process[0].get(name)
   ]
   if differences:
     raise ValueError(
-      f"the processes do not agree on {what}: {'; '.join(differences)}. Start "
-      "all with the same command, files and versions"
+      f"the processes do not agree on {subject}: {'; '.join(differences)}. "
+      "Start all with the same command, files and versions"
     )
 
 
@@ -328,8 +330,8 @@ class Announcement:
 
 def _largest(number: int) -> jax.Array:
   maximum, split = _make_maximum()
-  own, shape = np.full(1, number, np.int32), (jax.device_count(),)
-  return maximum(jax.make_array_from_callback(shape, split, lambda _: own))
+  local, shape = np.full(1, number, np.int32), (jax.device_count(),)
+  return maximum(jax.make_array_from_callback(shape, split, lambda _: local))
 
 
 @functools.cache

@@ -54,13 +54,13 @@ def _sizes(
 ]:
   """Positions of each example's prompt and of its responses; P, N and R."""
   prompts = [
-    max(len(each.prompt), with_bare_prompt * len(each.bare_prompt))
-    for each in examples
+    max(len(example.prompt), with_bare_prompt * len(example.bare_prompt))
+    for example in examples
   ]
   responses = [[len(each) for each in row.responses] for row in examples]
   sizes = [
-    (prompt, len(each), max(each))
-    for prompt, each in zip(prompts, responses, strict=True)
+    (prompt, len(lengths), max(lengths))
+    for prompt, lengths in zip(prompts, responses, strict=True)
   ]
   return np.array(prompts), np.array([*map(sum, responses)]), np.array(sizes)
 

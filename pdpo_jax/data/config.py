@@ -119,7 +119,7 @@ class DataConfig(sections.Section):
   # off, without an end-of-text token. A comparison whose last turn alone is
   # over the prompt's limit is an error, or else left out.
   long_response: Literal["error", "drop", "cut"] = "error"
-  # Share of broken rows of a file above which the run stops.
+  # Share of broken records of a file above which the run stops.
   max_bad_share: sections.ShareBelowOne = 0.01
   # How examples over these limits are cut: "turns", as above, or "keep_start",
   # as TRL 0.10 does: not within the sum of both limits; beyond, the prompt

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Dataset:
   personas: Mapping[str, structs.Persona] = dataclasses.field(
     default_factory=dict
   )
-  tally: rows.Tally = dataclasses.field(default_factory=rows.Tally)
+  tally: records.Tally = dataclasses.field(default_factory=records.Tally)
 
   def digests(self) -> dict[str, str]:
     """A hash of each field's text; the tally's paths may differ."""

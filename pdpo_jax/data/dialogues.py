@@ -33,8 +33,8 @@ def turns_of(prompt: structs.Prompt) -> tuple[structs.Message, ...]:
 def as_text(prompt: structs.Prompt) -> str:
   if isinstance(prompt, str):
     return prompt
-  said = [_SPEAKERS[turn.role] + turn.content for turn in prompt]
-  return "\n\n".join([*said, _SPEAKERS["assistant"].rstrip()])
+  turns = [_SPEAKERS[turn.role] + turn.content for turn in prompt]
+  return "\n\n".join([*turns, _SPEAKERS["assistant"].rstrip()])
 
 
 def without_oldest(

@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 def digests(example: structs.PreferenceExample) -> list[str]:
   """Of each pair of a prompt's responses, whoever prefers which."""
-  found = []
+  hashes = []
   for rejected in example.rejected:
     text = repr((example.prompt, sorted((example.chosen, rejected))))
-    found.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
-  return found
+    hashes.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+  return hashes
 
 
 class Fields(TypedDict):
@@ -101,9 +101,9 @@ def keep_apart(
     return not before.heldout.isdisjoint(digests(example))
 
   free = [
-    each
-    for each in dataset.train
-    if was_held_out(each) and not is_trained(each)
+    example
+    for example in dataset.train
+    if was_held_out(example) and not is_trained(example)
   ]
   held = {id(each) for each in free}
   trained |= _all_digests(
@@ -116,20 +116,20 @@ def keep_apart(
     moved = {id(each) for each in more}
     free = [each for each in free if id(each) not in moved]
   train = [
-    each
-    for each in [*dataset.train, *dataset.heldout, *known]
-    if is_trained(each)
+    example
+    for example in [*dataset.train, *dataset.heldout, *known]
+    if is_trained(example)
   ]
   heldout = [
-    each
-    for each in [*dataset.heldout, *dataset.train, *known]
-    if not is_trained(each)
+    example
+    for example in [*dataset.heldout, *dataset.train, *known]
+    if not is_trained(example)
   ]
   # Nor is anyone seen of whom nothing is left to learn from.
-  rows = before.users | {each.user_id for each in train} | {None}
+  with_row = before.users | {each.user_id for each in train} | {None}
   unseen = [each for each in dataset.unseen if each.user_id not in before.users]
-  unseen += [each for each in heldout if each.user_id not in rows]
-  heldout = [each for each in heldout if each.user_id in rows]
+  unseen += [each for each in heldout if each.user_id not in with_row]
+  heldout = [each for each in heldout if each.user_id in with_row]
   strangers = [each for each in unseen if not is_trained(each)]
   tally = dataset.tally
   tally.note(
@@ -165,9 +165,9 @@ def _prompts(dataset, kept, count, seed):
   once = {each.prompt for each in [*dataset.heldout, *dataset.unseen]}
   now = {each.prompt for each in [*kept.heldout, *kept.unseen]}
   still = [
-    each
-    for each in dataset.prompts
-    if each.prompt in now or each.prompt not in once
+    prompt
+    for prompt in dataset.prompts
+    if prompt.prompt in now or prompt.prompt not in once
   ]
   if len(still) < len(dataset.prompts):
     asked = {each.prompt for each in still}

@@ -169,8 +169,8 @@ def make_classes(
     packed = structs.Packed(
       groups.shape[1],
       *(
-        -(-int(each[groups].sum(1).max()) // multiple) * multiple
-        for each in (longest, counted)
+        -(-int(sizes[groups].sum(1).max()) // multiple) * multiple
+        for sizes in (longest, counted)
       ),
     )
     rows = groups.reshape(layout.devices, layout.microbatches, -1).swapaxes(

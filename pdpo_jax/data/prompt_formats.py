@@ -141,12 +141,12 @@ class Chat:
       return tuple(turns)
     first, *others = turns
     if first.role == "system":
-      told = structs.Message("system", f"{first.content}\n\n{text}")
-      return (told, *others)
+      message = structs.Message("system", f"{first.content}\n\n{text}")
+      return (message, *others)
     if self.takes_system:
       return (structs.Message("system", text), *turns)
-    told = structs.Message(first.role, f"{text}\n\n{first.content}")
-    return (told, *others)
+    message = structs.Message(first.role, f"{text}\n\n{first.content}")
+    return (message, *others)
 
   def follow(self, pairs: Sequence[Pair], counts: Counts) -> Iterator[Pair]:
     """What the template writes after each prompt, for each response.

@@ -118,8 +118,8 @@ class PromptEncoder:
       self._format = self.chat = prompt_formats.Chat(
         self.tokens, self.front, chat_template, self._ends_itself
       )
-    own = tokenizer.convert_ids_to_tokens([self.end_id])
-    self._ends = tuple({tokenizer.eos_token, *own, *_ENDS})
+    end_tokens = tokenizer.convert_ids_to_tokens([self.end_id])
+    self._ends = tuple({tokenizer.eos_token, *end_tokens, *_ENDS})
     self._shortened: dict[str, str] = {}
 
   @property

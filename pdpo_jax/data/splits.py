@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 
 Examples = list[structs.PreferenceExample]
 
@@ -44,7 +44,7 @@ def _content(example: structs.PreferenceExample):
   return example.prompt, frozenset((example.chosen, *example.rejected))
 
 
-def note_repeated(examples: Examples, tally: rows.Tally) -> None:
+def note_repeated(examples: Examples, tally: records.Tally) -> None:
   """Counts what somebody is said to have chosen twice, as of a copied file."""
   distinct = {
     (each.user_id, each.prompt, each.chosen, each.rejected) for each in examples
@@ -55,12 +55,14 @@ def note_repeated(examples: Examples, tally: rows.Tally) -> None:
   )
 
 
-def note_known(train: Examples, heldout: Examples, tally: rows.Tally) -> None:
+def note_known(
+  train: Examples, heldout: Examples, tally: records.Tally
+) -> None:
   """Counts held-out choices that training tells in part.
 
-  Where a user prefers one response to several others, each in a row of its own,
-  some rows may be held out and others not, and training has seen what the user
-  chose.
+  Where a user prefers one response to several others, each in a record of its
+  own, some records may be held out and others not, and training has seen what
+  the user chose.
   """
   known = {(each.user_id, each.prompt, each.chosen) for each in train}
   tally.note(
@@ -70,7 +72,7 @@ def note_known(train: Examples, heldout: Examples, tally: rows.Tally) -> None:
 
 
 def without_common(
-  train: Examples, heldout: Examples, tally: rows.Tally
+  train: Examples, heldout: Examples, tally: records.Tally
 ) -> Examples:
   """Held-out comparisons of what nobody compares in training."""
   trained = set(map(_content, train))
@@ -93,7 +95,7 @@ def without_rare_users(
   train: Examples,
   heldout: Examples,
   files: data_config.FilesConfig,
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> tuple[Examples, Examples]:
   """Both splits with the busiest users of the first alone.
 
@@ -122,7 +124,7 @@ def draw_users(train: Examples, share: float, seed: int) -> set[str]:
 
 
 def at_most(
-  examples: Examples, name: str, limit: int, seed: int, tally: rows.Tally
+  examples: Examples, name: str, limit: int, seed: int, tally: records.Tally
 ) -> Examples:
   """At most so many comparisons of each user; 0 is no limit.
 
@@ -136,8 +138,10 @@ def at_most(
     places[example.user_id].append(place)
   rng = random.Random(f"at most {seed}")
   kept = set(places.pop(None, []))
-  for own in places.values():
-    kept |= set(own if len(own) <= limit else rng.sample(own, limit))
+  for of_user in places.values():
+    kept |= set(
+      of_user if len(of_user) <= limit else rng.sample(of_user, limit)
+    )
   tally.drop(f"comparisons beyond {name}", len(examples) - len(kept))
   return [examples[place] for place in sorted(kept)]
 

@@ -134,14 +134,16 @@ class ChatTemplate:
       "date_string": template_worker.DATE.strftime("%d %b %Y"),
     }
     question = structs.Message("user", _QUESTION)
-    told = structs.Message("system", _QUESTION[::-1])
+    instruction = structs.Message("system", _QUESTION[::-1])
     answer = structs.Message("assistant", ANSWER)
-    bare, whole = self.render([(question, answer), (told, question, answer)])
-    self.takes_system = isinstance(whole, str) and told.content in whole
+    bare, whole = self.render(
+      [(question, answer), (instruction, question, answer)]
+    )
+    self.takes_system = isinstance(whole, str) and instruction.content in whole
     turns = (question,)
     # Only a strict one wants a system message.
     if isinstance(bare, Refused) and self.takes_system:
-      bare, turns = whole, (told, question)
+      bare, turns = whole, (instruction, question)
     if isinstance(bare, Refused):
       raise ValueError(
         f"the chat template of {self.name} refuses a question with its answer "
@@ -193,9 +195,9 @@ class ChatTemplate:
           f"the chat template of {self.name} takes more than "
           f"{reply['limit']}; mend it, or use data.template 'plain'"
         )
-      for each in reply["rendered"]:
-        text = each.get("text")
-        rendered.append(Refused(each["error"]) if text is None else text)
+      for outcome in reply["rendered"]:
+        text = outcome.get("text")
+        rendered.append(Refused(outcome["error"]) if text is None else text)
     return rendered
 
 

@@ -180,14 +180,14 @@ class TextTokens:
       near = [None] * len(texts)
     rest = iter(
       self._whole(
-        [each for each, ids in zip(texts, near, strict=True) if ids is None]
+        [entry for entry, ids in zip(texts, near, strict=True) if ids is None]
       )
     )
     following = []
-    for each, ids in zip(texts, near, strict=True):
+    for entry, ids in zip(texts, near, strict=True):
       ids = next(rest) if ids is None else ids
       joined = ids is not None
-      following.append((ids if joined else self._apart(*each), joined))
+      following.append((ids if joined else self._apart(*entry), joined))
     return following
 
   def _by_context(self, texts) -> list[Ids | None]:

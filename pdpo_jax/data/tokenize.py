@@ -11,7 +11,7 @@ import transformers
 from jaxtyping import Int
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import dialogues, prompt_formats, rows
+from pdpo_jax.data import dialogues, prompt_formats, records
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import users as users_lib
 
@@ -125,7 +125,7 @@ def tokenize_examples(
     _check_example(place, example)
   dialogues.check(examples)
   tokenized = Tokenized([], [], collections.Counter())
-  refused = rows.Tally()
+  refused = records.Tally()
   refused.read(len(examples))
   for start in range(0, len(examples), _BATCH):
     batch = examples[start : start + _BATCH]
@@ -183,13 +183,15 @@ def tokenize_examples(
 def _prompts(batch, encoder, counts):
   """Prompts with and without users' texts; the same where there are none."""
   prompts = encoder.encode_prompts(batch, counts)
-  told = [place for place, example in enumerate(batch) if example.user_text]
+  with_text = [
+    place for place, example in enumerate(batch) if example.user_text
+  ]
   bare_prompts = list(prompts)
   bare = encoder.encode_prompts(
-    [structs.PromptExample(batch[place].prompt) for place in told],
+    [structs.PromptExample(batch[place].prompt) for place in with_text],
     collections.Counter(),
   )
-  for place, encoded in zip(told, bare, strict=True):
+  for place, encoded in zip(with_text, bare, strict=True):
     bare_prompts[place] = encoded
   return prompts, bare_prompts
 
@@ -331,7 +333,7 @@ def _check_example(place: int, example: structs.PreferenceExample):
 
 def listed(counts: collections.Counter[str]) -> str:
   """What was counted, for a person to read."""
-  said = [
+  phrases = [
     f"{count:,} {reason}" for reason, count in sorted(counts.items()) if count
   ]
-  return ", ".join(said) or "nothing cut"
+  return ", ".join(phrases) or "nothing cut"

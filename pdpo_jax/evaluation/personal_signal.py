@@ -126,12 +126,14 @@ def _design(pairs: Pairs, users: Sequence[str], freedom: float):
   """Common features and, times `freedom`, each user's own."""
   places = {user: place for place, user in enumerate(users)}
   width = pairs.features.shape[1]
-  own = sparse.lil_matrix((len(pairs.owners), width * len(users)))
+  personal = sparse.lil_matrix((len(pairs.owners), width * len(users)))
   for row, owner in enumerate(pairs.owners):
     if owner in places:
       start = width * places[owner]
-      own[row, start : start + width] = freedom * pairs.features[row]
-  return sparse.hstack([sparse.csr_matrix(pairs.features), own.tocsr()]).tocsr()
+      personal[row, start : start + width] = freedom * pairs.features[row]
+  return sparse.hstack(
+    [sparse.csr_matrix(pairs.features), personal.tocsr()]
+  ).tocsr()
 
 
 def _margins(
@@ -170,10 +172,10 @@ def describe(
 ) -> str:
   """Both measures as text; says so where examples do not allow one."""
   lines = ["how much is personal, without a language model:"]
-  found = agreement([*train, *heldout, *unseen])
+  agreements = agreement([*train, *heldout, *unseen])
   for title, values in (
-    ("two users agree on the same pair", found.couples),
-    ("a user agrees with most of the others", found.majorities),
+    ("two users agree on the same pair", agreements.couples),
+    ("a user agrees with most of the others", agreements.majorities),
   ):
     shown = f"{np.mean(values):.1%} of {len(values):,}" if values else "none"
     lines.append(f"  {title}: {shown}")

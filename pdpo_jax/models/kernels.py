@@ -250,13 +250,13 @@ def _splash(q, k, v, real, offset, interpret=False):
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   _, queries, heads, size = q.shape
-  own = real[:, offset : offset + queries]
+  query_real = real[:, offset : offset + queries]
   q = q * jnp.asarray(size**-0.5, q.dtype)
   q, k, v = (
     _pad(_pad(x, 1, _LANES), 3, _LANES).swapaxes(1, 2) for x in (q, k, v)
   )  # [B, H, Q, E]
   segments = splash_attention.SegmentIds(
-    q=_pad(own, 1, _LANES, True).astype(jnp.int32),
+    q=_pad(query_real, 1, _LANES, True).astype(jnp.int32),
     kv=_pad(real, 1, _LANES).astype(jnp.int32),
   )
   mask = splash_attention.CausalMask((q.shape[2], k.shape[2]), offset)

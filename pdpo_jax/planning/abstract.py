@@ -175,8 +175,8 @@ def _placed_state(state, mesh):
 
   def place(path, leaf):
     ends = (path[-size:] for size in range(min(len(path), longest), 0, -1))
-    found = next((places[end] for end in ends if end in places), whole)
-    return _at(leaf, found)
+    target = next((places[end] for end in ends if end in places), whole)
+    return _at(leaf, target)
 
   return structs.TrainState(
     _at(state.step, whole),

@@ -40,7 +40,7 @@ def received(text: str) -> dict[str, float]:
     text: of a compiled program, as `compiled.as_text()` gives it.
   """
   computations, entry = _computations(text)
-  found: dict[str, tuple[float, str]] = {}
+  by_channel: dict[str, tuple[float, str]] = {}
   for times, line in _executed(computations, entry):
     collective = _collective(line)
     if collective is None:
@@ -51,25 +51,25 @@ def received(text: str) -> dict[str, float]:
     channel = _CHANNEL.search(line)
     name = channel.group(1) if channel else line
     once = (times * size, kind)
-    found[name] = min(found.get(name, once), once)
+    by_channel[name] = min(by_channel.get(name, once), once)
   totals = collections.Counter()
-  for size, kind in found.values():
+  for size, kind in by_channel.values():
     totals[kind] += size
   return dict(totals)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   """The lines of each computation, and which is run first."""
-  found, entry, lines = {}, "", []
+  computations, entry, lines = {}, "", []
   for line in text.splitlines():
     header = _HEADER.match(line)
     if header:
-      lines = found[header.group(2)] = []
+      lines = computations[header.group(2)] = []
       if header.group(1):
         entry = header.group(2)
     elif _INSTRUCTION.match(line):
       lines.append(line)
-  return found, entry
+  return computations, entry
 
 
 def _executed(
@@ -81,8 +81,8 @@ def _executed(
     operation = _INSTRUCTION.match(line).group(3)
     if operation == "while":
       body, condition = (
-        re.search(rf"\b{what}=%?([\w.-]+)", line).group(1)
-        for what in ("body", "condition")
+        re.search(rf"\b{name}=%?([\w.-]+)", line).group(1)
+        for name in ("body", "condition")
       )
       trips = _trips(line, computations[body], computations[condition])
       yield from _executed(computations, body, times * trips)
@@ -126,13 +126,13 @@ def _step(body: list[str], place: int) -> int:
 
 
 def _constants(lines: list[str]) -> dict[str, int]:
-  found = (
+  matches = (
     re.match(
       r"\s+(?:ROOT )?%?([\w.-]+) = [su]32\[\]\S* constant\((\d+)\)", line
     )
     for line in lines
   )
-  return {each.group(1): int(each.group(2)) for each in found if each}
+  return {each.group(1): int(each.group(2)) for each in matches if each}
 
 
 def _collective(line: str) -> tuple[str, float] | None:

@@ -73,10 +73,11 @@ def _of_equation(equation) -> int:
 def _inner(params) -> Iterator[Any]:
   """The jaxprs that an equation runs."""
   for value in params.values():
-    for each in value if isinstance(value, tuple | list) else (value,):
-      each = each.jaxpr if isinstance(each, core.ClosedJaxpr) else each
-      if isinstance(each, core.Jaxpr):
-        yield each
+    for inner in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(inner, core.ClosedJaxpr):
+        yield inner.jaxpr
+      elif isinstance(inner, core.Jaxpr):
+        yield inner
 
 
 def _devices_of(params) -> int:

@@ -128,7 +128,7 @@ def devices_of(topology: topologies.Topology) -> Sequence[jax.Device]:
     # Both cores of a chip as one device, as JAX sees them.
     options["chip_config_name"] = "megacore"
   try:
-    found = jax_topologies.get_topology_desc(
+    description = jax_topologies.get_topology_desc(
       platform="tpu", topology_name=topology.libtpu_name, **options
     )
   except jax.errors.JaxRuntimeError as error:
@@ -136,7 +136,7 @@ def devices_of(topology: topologies.Topology) -> Sequence[jax.Device]:
       f"libtpu does not know topology {topology.name!r} "
       f"({topology.libtpu_name}); update it, or choose another: {error}"
     ) from error
-  return found.devices
+  return description.devices
 
 
 def choose_mesh(
@@ -255,7 +255,7 @@ def _on_devices(
 def held_bytes(arguments: abstract.Arguments) -> dict[str, float]:
   """Bytes a device of what a step is called with, by what they are."""
   state = arguments.state
-  found = {
+  sizes = {
     "base": _bytes(arguments.frozen),
     "lora": 0.0,
     "users": 0.0,
@@ -265,8 +265,8 @@ def held_bytes(arguments: abstract.Arguments) -> dict[str, float]:
   labels = jax.tree.leaves(optimizer.label(state.trainable))
   leaves = jax.tree.leaves(state.trainable)
   for name, leaf in zip(labels, leaves, strict=True):
-    found[name] += _bytes(leaf)
-  return found
+    sizes[name] += _bytes(leaf)
+  return sizes
 
 
 def _bytes(tree: Any) -> float:
@@ -296,17 +296,17 @@ class Growth:
 
   Attributes:
     fixed: bytes of temporaries, padding and code without any examples.
-    each: bytes of temporaries and batch that an example adds.
+    per_example: bytes of temporaries and batch that an example adds.
   """
 
   fixed: float
-  each: float
+  per_example: float
 
   @classmethod
-  def between(cls, one: Plan, other: Plan) -> "Growth":
-    grown = [_not_held(plan) for plan in (one, other)]
-    each = (grown[1] - grown[0]) / (other.examples - one.examples)
-    return cls(grown[0] - each * one.examples, each)
+  def between(cls, first: Plan, second: Plan) -> "Growth":
+    grown = [_not_held(plan) for plan in (first, second)]
+    per_example = (grown[1] - grown[0]) / (second.examples - first.examples)
+    return cls(grown[0] - per_example * first.examples, per_example)
 
 
 def _not_held(plan):
@@ -336,12 +336,12 @@ def find_largest(
   while True:
     fitting = max((n for n, plan in known.items() if plan.fits), default=0)
     too_many = min((n for n, plan in known.items() if not plan.fits), default=0)
-    most = max(int((room - line.fixed) / max(line.each, 1.0)), 1)
+    most = max(int((room - line.fixed) / max(line.per_example, 1.0)), 1)
     if too_many:
       most = min(most, too_many - 1)
       most = max(most, fitting + 1)
     # More examples that take less memory promise nothing.
-    if most <= fitting or most in known or line.each <= 0:
+    if most <= fitting or most in known or line.per_example <= 0:
       return known.get(fitting), growth
     known[most] = compile_examples(most)
     line = Growth.between(first, known[most])
@@ -373,6 +373,6 @@ def find_smaller(
     spare = topology.chip.memory - sum(held.values()) + held["batch"]
     share = plan.shape.examples // count
     for microbatches in (n for n in range(1, share + 1) if share % n == 0):
-      if growth.fixed + growth.each * share / microbatches <= spare:
+      if growth.fixed + growth.per_example * share / microbatches <= spare:
         return topology, microbatches
   return None

@@ -42,8 +42,8 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
     yield f"  It {verdict}{share}: {plan.total / chip.memory:.0%}."
   yield "\nA step"
   yield f"  {'products':<22}{plan.flops / 1e12:>12,.1f} TFLOPs"
-  each = plan.flops / shape.examples
-  yield f"  {'of an example':<22}{each / 1e12:>12,.2f} TFLOPs"
+  per_example = plan.flops / shape.examples
+  yield f"  {'of an example':<22}{per_example / 1e12:>12,.2f} TFLOPs"
   if plan.received is not None:
     yield "\nA device receives in a step"
     for kind, size in sorted(plan.received.items()):
@@ -65,8 +65,8 @@ def _times(plan: planner.Plan) -> Iterator[str]:
   least = plan.seconds_of_products
   for share in (1.0, _UTILISATION):
     rate = plan.shape.examples * share / least
-    what = f"products at {share:.0%}"
-    yield f"  {what:<22}{least / share:>12.2f} s   {rate:,.1f} examples/s"
+    label = f"products at {share:.0%}"
+    yield f"  {label:<22}{least / share:>12.2f} s   {rate:,.1f} examples/s"
   if plan.seconds_of_links is not None:
     yield f"  {'links at 100%':<22}{plan.seconds_of_links:>12.2f} s"
 
@@ -90,25 +90,25 @@ def advice(plan: planner.Plan, recipe: recipes.Recipe) -> str:
 
 def _savings(plan: planner.Plan, recipe: recipes.Recipe) -> list[str]:
   """What makes a plan smaller, the cheapest first."""
-  found = []
+  savings = []
   if plan.mesh["fsdp"] < plan.topology.num_devices and plan.mesh["tensor"] == 1:
-    found.append(
+    savings.append(
       f"--config.mesh.data=1 --config.mesh.fsdp={plan.topology.num_devices}"
     )
   if recipe.base.param_dtype == "float32":
-    found.append("--config.base.param_dtype=bfloat16")
+    savings.append("--config.base.param_dtype=bfloat16")
   if recipe.base.remat != "full":
-    found.append("--config.base.remat=full")
+    savings.append("--config.base.remat=full")
   if plan.examples > 1:
     steps = next(
       steps
       for steps in range(plan.microbatches + 1, plan.shape.examples + 1)
       if plan.shape.examples % (steps * plan.shards) == 0
     )
-    found.append(f"--config.train.accumulation_steps={steps}")
+    savings.append(f"--config.train.accumulation_steps={steps}")
   if plan.examples == 1:
-    found.append("a larger topology, or shorter prompts and responses")
-  return found
+    savings.append("a larger topology, or shorter prompts and responses")
+  return savings
 
 
 def describe_search(

@@ -141,5 +141,5 @@ def smaller(topology: Topology) -> list[Topology]:
     sizes = [
       str(2**power) for power in range(topology.num_devices.bit_length())
     ]
-  found = (parse(f"{topology.kind}-{size}") for size in sizes)
-  return [each for each in found if each.num_devices < topology.num_devices]
+  same_kind = (parse(f"{topology.kind}-{size}") for size in sizes)
+  return [each for each in same_kind if each.num_devices < topology.num_devices]

@@ -28,10 +28,10 @@ def check(
   """
   run_folder.read_versions(workdir)
   for place in (workdir, *against):
-    own = run.Run.open(place).own
+    training = run.Run.open(place).own
     # Written once all is trained: half a control says nothing.
     answers.read(place / run_folder.ANSWERS)
-    meta = own.described
+    meta = training.described
     if place == workdir and meta["data"] != dataset.digest:
       raise ValueError(
         f"the data of {workdir} has changed since it was trained, so that "
@@ -51,8 +51,8 @@ def _before(
   """What a run started from, if that is still there as it was."""
   try:
     answers.read(config.start / run_folder.ANSWERS)
-    one = run.Run.open(config.start, base=base).own
-    one.check()
+    start = run.Run.open(config.start, base=base).own
+    start.check()
     there, here = map(run_folder.read_held_out, (config.start, workdir))
     if not there.trained <= here.trained:
       raise ValueError("it was trained again, on other data")
@@ -61,8 +61,8 @@ def _before(
       "not compared with %s, which it started from: %s", config.start, error
     )
     return []
-  one.read_for(config, workdir)
-  return [one]
+  start.read_for(config, workdir)
+  return [start]
 
 
 def open_contenders(
@@ -75,31 +75,31 @@ def open_contenders(
   Raises:
     ValueError: if one is no run folder, was not trained, or on another base.
   """
-  found = []
+  policies = []
   first = run_folder.read_config(workdir)
   against = [each for each in against if not is_start(each, first)]
   for place in (workdir, *against):
     opened = run.Run.open(place, base=base)
-    found.append(opened.own)
+    policies.append(opened.own)
     vanilla = opened.trainings.get(config_lib.VANILLA)
     if place == workdir and vanilla is not opened.own and vanilla is not None:
-      found.append(vanilla)
-  for each in found:
-    each.check()
+      policies.append(vanilla)
+  for policy in policies:
+    policy.check()
   if first.start:
-    found += _before(first, workdir, base)
-  for each in found:
-    if each.control:
-      each.name += f", {each.control}"
-  names = [each.name for each in found]
-  for each in found:
-    if names.count(each.name) > 1:
-      each.name += f" ({each.workdir.name})"
-  names = [each.name for each in found]
+    policies += _before(first, workdir, base)
+  for policy in policies:
+    if policy.control:
+      policy.name += f", {policy.control}"
+  names = [each.name for each in policies]
+  for policy in policies:
+    if names.count(policy.name) > 1:
+      policy.name += f" ({policy.workdir.name})"
+  names = [each.name for each in policies]
   twice = {name for name in names if names.count(name) > 1}
   if twice:
     raise ValueError(
       f"--workdir and --against name {', '.join(sorted(twice))} twice; give "
       "each run once, in a folder of its own name"
     )
-  return found
+  return policies

@@ -51,8 +51,8 @@ def resolve(config: config_lib.Config) -> config_lib.Config:
   if config.start is None:
     return config
   start, folder = (
-    pathlib.Path(os.path.abspath(each))
-    for each in (config.start, config.folder)
+    pathlib.Path(os.path.abspath(path))
+    for path in (config.start, config.folder)
   )
   if start == folder:
     raise ValueError(
@@ -133,21 +133,21 @@ def held_out(
 def users(
   config: config_lib.Config,
   folder: pathlib.Path,
-  found: users_lib.UserIndex,
+  in_data: users_lib.UserIndex,
 ) -> users_lib.UserIndex:
   """The rows of a run's user table: the earlier run's, then new ones.
 
   Args:
     folder: of the run.
-    found: the users of the data.
+    in_data: the users of the data.
   """
   if config.start is None or config.user.kind == "none":
-    return found
+    return in_data
   name = config.training_name
   begun = policies.is_begun(folder / name)
   place = (folder if begun else config.start) / name / "checkpoints"
   with checkpoint.Checkpoints(place) as saved:
-    return saved.users().extended(found)
+    return saved.users().extended(in_data)
 
 
 def check_base(

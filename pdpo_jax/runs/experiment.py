@@ -118,9 +118,9 @@ def _prepare_base(
   config: config_lib.Config, folder: pathlib.Path, clock: Clock
 ) -> tuple[dataset_lib.Dataset, base_lib.Base, Prepared]:
   """Data and base, which is taught first where the config says so."""
-  own = folder / run_folder.BASE
+  base_folder = folder / run_folder.BASE
   is_taught = not config.base.path and not processes.from_first(
-    lambda: base_lib.is_whole(own)
+    lambda: base_lib.is_whole(base_folder)
   )
   source = run_folder.base_path(config, folder)
   if is_taught:
@@ -128,10 +128,10 @@ def _prepare_base(
   tokenizer = base_lib.read_tokenizer(source) if source else None
   with clock.stage("data"):
     dataset = run_lib.load_dataset(config, tokenizer, folder)
-    if dataset.tally.rows:
+    if dataset.tally.records:
       print(display.visible(f"data: {dataset.tally}"))
   if not config.base.path and not is_taught:
-    processes.from_first(lambda: sft.check_data(own, dataset.digest))
+    processes.from_first(lambda: sft.check_data(base_folder, dataset.digest))
   # What is wrong shall show before weights are read, and hours of training.
   if source:
     with clock.stage("tokenize"):
@@ -142,7 +142,7 @@ def _prepare_base(
       return dataset, run_lib.read_base(config, folder), prepared
   with clock.stage("sft"):
     base = sft.train_base(
-      config.sft, config.recipe, dataset, own, dataset.digest
+      config.sft, config.recipe, dataset, base_folder, dataset.digest
     )
   with clock.stage("tokenize"):
     # With the tokenizer that later commands find.

@@ -56,15 +56,15 @@ def writing(
 
 def _take_all(stack, folder, others) -> None:
   kept.make_folder(folder)
-  own = folder.resolve()
+  resolved = folder.resolve()
   # In the same order everywhere, so that no two wait for each other.
-  for place in sorted({own, *(other.resolve() for other in others)}):
-    if place != own and not place.is_dir():
+  for place in sorted({resolved, *(other.resolve() for other in others)}):
+    if place != resolved and not place.is_dir():
       continue
     try:
       stack.enter_context(_holding(place))
     except kept.Unwritable:
-      if place == own:
+      if place == resolved:
         raise
 
 
@@ -161,9 +161,9 @@ def _describe_other(lease: filelock.SoftFileLease, holder: pathlib.Path) -> str:
   owner = lease.owner
   who = f"process {owner.pid} on {owner.hostname}" if owner else "a process"
   try:
-    told = json.loads(holder.read_bytes())
-    if owner and (told["pid"], told["host"]) == (owner.pid, owner.hostname):
-      who += f", since {told['since']}: {told['command']}"
+    note = json.loads(holder.read_bytes())
+    if owner and (note["pid"], note["host"]) == (owner.pid, owner.hostname):
+      who += f", since {note['since']}: {note['command']}"
   except (OSError, ValueError, KeyError, TypeError):
     pass  # It says no more than the lock does.
   return (

@@ -152,15 +152,15 @@ class Run:
   @functools.cached_property
   def trainings(self) -> Mapping[str, trained.Trained]:
     """What was trained, by name: what the run is for, and vanilla DPO."""
-    own = self.config.training_name
+    main = self.config.training_name
     trainings = {
       name: trained.Trained(self.workdir, name, self.config, lambda: self.base)
-      for name in (own, config_lib.VANILLA)
+      for name in (main, config_lib.VANILLA)
     }
     return {
       name: training
       for name, training in trainings.items()
-      if name == own or training.is_there
+      if name == main or training.is_there
     }
 
   @property

@@ -111,11 +111,11 @@ _AGAIN = (
 
 def versions() -> dict[str, str]:
   """Of Python and the main packages, and the devices that JAX sees."""
-  found = {"python": platform.python_version()}
+  numbers = {"python": platform.python_version()}
   for name in _PACKAGES:
-    found[name] = importlib.metadata.version(name)
+    numbers[name] = importlib.metadata.version(name)
   kinds = sorted({device.device_kind for device in jax.devices()})
-  return found | {"devices": f"{jax.device_count()} x {', '.join(kinds)}"}
+  return numbers | {"devices": f"{jax.device_count()} x {', '.join(kinds)}"}
 
 
 def check_processes(config: config_lib.Config) -> None:

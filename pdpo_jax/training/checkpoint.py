@@ -191,12 +191,12 @@ class Checkpoints:
   def _user_ids(self, step: int) -> str | None:
     """The ids alone, however large the table is; None without users."""
     _, sums = self._meta_and_sums(step)
-    found = self._checkpointer.checkpointables_metadata(step).metadata
-    if "users" not in found:
+    metadata = self._checkpointer.checkpointables_metadata(step).metadata
+    if "users" not in metadata:
       return None
-    if found["users"] is None:  # Orbax has logged why.
+    if metadata["users"] is None:  # Orbax has logged why.
       raise ValueError("the table of users is damaged")
-    table = dict.fromkeys(found["users"]["table"], ocp.PLACEHOLDER)
+    table = dict.fromkeys(metadata["users"]["table"], ocp.PLACEHOLDER)
     like = {"users": {"table": table, "ids": ""}}
     ids = self._load_items(step, like)["users"]["ids"]
     sums_lib.check({"users": {"ids": ids}}, sums)
@@ -225,8 +225,8 @@ class Checkpoints:
     )
 
     def like():
-      found = self._checkpointer.checkpointables_metadata(step).metadata
-      like = {name: found[name] for name in names if name in found}
+      metadata = self._checkpointer.checkpointables_metadata(step).metadata
+      like = {name: metadata[name] for name in names if name in metadata}
       return _abstract(like, lambda _: here)
 
     like, problem = _read(like)
@@ -273,10 +273,10 @@ class Checkpoints:
     problems: dict[int, str] = {}
     shapes = _abstract(dict(like), lambda x: x.sharding)
     for step in self._newest_first():
-      found, problems[step] = _read(lambda step=step: self.meta(step))
+      saved_meta, problems[step] = _read(lambda step=step: self.meta(step))
       if problems[step]:
         continue
-      checkpoint_meta.check(found, meta, self.folder / str(step))
+      checkpoint_meta.check(saved_meta, meta, self.folder / str(step))
       items, problems[step] = self._load_checked(step, shapes)
       if not problems[step]:
         del problems[step]
@@ -312,12 +312,12 @@ class Checkpoints:
 
 def _read(read: Callable[[], Any]) -> tuple[Any, str]:
   """What `read` gives, and what was wrong if it failed for any process."""
-  found, problem = None, ""
+  value, problem = None, ""
   try:
-    found = read()
+    value = read()
   except Exception as error:  # Orbax raises what its storage raises.
     problem = _first_line(error)
-  return found, next(filter(None, processes.gather(problem)), "")
+  return value, next(filter(None, processes.gather(problem)), "")
 
 
 @contextlib.contextmanager

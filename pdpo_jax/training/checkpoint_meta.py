@@ -7,14 +7,14 @@ from typing import Any
 
 
 def check(
-  found: Mapping[str, Any], wanted: Mapping[str, Any], place: pathlib.Path
+  saved: Mapping[str, Any], wanted: Mapping[str, Any], place: pathlib.Path
 ) -> None:
   """Compares a checkpoint's `meta` with this run's, in what both name.
 
   Raises:
     ValueError: naming each difference.
   """
-  there, here = _expand(found), _expand(wanted)
+  there, here = _expand(saved), _expand(wanted)
   differences = [
     f"{name} is {there[name]!r} there and {value!r} here"
     for name, value in here.items()

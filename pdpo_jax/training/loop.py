@@ -143,9 +143,10 @@ def _run(training, cadence, saved):
     progress.step(step + 1)
 
   def evaluate(step):
-    row = training.evaluate(state)
-    names = {f"{metrics.HELD_OUT}{name}": row[name] for name in row}
-    writer.write(step, names)
+    scalars = training.evaluate(state).items()
+    writer.write(
+      step, {f"{metrics.HELD_OUT}{name}": value for name, value in scalars}
+    )
 
   def is_evaluated(step):
     # What is done is evaluated by whoever asked for the training.
@@ -185,9 +186,9 @@ def _run(training, cadence, saved):
       if last or done % cadence.log_every == 0:
         settle(*pending)
         pending = None
-        row = mean.take()
-        row["samples_per_second"] = progress.show(done, row)
-        writer.write(done, row)
+        means = mean.take()
+        means["samples_per_second"] = progress.show(done, means)
+        writer.write(done, means)
       if stop:  # Whoever stops it may not wait for an evaluation.
         save(done)
       if is_evaluated(done):

@@ -29,16 +29,19 @@ class Mean:
   """Means of scalars since the last `take`."""
 
   def __init__(self):
-    self._rows: list[Mapping[str, float]] = []
+    self._steps: list[Mapping[str, float]] = []
 
-  def add(self, row: Mapping[str, float]) -> None:
-    self._rows.append(row)
+  def add(self, scalars: Mapping[str, float]) -> None:
+    self._steps.append(scalars)
 
   def take(self) -> dict[str, float]:
     """The means; empty if nothing was added."""
-    rows, self._rows = self._rows, []
-    names = rows[0] if rows else ()
-    return {name: float(np.mean([row[name] for row in rows])) for name in names}
+    steps, self._steps = self._steps, []
+    names = steps[0] if steps else ()
+    return {
+      name: float(np.mean([scalars[name] for scalars in steps]))
+      for name in names
+    }
 
 
 def open_writer(folder: pathlib.Path, step: int) -> "Writer | NoWriter":
@@ -136,16 +139,16 @@ def _keep_until(file: pathlib.Path, step: int) -> set[int]:
   *whole, last = text.split(b"\n")
   for number, line in enumerate([*whole, last]):
     try:
-      row = json.loads(line)
-      late = row["step"] > step
+      record = json.loads(line)
+      late = record["step"] > step
     except (ValueError, TypeError, KeyError, RecursionError):
       # The last may have been cut off while it was written.
       damaged += number < len(whole)
       continue
     if not late:
       lines.append(line + b"\n")
-      if any(name.startswith(HELD_OUT) for name in row):
-        evaluated.add(row["step"])
+      if any(name.startswith(HELD_OUT) for name in record):
+        evaluated.add(record["step"])
   if damaged:
     logger.warning("%s: %d damaged lines were dropped", file, damaged)
   if text:

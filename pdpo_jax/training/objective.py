@@ -163,11 +163,11 @@ def pair_scales(
     return weights / jnp.maximum(weights.sum(), 1e-6)
   known = (batch.user_row > 0)[:, None]
   scales = jnp.zeros_like(weights)
-  for share, own in (
+  for share, kind_weights in (
     (objective.alpha, jnp.where(known, weights, 0.0)),
     (1.0 - objective.alpha, jnp.where(known, 0.0, weights)),
   ):
-    by_microbatch = split_in_microbatches(own, microbatches)
+    by_microbatch = split_in_microbatches(kind_weights, microbatches)
     total = jnp.maximum(by_microbatch.sum((1, 2), keepdims=True), 1e-6)
     scales += share / microbatches * join_microbatches(by_microbatch / total)
   return scales

@@ -263,15 +263,15 @@ def train_base(
   if processes.is_first():
     tensor_files.remove_unfinished(folder)
     kept.write(folder / _DATA, data)
-    own = params
+    whole = params
     if mesh is not None:
-      own = jax.tree.map(lambda x: jnp.asarray(processes.fetch(x)), params)
-    lm = nnx.merge(graphdef, own)
+      whole = jax.tree.map(lambda x: jnp.asarray(processes.fetch(x)), params)
+    lm = nnx.merge(graphdef, whole)
     base = base_lib.Base(
       lm, start.tokenizer, base_lib.fingerprint(lm), start.end_of_turn
     )
     base_lib.write_base(folder, base, summed=True)
-    del own, lm, base
+    del whole, lm, base
   processes.wait_for_all()
   del params, start
   # As any later command finds it, in the configured precision.

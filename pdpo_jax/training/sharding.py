@@ -149,13 +149,13 @@ def spec_of(path: str) -> Spec:
   Raises:
     ValueError: if no rule names it, or more than one does.
   """
-  found = [spec for rule, spec in RULES if re.fullmatch(rule, path)]
-  if len(found) != 1:
+  matching = [spec for rule, spec in RULES if re.fullmatch(rule, path)]
+  if len(matching) != 1:
     raise ValueError(
-      f"parameter {path} has {len(found)} sharding rules and needs one; see "
+      f"parameter {path} has {len(matching)} sharding rules and needs one; see "
       "RULES in training/sharding.py"
     )
-  return found[0]
+  return matching[0]
 
 
 def place_of(

@@ -35,10 +35,10 @@ def batch_rows(
   batch = user_row.shape[0]
   # Row 0 is put apart, so that it is not found twice.
   known = jnp.where(user_row > 0, user_row, num_rows)
-  found = jnp.unique(known, size=batch, fill_value=num_rows)
-  places = jnp.where(user_row > 0, jnp.searchsorted(found, user_row) + 1, 0)
-  zero = jnp.zeros((1,), found.dtype)
-  return jnp.concatenate([zero, found]), places.astype(user_row.dtype)
+  touched = jnp.unique(known, size=batch, fill_value=num_rows)
+  places = jnp.where(user_row > 0, jnp.searchsorted(touched, user_row) + 1, 0)
+  zero = jnp.zeros((1,), touched.dtype)
+  return jnp.concatenate([zero, touched]), places.astype(user_row.dtype)
 
 
 def take(
@@ -69,12 +69,12 @@ def put(
   """
   write = write or scatter
   return map_rows(
-    lambda variable, own: jax.tree.map(
-      lambda table, values: write(table, values, rows), variable, own
+    lambda variable, new: jax.tree.map(
+      lambda table, values: write(table, values, rows), variable, new
     ),
     tree,
     small,
-    others=lambda _, own: own,
+    others=lambda _, new: new,
   )
 
 
@@ -124,10 +124,10 @@ def map_rows(
     others: like `change`.
   """
   return jax.tree.map(
-    lambda variable, *own: (
-      change(variable, *own)
+    lambda variable, *values: (
+      change(variable, *values)
       if isinstance(variable, user_model.UserRowParam)
-      else others(variable, *own)
+      else others(variable, *values)
     ),
     tree,
     *more,

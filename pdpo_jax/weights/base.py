@@ -266,7 +266,7 @@ def _digests(place: pathlib.Path) -> dict[str, str]:
     patterns = (*hub.TEXT_FILES, "*.safetensors", "*.safetensors.index.json")
     matching = itertools.chain.from_iterable(map(place.glob, patterns))
     files = sorted(filter(pathlib.Path.is_file, set(matching)))
-  found = {}
+  digests = {}
   for file in files:
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
@@ -274,8 +274,8 @@ def _digests(place: pathlib.Path) -> dict[str, str]:
       digest.update(opened.read(_READ))
       opened.seek(max(0, size - _READ))
       digest.update(opened.read(_READ))
-    found[file.name] = digest.hexdigest()[:8]
-  return found
+    digests[file.name] = digest.hexdigest()[:8]
+  return digests
 
 
 def write_base(

@@ -233,15 +233,15 @@ def _gguf_names(lm: nnx.Module) -> dict[str, str]:
 
 def _check_tensors(file: File, needed: set[str]) -> None:
   """Before the first is read, as reading them all takes a while."""
-  found = set(file.tensors) - {_ROPE_FREQS}
-  if needed - found:
+  present = set(file.tensors) - {_ROPE_FREQS}
+  if needed - present:
     raise file.error(
-      f"tensors are missing: {loading.listed(needed - found)}; {AGAIN}"
+      f"tensors are missing: {loading.listed(needed - present)}; {AGAIN}"
     )
-  if found - needed:
+  if present - needed:
     raise file.error(
       "these tensors have no place in a Llama: "
-      f"{loading.listed(found - needed)}"
+      f"{loading.listed(present - needed)}"
     )
   for kind in {file.tensors[name].tensor_type for name in needed}:
     block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)

@@ -192,5 +192,5 @@ def read_tokenizer(
 def end_of_turn(file: gguf_lib.File) -> tuple[int, ...]:
   """Tokens that end an answer besides the end-of-text token."""
   fields = (f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom"))
-  found = (file.get(name, hf_fields.TokenId) for name in fields)
-  return tuple(index for index in found if index is not None)
+  indices = (file.get(name, hf_fields.TokenId) for name in fields)
+  return tuple(index for index in indices if index is not None)

@@ -124,8 +124,8 @@ def check_names(lm: nnx.Module, names: set[str]) -> None:
   if getattr(lm.arch, "tied_head", False):
     unused.discard("lm_head.weight")
   problems = [
-    f"{what}: {listed(which)}"
-    for what, which in (("missing", needed - names), ("unused", unused))
+    f"{problem}: {listed(which)}"
+    for problem, which in (("missing", needed - names), ("unused", unused))
     if which
   ]
   if problems:

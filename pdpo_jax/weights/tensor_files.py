@@ -147,10 +147,10 @@ def refuse_weights(folder: pathlib.Path) -> None:
   Raises:
     ValueError: naming a file of them.
   """
-  found = sorted(file.name for file in folder.glob("model*.safetensors"))
-  if found:
+  present = sorted(file.name for file in folder.glob("model*.safetensors"))
+  if present:
     raise ValueError(
-      f"{folder} has weights already ({found[0]}); choose another folder"
+      f"{folder} has weights already ({present[0]}); choose another folder"
     )
 
 

@@ -201,9 +201,9 @@ def _without_defaults(value: Any) -> Any:
   """Without fields of null and false, which other versions may not write."""
   if isinstance(value, dict):
     return {
-      name: _without_defaults(each)
-      for name, each in value.items()
-      if each is not None and each is not False
+      name: _without_defaults(setting)
+      for name, setting in value.items()
+      if setting is not None and setting is not False
     }
   if isinstance(value, list):
     return [_without_defaults(each) for each in value]

@@ -1,11 +1,11 @@
 """Some mutations of `tests/fuzz_files.py`, which has a command for more."""
 
-from tests import fuzz_faults, fuzz_folders, fuzz_rows
+from tests import fuzz_faults, fuzz_folders, fuzz_records
 
 
-def test_each_mutated_row_is_read_or_counted_or_refused_with_its_place():
+def test_each_mutated_record_is_read_or_counted_or_refused_with_its_place():
   faults = fuzz_faults.Faults()
-  table = fuzz_rows.fuzz(8 * len(fuzz_rows.KINDS), 7, faults)
+  table = fuzz_records.fuzz(8 * len(fuzz_records.KINDS), 7, faults)
   assert not faults, faults.first
   assert set().union(*table.values()) >= {"read", "noted", "broken"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import held_out, rows
+from pdpo_jax.data import held_out, records
 
 
 def choice(prompt, responses, user):
@@ -17,7 +17,7 @@ def choice(prompt, responses, user):
 def dataset_of(train=(), heldout=(), unseen=()):
   prompts = [structs.PromptExample(each.prompt) for each in heldout]
   return dataset_lib.Dataset(
-    list(train), list(heldout), prompts, list(unseen), tally=rows.Tally()
+    list(train), list(heldout), prompts, list(unseen), tally=records.Tally()
   )
 
 
@@ -140,7 +140,7 @@ def test_a_run_reads_its_data_as_it_was_trained(seed):
   now = dataset_of(train, drawn(rng, list(seen), 4), drawn(rng, strangers, 3))
 
   def dealt(record):
-    fresh = dataclasses.replace(now, tally=rows.Tally())
+    fresh = dataclasses.replace(now, tally=records.Tally())
     return held_out.keep_apart(fresh, record, 3, 0)
 
   try:

@@ -33,10 +33,13 @@ SHAPE = abstract.Shape(16, 13, 2, 8, 5)
 SLICE = topologies.parse("v5e-16")
 
 
-def fake_plan(examples, fixed=4.0, each=1.5, capacity=15.75):
+def fake_plan(examples, fixed=4.0, per_example=1.5, capacity=15.75):
   """Of a slice whose memory grows evenly with a device's examples, in GiB."""
   memory = {"base": 1.0, "lora": 0.0, "users": 0.0, "optimizer": 0.5}
-  memory |= {"batch": 0.25 * examples, "temporaries": fixed + each * examples}
+  memory |= {
+    "batch": 0.25 * examples,
+    "temporaries": fixed + per_example * examples,
+  }
   size = topologies.GIBIBYTE
   chip = dataclasses.replace(SLICE.chip, memory=capacity * size)
   return planner.Plan(
@@ -63,12 +66,12 @@ def test_the_largest_batch_is_found_in_three_compilations():
   assert largest.examples == 5 and largest.fits
   assert compiled == [1, 5]
   np.testing.assert_allclose(growth.fixed, 4 * topologies.GIBIBYTE)
-  np.testing.assert_allclose(growth.each, 1.75 * topologies.GIBIBYTE)
+  np.testing.assert_allclose(growth.per_example, 1.75 * topologies.GIBIBYTE)
 
 
 def test_a_promise_that_does_not_hold_is_lowered():
   def compile_examples(examples):
-    return fake_plan(examples, each=1.5 if examples < 4 else 2.2)
+    return fake_plan(examples, per_example=1.5 if examples < 4 else 2.2)
 
   largest, _ = planner.find_largest(compile_examples, fake_plan(2))
   # 1.5 + 4 + 2.45 n <= 15.75
@@ -77,7 +80,7 @@ def test_a_promise_that_does_not_hold_is_lowered():
 
 def test_room_that_a_promise_leaves_is_used():
   def compile_examples(examples):
-    return fake_plan(examples, each=1.5 if examples < 3 else 0.9)
+    return fake_plan(examples, per_example=1.5 if examples < 3 else 0.9)
 
   largest, _ = planner.find_largest(compile_examples, fake_plan(2))
   # 1.5 + 4 + 1.15 n <= 15.75
@@ -89,9 +92,11 @@ def test_memory_that_does_not_grow_promises_nothing():
 
   def compile_examples(examples):
     compiled.append(examples)
-    return fake_plan(examples, each=-0.5)
+    return fake_plan(examples, per_example=-0.5)
 
-  largest, _ = planner.find_largest(compile_examples, fake_plan(2, each=-0.5))
+  largest, _ = planner.find_largest(
+    compile_examples, fake_plan(2, per_example=-0.5)
+  )
   assert largest.examples == 2 and compiled == [1]
 
 

@@ -8,7 +8,7 @@ from pdpo_jax.core import kept
 from pdpo_jax.training import metrics
 
 
-def rows(folder):
+def records(folder):
   text = (folder / "metrics.jsonl").read_text()
   return [json.loads(line) for line in text.splitlines()]
 
@@ -45,7 +45,7 @@ def test_a_damaged_line_of_metrics_is_dropped_and_told(tmp_path, caplog, line):
   file.write_bytes(first + line + b"\n" + b"".join(others))
   with caplog.at_level(logging.WARNING):
     write(tmp_path, 4, 6, 8)
-  assert [row["step"] for row in rows(tmp_path)] == [2, 4, 6, 8]
+  assert [record["step"] for record in records(tmp_path)] == [2, 4, 6, 8]
   assert f"{file}: 1 damaged lines were dropped" in caplog.text
 
 
@@ -54,7 +54,7 @@ def test_a_line_that_a_kill_cut_off_is_no_damage(tmp_path, caplog):
   with (tmp_path / "metrics.jsonl").open("a") as out:
     out.write('{"step": 4, "lo')
   write(tmp_path, 4, 6)
-  assert [row["step"] for row in rows(tmp_path)] == [2, 4, 6]
+  assert [record["step"] for record in records(tmp_path)] == [2, 4, 6]
   assert not caplog.records
 
 

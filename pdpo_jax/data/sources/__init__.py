@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import held_out, rows
+from pdpo_jax.data import held_out, records
 from pdpo_jax.data.sources import preference_files, prism, synthetic, tldr
 
 
@@ -53,7 +53,7 @@ def load(
 
 
 def _of_users(
-  train: Sequence[structs.PreferenceExample], tally: rows.Tally
+  train: Sequence[structs.PreferenceExample], tally: records.Tally
 ) -> list[structs.PreferenceExample]:
   """What says something of a user."""
   known = [each for each in train if each.user_id is not None]

@@ -33,7 +33,7 @@ OF_NO_SPLIT = "of no split, where others are of one"
 _APART = "[-._ 0-9]"
 _SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.")
 _NUMBERED = re.compile(r"(.*-)(\d{5})-of-(\d{5})(\D.*)")
-# About a data set, and no rows of it.
+# About a data set, and no records of it.
 _ABOUT = {
   "config.json",
   "dataset_dict.json",
@@ -109,7 +109,7 @@ def _missing_shards(paths: Iterable[pathlib.PurePath]) -> dict[str, str]:
 def _walk(
   folder: pathlib.Path, left_out: dict[str, str]
 ) -> Iterator[pathlib.Path]:
-  """Files of rows, and folders that a data set was saved to."""
+  """Files of records, and folders that a data set was saved to."""
   if formats.is_saved(folder):
     yield folder
     return
@@ -142,7 +142,7 @@ def _walk(
       elif formats.ending(name):
         yield here / name
       else:
-        left_out[shown(name)] = "no format of rows"
+        left_out[shown(name)] = "no format of records"
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,11 +1,11 @@
-"""Files of rows: JSON, CSV, Parquet and Arrow, told by how their names end."""
+"""Files of records: JSON, CSV, Parquet, Arrow, told by how their names end."""
 
 import lzma
 import pathlib
 import zlib
 from collections.abc import Collection
 
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import table_files, text_files
 
 _TABLES = {
@@ -23,7 +23,7 @@ ENDINGS = {
 
 
 class EmptyFileError(ValueError):
-  """A file that has no rows."""
+  """A file that has no records."""
 
 
 def is_saved(folder: pathlib.Path) -> bool:
@@ -59,26 +59,26 @@ def find_jsonl(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
 
 def read(
   path: pathlib.Path,
-  tally: rows.Tally,
+  tally: records.Tally,
   name: str = "",
   columns: Collection[str] = (),
-) -> rows.PlacedRows:
-  """Yields place and row of each row of a file, or of a saved data set.
+) -> records.PlacedRecords:
+  """Yields place and record of each in a file, or in a saved data set.
 
-  Each row is counted as read, and as broken where it is none.
+  Each record is counted as read, and as broken where it is none.
 
   Args:
     name: of the file in places.
     columns: that are wanted; of a table, no others are converted.
 
   Raises:
-    EmptyFileError: if it has no rows.
+    EmptyFileError: if it has no records.
     ValueError: if it is not there, is of no format that is read, has a column
       twice, or cannot be read on.
   """
   # Names of files need not be Unicode, which messages must.
   name = (name or path.name).encode(errors="backslashreplace").decode()
-  before = tally.rows
+  before = tally.records
   end = ending(path.name)
   if path.is_dir():
     reader = table_files.read_saved
@@ -93,12 +93,12 @@ def read(
   elif path.stat().st_size:
     reader = ENDINGS[end]
   else:
-    raise EmptyFileError(f"{path} is empty; it should have rows")
+    raise EmptyFileError(f"{path} is empty; it should have records")
   try:
     yield from reader(path, name, tally, columns)
   except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
     raise ValueError(
-      f"{path} cannot be read after row {tally.rows - before:,}: {error}"
+      f"{path} cannot be read after record {tally.records - before:,}: {error}"
     ) from error
-  if tally.rows == before:
-    raise EmptyFileError(f"{path} is empty; it should have rows")
+  if tally.records == before:
+    raise EmptyFileError(f"{path} is empty; it should have records")

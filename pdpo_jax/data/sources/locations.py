@@ -1,4 +1,4 @@
-"""Where rows lie: a file, a folder, or a hub data set, and their splits."""
+"""Where records lie: a file, a folder, or a hub data set, and their splits."""
 
 import abc
 import contextlib
@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import folders, formats, table_files
 
 
@@ -33,10 +33,10 @@ class Location(abc.ABC):
     """What a split is made of, to be named to people."""
 
   @abc.abstractmethod
-  def rows(
-    self, split: str, tally: rows.Tally, columns: Collection[str]
-  ) -> rows.PlacedRows:
-    """Yields place and row of each row of a split, counting what it meets."""
+  def records(
+    self, split: str, tally: records.Tally, columns: Collection[str]
+  ) -> records.PlacedRecords:
+    """Yields place and record of each in a split, counting what it meets."""
 
   def training_split(self) -> str:
     """The split to train on: the one asked for, "train", or the only one.
@@ -97,7 +97,7 @@ class _File(Location):
     del split
     return [self._file.name]
 
-  def rows(self, split, tally, columns) -> rows.PlacedRows:
+  def records(self, split, tally, columns) -> records.PlacedRecords:
     del split
     return formats.read(self._file, tally, columns=columns)
 
@@ -129,7 +129,7 @@ class _Folder(Location):
       for file in self._folder.splits[split]
     ]
 
-  def rows(self, split, tally, columns) -> rows.PlacedRows:
+  def records(self, split, tally, columns) -> records.PlacedRecords:
     for name, reason in self._folder.left_out.items():
       tally.leave_out(name, reason)
     files = self._folder.splits[split]
@@ -142,7 +142,7 @@ class _Folder(Location):
         tally.leave_out(name, "empty")
     if len(empty) == len(files):
       raise ValueError(
-        f"{self.path!r}: {' and '.join(empty[:3])} should have rows"
+        f"{self.path!r}: {' and '.join(empty[:3])} should have records"
       )
 
 
@@ -150,7 +150,7 @@ class _HubDataSet(Location):
   """A data set of the Hub."""
 
   def __init__(self, path: str, asked: str | None, name: str):
-    loaded = rows.load_hub(name, split=asked)
+    loaded = records.load_hub(name, split=asked)
     if not isinstance(loaded, Mapping):
       loaded = {asked or "train": loaded}
     super().__init__(path, asked, loaded)
@@ -160,12 +160,12 @@ class _HubDataSet(Location):
   def names(self, split: str) -> list[str]:
     return [f"{self._name}/{split}"]
 
-  def rows(self, split, tally, columns) -> rows.PlacedRows:
+  def records(self, split, tally, columns) -> records.PlacedRecords:
     where = f"{self._name}/{split}"
     loaded = table_files.select(self._loaded[split], where, tally, columns)
-    for number, row in enumerate(loaded):
+    for number, record in enumerate(loaded):
       tally.read()
-      yield f"{where}:{number}", row
+      yield f"{where}:{number}", record
 
 
 def find(path: str) -> Location:

@@ -1,18 +1,18 @@
 """One's own comparisons: files, folders of files, or a hub data set.
 
-A row has `prompt`, `chosen` and `rejected`, each a text or a list of messages
-(`{"role": …, "content": …}`), and may have `user_id` and `user_text`. Several
-rejected responses are a list. Without `prompt`, `chosen` and `rejected` are
-whole dialogues, and the prompt is what they begin with alike. Where names tell
-the splits, one is trained on and another held out (`locations.py`).
+A record has `prompt`, `chosen` and `rejected`, each a text or a list of
+messages (`{"role": …, "content": …}`), and may have `user_id` and `user_text`.
+Several rejected responses are a list. Without `prompt`, `chosen` and `rejected`
+are whole dialogues, and the prompt is what they begin with alike. Where names
+tell the splits, one is trained on and another held out (`locations.py`).
 """
 
 import logging
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
-from pdpo_jax.data import dataset, rows, splits
-from pdpo_jax.data.sources import locations, preference_rows, turns, user_ids
+from pdpo_jax.data import dataset, records, splits
+from pdpo_jax.data.sources import locations, preference_records, turns, user_ids
 
 logger = logging.getLogger(__name__)
 
@@ -24,21 +24,21 @@ def load(
 ) -> dataset.Dataset:
   """Reads and splits the comparisons that `data.path` and `data.files` name."""
   files = data.files
-  tally = rows.Tally()
+  tally = records.Tally()
   train, heldout = _read_both(data.path, files, tally)
   tally.check(data.max_bad_share)
   user_ids.note_alike(
     (example.user_id for example in (*train, *(heldout or ()))), tally
   )
   splits.note_repeated(train, tally)
-  if tally.noted[turns.STAY_TEXT] > tally.rows / 2:
+  if tally.noted[turns.STAY_TEXT] > tally.records / 2:
     logger.warning(
-      "data.path %r: %s %s, in %s rows. Where they should be responses or "
+      "data.path %r: %s %s, in %s records. Where they should be responses or "
       "messages, write them as lists",
       data.path,
       f"{tally.noted[turns.STAY_TEXT]:,}",
       turns.STAY_TEXT,
-      f"{tally.rows:,}",
+      f"{tally.records:,}",
     )
   if heldout is None:
     train, _ = splits.without_rare_users(train, [], files, tally)
@@ -79,7 +79,7 @@ def load(
   )
 
 
-def read(path: str, user_column: str, tally: rows.Tally) -> Examples:
+def read(path: str, user_column: str, tally: records.Tally) -> Examples:
   """The comparisons to train on at a path.
 
   Args:
@@ -97,7 +97,7 @@ def read(path: str, user_column: str, tally: rows.Tally) -> Examples:
 
 
 def _read_both(
-  path: str, files: data_config.FilesConfig, tally: rows.Tally
+  path: str, files: data_config.FilesConfig, tally: records.Tally
 ) -> tuple[Examples, Examples | None]:
   """What to train on and hold out; None where the former is to be split."""
   location = _find(path, "data.path")
@@ -134,13 +134,13 @@ def _read(
   location: locations.Location,
   split: str,
   user_column: str,
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> Examples:
-  reader = preference_rows.Reader(user_column, tally)
-  columns = {*preference_rows.COLUMNS, user_column}
-  read_rows = (
-    reader.read(place, row)
-    for place, row in location.rows(split, tally, columns)
+  reader = preference_records.Reader(user_column, tally)
+  columns = {*preference_records.COLUMNS, user_column}
+  read_records = (
+    reader.read(place, record)
+    for place, record in location.records(split, tally, columns)
   )
-  examples = [example for example in read_rows if example is not None]
+  examples = [example for example in read_records if example is not None]
   return user_ids.without_points(examples, tally)

@@ -20,7 +20,7 @@ import numpy as np
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import formats, prism_authors, prism_survey
 
 logger = logging.getLogger(__name__)
@@ -74,10 +74,10 @@ def load(
   An example's `user_id` is PRISM's, also for the unseen users.
 
   Raises:
-    ValueError: if files are missing, too many rows are broken, or no example is
-      left for training or to be answered.
+    ValueError: if files are missing, too many records are broken, or no example
+      is left for training or to be answered.
   """
-  tally = rows.Tally()
+  tally = records.Tally()
   texts, personas = _read_survey(data, tally)
   dialogues = _read_dialogues(data, texts, tally)
   tally.check(data.max_bad_share)
@@ -104,11 +104,11 @@ def load(
 
 
 def _read(
-  path: str, name: str, tally: rows.Tally
-) -> Iterator[tuple[str, rows.Row]]:
+  path: str, name: str, tally: records.Tally
+) -> Iterator[tuple[str, records.Record]]:
   folder = pathlib.Path(path).expanduser()
   if not folder.exists():
-    return rows.read_hub(path, tally, name=name, split="train")
+    return records.read_hub(path, tally, name=name, split="train")
   file = formats.find_jsonl(folder, name)
   if file is None:
     raise ValueError(
@@ -119,63 +119,65 @@ def _read(
 
 
 def _read_survey(
-  data: data_config.DataConfig, tally: rows.Tally
+  data: data_config.DataConfig, tally: records.Tally
 ) -> tuple[dict[str, str], dict[str, structs.Persona]]:
   """Text and persona of each participant, in the survey's order."""
   prism = data.prism
   texts: dict[str, str] = {}
   personas: dict[str, structs.Persona] = {}
 
-  def read(row: rows.Row, place: str) -> tuple[str, str, structs.Persona]:
+  def read(
+    record: records.Record, place: str
+  ) -> tuple[str, str, structs.Persona]:
     del place  # Only dialogues become examples.
-    user_id = _new_id(row, "user_id", texts)
-    text = prism_survey.user_text(row, prism)
-    persona = prism_survey.persona(row)
+    user_id = _new_id(record, "user_id", texts)
+    text = prism_survey.user_text(record, prism)
+    persona = prism_survey.persona(record)
     if prism.stated_preferences and not persona.aspects:
       tally.note("users without stated preferences")
     return user_id, text, persona
 
-  found = rows.parse(_read(data.path, "survey", tally), read, tally)
-  for user_id, text, persona in found:
+  participants = records.parse(_read(data.path, "survey", tally), read, tally)
+  for user_id, text, persona in participants:
     texts[user_id] = text
     personas[user_id] = persona
   return texts, personas
 
 
 def _read_dialogues(
-  data: data_config.DataConfig, texts: dict[str, str], tally: rows.Tally
+  data: data_config.DataConfig, texts: dict[str, str], tally: records.Tally
 ) -> list[Dialogue]:
   """All dialogues, in the file's order, those without a comparison too."""
   seen: set[str] = set()
 
-  def read(row: rows.Row, place: str) -> Dialogue:
-    dialogue_id = _new_id(row, "conversation_id", seen)
-    user_id = rows.field(row, "user_id", str)
+  def read(record: records.Record, place: str) -> Dialogue:
+    dialogue_id = _new_id(record, "conversation_id", seen)
+    user_id = records.field(record, "user_id", str)
     if user_id not in texts:
-      raise rows.BrokenRow("user is not in the survey", repr(user_id))
-    spoken = _spoken_turns(rows.field(row, "conversation_history", list))
+      raise records.BrokenRecord("user is not in the survey", repr(user_id))
+    spoken = _spoken_turns(records.field(record, "conversation_history", list))
     seen.add(dialogue_id)
     return Dialogue(
       dialogue_id=dialogue_id,
       user_id=user_id,
       turns=tuple(_comparisons(spoken, tally)),
-      feedback=prism_survey.text(row, "open_feedback"),
+      feedback=prism_survey.text(record, "open_feedback"),
       authors_keep=any(
         turn.within(prism_authors.EXAMPLE_LIMIT) for turn in spoken
       ),
       place=place,
     )
 
-  found = _read(data.path, "conversations", tally)
-  return list(rows.parse(found, read, tally))
+  placed = _read(data.path, "conversations", tally)
+  return list(records.parse(placed, read, tally))
 
 
-def _new_id(row: rows.Row, name: str, known: Container[str]) -> str:
-  value = rows.field(row, name, str)
+def _new_id(record: records.Record, name: str, known: Container[str]) -> str:
+  value = records.field(record, name, str)
   if not value:
-    raise rows.BrokenRow("empty id", name)
+    raise records.BrokenRecord("empty id", name)
   if value in known:
-    raise rows.BrokenRow(f"repeated {name}", repr(value))
+    raise records.BrokenRecord(f"repeated {name}", repr(value))
   return value
 
 
@@ -184,20 +186,20 @@ def _spoken_turns(history: list) -> list[_SpokenTurn]:
   spoken: list[_SpokenTurn] = []
   for message in history:
     if not isinstance(message, dict):
-      raise rows.BrokenRow("wrong type", f"message {message!r:.60}")
-    number = rows.field(message, "turn", int)
+      raise records.BrokenRecord("wrong type", f"message {message!r:.60}")
+    number = records.field(message, "turn", int)
     if not 0 <= number < len(history):
-      raise rows.BrokenRow("turn out of range", str(number))
+      raise records.BrokenRecord("turn out of range", str(number))
     while len(spoken) <= number:
       spoken.append(_SpokenTurn())
     turn = spoken[number]
-    role = rows.field(message, "role", str)
-    content = rows.field(message, "content", str)
+    role = records.field(message, "role", str)
+    content = records.field(message, "content", str)
     if role == "user":
       turn.asked.append(content)
     elif role != "model":
-      raise rows.BrokenRow("unknown role", repr(role))
-    elif rows.field(message, "if_chosen", bool):
+      raise records.BrokenRecord("unknown role", repr(role))
+    elif records.field(message, "if_chosen", bool):
       turn.chosen.append(content)
     else:
       turn.rejected.append(content)
@@ -205,7 +207,7 @@ def _spoken_turns(history: list) -> list[_SpokenTurn]:
 
 
 def _comparisons(
-  spoken: Sequence[_SpokenTurn], tally: rows.Tally
+  spoken: Sequence[_SpokenTurn], tally: records.Tally
 ) -> Iterator[Turn]:
   """The turns that are comparisons, each after the history before it.
 
@@ -238,7 +240,7 @@ def _comparisons(
 
 
 def _different(
-  rejected: Sequence[str], chosen: Sequence[str], tally: rows.Tally
+  rejected: Sequence[str], chosen: Sequence[str], tally: records.Tally
 ) -> tuple[str, ...]:
   """Rejected responses that differ, and not only in the space around them."""
   taken = {text.strip() for text in chosen}
@@ -264,7 +266,7 @@ def _split(
   seed: int,
   texts: dict[str, str],
   dialogues: Sequence[Dialogue],
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> dict[str, str]:
   """The split of each dialogue: "train", "heldout" or "unseen".
 
@@ -304,28 +306,28 @@ def _dialogues_by_user(
   texts: dict[str, str],
   dialogues: Sequence[Dialogue],
   split: str,
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> dict[str, list[Dialogue]]:
   """What is to be split, in the order of the survey and of the dialogues."""
   by_user: dict[str, list[Dialogue]] = {user_id: [] for user_id in texts}
   for dialogue in dialogues:
     by_user[dialogue.user_id].append(dialogue)
   kept = {}
-  for user_id, own in by_user.items():
-    if not own:
+  for user_id, of_user in by_user.items():
+    if not of_user:
       tally.drop("users without a dialogue")
     left = [
-      each
-      for each in own
-      if (each.authors_keep if split == "authors" else each.turns)
+      dialogue
+      for dialogue in of_user
+      if (dialogue.authors_keep if split == "authors" else dialogue.turns)
     ]
     if left:
       kept[user_id] = left
-    if len(left) < len(own):
+    if len(left) < len(of_user):
       reason = "dialogues without a comparison"
       if split == "authors":
         reason += f" of at most {prism_authors.EXAMPLE_LIMIT:,} characters"
-      tally.drop(reason, len(own) - len(left))
+      tally.drop(reason, len(of_user) - len(left))
   return kept
 
 
@@ -343,7 +345,7 @@ def _examples(
   user_text: str,
   prism: data_config.PrismConfig,
   seed: int,
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> Iterator[structs.PreferenceExample]:
   for turn in dialogue.turns:
     prompt, rejected = turn.prompt, turn.rejected
@@ -383,7 +385,7 @@ def _prompts(
   examples: Sequence[structs.PreferenceExample],
   seed: int,
   wanted: int,
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> list[structs.PromptExample]:
   """Different prompts, one of each user before a second one of any."""
   rng = random.Random(f"prompts {seed}")
@@ -391,9 +393,9 @@ def _prompts(
   for example in examples:
     prompt = structs.PromptExample(example.prompt, example.user_text)
     by_user.setdefault(example.user_id, {})[prompt] = None
-  own = [rng.sample(list(each), len(each)) for each in by_user.values()]
-  rng.shuffle(own)
-  rounds = itertools.zip_longest(*own)
+  shuffled = [rng.sample(list(each), len(each)) for each in by_user.values()]
+  rng.shuffle(shuffled)
+  rounds = itertools.zip_longest(*shuffled)
   prompts = [each for round_ in rounds for each in round_ if each is not None]
   if len(prompts) < wanted:
     tally.note("prompts fewer than answers.num_prompts", wanted - len(prompts))

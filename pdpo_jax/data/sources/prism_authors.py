@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 
 # Of an utterance and a response together.
 EXAMPLE_LIMIT = 2300
@@ -34,9 +34,11 @@ _FACTS = (
 
 
 def user_text(
-  row: rows.Row, aspects: Sequence[str], config: data_config.PrismConfig
+  record: records.Record,
+  aspects: Sequence[str],
+  config: data_config.PrismConfig,
 ) -> str:
-  """What a row of the survey says of a user, word for word.
+  """What a record of the survey says of a user, word for word.
 
     User textual information: preference: values, safety, other;
     self_description: I like to read; age: 25-34 years old; …
@@ -49,25 +51,25 @@ def user_text(
     config: which parts there are.
 
   Raises:
-    rows.BrokenRow: if a field is of the wrong type.
+    records.BrokenRecord: if a field is of the wrong type.
   """
   parts = []
   if config.stated_preferences:
     parts.append(("preference", ", ".join(aspects)))
   if config.self_description:
-    parts.append(("self_description", _raw(row, "self_description")))
+    parts.append(("self_description", _raw(record, "self_description")))
   if config.demographics:
-    parts += [(name, _raw(row, column)) for name, column in _FACTS]
+    parts += [(name, _raw(record, column)) for name, column in _FACTS]
   if config.system_string:
-    parts.append(("system_string", _raw(row, "system_string")))
+    parts.append(("system_string", _raw(record, "system_string")))
   if not parts:
     return ""
   listed = "".join(f"{name}: {said}; " for name, said in parts)
   return f"User textual information: {listed}"
 
 
-def _raw(row: rows.Row, name: str) -> str:
-  return rows.optional(row, name, str) or ""
+def _raw(record: records.Record, name: str) -> str:
+  return records.optional(record, name, str) or ""
 
 
 def cut(

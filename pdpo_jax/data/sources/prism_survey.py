@@ -4,7 +4,7 @@ from typing import Any
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import prism_authors
 
 _FACTS = (
@@ -41,39 +41,39 @@ def no_answer(text: str) -> bool:
   return text.strip().casefold() in _NO_ANSWER
 
 
-def persona(row: rows.Row) -> structs.Persona:
-  """All that a row of the survey says of a participant.
+def persona(record: records.Record) -> structs.Persona:
+  """All that a record of the survey says of a participant.
 
   Raises:
-    rows.BrokenRow: if a field is of the wrong type. All may be missing.
+    records.BrokenRecord: if a field is of the wrong type. All may be missing.
   """
-  facts = {label: text(row, path) for label, path in _FACTS}
+  facts = {label: text(record, path) for label, path in _FACTS}
   return structs.Persona(
     facts={label: fact for label, fact in facts.items() if fact},
-    self_description=text(row, "self_description"),
-    system_string=text(row, "system_string"),
-    aspects=tuple(top_aspects(row, len(_ASPECTS), "stated")),
+    self_description=text(record, "self_description"),
+    system_string=text(record, "system_string"),
+    aspects=tuple(top_aspects(record, len(_ASPECTS), "stated")),
   )
 
 
-def user_text(row: rows.Row, config: data_config.PrismConfig) -> str:
-  """What `config` asks for and the row has; or "". As "chat", lines such as
+def user_text(record: records.Record, config: data_config.PrismConfig) -> str:
+  """What `config` asks for and the record has; or "". As "chat", lines such as
 
     About me. Age: 25-34 years old. Gender: Female. Lives in: Kenya.
     What matters most to me in an answer: correct facts, safety, creativity.
 
   Raises:
-    rows.BrokenRow: if a field is of the wrong type. All may be missing.
+    records.BrokenRecord: if a field is of the wrong type. All may be missing.
   """
   if config.prompt == "authors":
-    names = set(_ranked(row, config.aspect_order)[: config.top_aspects])
-    aspects = [name for name in _columns(row) if name in names]
-    return prism_authors.user_text(row, aspects, config)
-  known = persona(row)
+    names = set(_ranked(record, config.aspect_order)[: config.top_aspects])
+    aspects = [name for name in _columns(record) if name in names]
+    return prism_authors.user_text(record, aspects, config)
+  known = persona(record)
   facts = " ".join(
     f"{label}: {fact.rstrip('.')}." for label, fact in known.facts.items()
   )
-  aspects = top_aspects(row, config.top_aspects, config.aspect_order)
+  aspects = top_aspects(record, config.top_aspects, config.aspect_order)
   lines = []
   if config.demographics and facts:
     lines.append(f"About me. {facts}")
@@ -87,7 +87,7 @@ def user_text(row: rows.Row, config: data_config.PrismConfig) -> str:
   return "\n".join(lines)
 
 
-def top_aspects(row: rows.Row, count: int, order: str) -> list[str]:
+def top_aspects(record: records.Record, count: int, order: str) -> list[str]:
   """What matters most to a participant, as phrases, first things first.
 
   Many rate several aspects 100. Equals go in the order in which the survey
@@ -98,16 +98,16 @@ def top_aspects(row: rows.Row, count: int, order: str) -> list[str]:
     order: "stated", by the values given, leaving out aspects without one; or
       "shown", by the places on the page, whatever the values.
   """
-  stated = rows.optional(row, "stated_prefs", dict) or {}
+  stated = records.optional(record, "stated_prefs", dict) or {}
   phrases = dict(_ASPECTS, other=text(stated, "other_text").rstrip("."))
-  names = [name for name in _ranked(row, order) if phrases[name]]
+  names = [name for name in _ranked(record, order) if phrases[name]]
   return [phrases[name] for name in names[:count]]
 
 
-def _ranked(row: rows.Row, order: str) -> list[str]:
+def _ranked(record: records.Record, order: str) -> list[str]:
   """Names of the aspects that have a place in the order, first things first."""
-  stated = rows.optional(row, "stated_prefs", dict) or {}
-  shown = _columns(row)
+  stated = records.optional(record, "stated_prefs", dict) or {}
+  shown = _columns(record)
   values = {name: _number(stated, name) for name in _ASPECTS}
   places = {name: _number(shown, name) for name in _ASPECTS}
   needed = values if order == "stated" else places
@@ -118,28 +118,30 @@ def _ranked(row: rows.Row, order: str) -> list[str]:
   return names
 
 
-def _columns(row: rows.Row) -> rows.Row:
+def _columns(record: records.Record) -> records.Record:
   """Where each aspect's slider was shown, by the order of the columns."""
-  return rows.optional(row, "order_stated_prefs", dict) or {}
+  return records.optional(record, "order_stated_prefs", dict) or {}
 
 
-def _number(row: rows.Row, name: str) -> int | float | None:
-  value: Any = row.get(name)
+def _number(record: records.Record, name: str) -> int | float | None:
+  value: Any = record.get(name)
   if value is None:
     return None
   if isinstance(value, bool) or not isinstance(value, int | float):
-    raise rows.BrokenRow("wrong type", f"{name} {value!r:.60} must be a number")
+    raise records.BrokenRecord(
+      "wrong type", f"{name} {value!r:.60} must be a number"
+    )
   return value
 
 
-def text(row: rows.Row, path: str) -> str:
+def text(record: records.Record, path: str) -> str:
   """The text at a dotted path, on one line; "" where there is none.
 
   Raises:
-    rows.BrokenRow: if what is there is no text.
+    records.BrokenRecord: if what is there is no text.
   """
   *parents, name = path.split(".")
   for parent in parents:
-    row = rows.optional(row, parent, dict) or {}
-  text = rows.optional(row, name, str) or ""
+    record = records.optional(record, parent, dict) or {}
+  text = records.optional(record, name, str) or ""
   return "" if no_answer(text) else " ".join(text.split())

@@ -137,8 +137,8 @@ def _summarize(facts: Sequence[str], rng: random.Random) -> str:
   if rng.random() < EMPTY_SHARE:
     return ""
   count = rng.randint(1, len(facts))
-  told = [" ".join(fact.split()[:3]) for fact in facts[:count]]
-  return "".join(f" {phrase}." for phrase in told)
+  sentences = [" ".join(fact.split()[:3]) for fact in facts[:count]]
+  return "".join(f" {phrase}." for phrase in sentences)
 
 
 def sft_pairs(posts: Sequence[Post], seed: int) -> list[tuple[str, str]]:
@@ -213,8 +213,8 @@ def faithfulness(post_prompt: str, summary: str) -> float:
   A fact counts with and without its detail. The empty summary says nothing
   false: 1.
   """
-  told = phrases(summary)
-  if not told:
+  claims = phrases(summary)
+  if not claims:
     return 1.0
   true = set()
   post = post_prompt.partition("\nPOST: ")[2].rpartition(f"\n{ENDING}")[0]
@@ -224,4 +224,4 @@ def faithfulness(post_prompt: str, summary: str) -> float:
       words = words[1:]
     if words[0] in NAMES:
       true |= {" ".join(words), " ".join(words[:3])}
-  return sum(phrase in true for phrase in told) / len(told)
+  return sum(phrase in true for phrase in claims) / len(claims)

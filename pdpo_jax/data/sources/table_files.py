@@ -1,20 +1,20 @@
-"""Files of tables that hold rows: Parquet, Arrow, and saved data sets."""
+"""Files of tables that hold records: Parquet, Arrow, and saved data sets."""
 
 import pathlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 
-_BATCH = 1024  # rows that become Python's at a time
+_BATCH = 1024  # records that become Python's at a time
 
 
 def read_parquet(
   path: pathlib.Path,
   name: str,
-  tally: rows.Tally,
+  tally: records.Tally,
   columns: Collection[str],
-) -> rows.PlacedRows:
+) -> records.PlacedRecords:
   # Imported here: JSON and CSV do without it.
   from pyarrow import parquet
 
@@ -30,9 +30,9 @@ def read_parquet(
 def read_arrow(
   path: pathlib.Path,
   name: str,
-  tally: rows.Tally,
+  tally: records.Tally,
   columns: Collection[str],
-) -> rows.PlacedRows:
+) -> records.PlacedRecords:
   import pyarrow
 
   def batches():
@@ -53,9 +53,9 @@ def read_arrow(
 def read_saved(
   path: pathlib.Path,
   name: str,
-  tally: rows.Tally,
+  tally: records.Tally,
   columns: Collection[str],
-) -> rows.PlacedRows:
+) -> records.PlacedRecords:
   import datasets
 
   def batches():
@@ -73,7 +73,7 @@ def read_saved(
 
 
 def select(
-  loaded: Any, name: str, tally: rows.Tally, columns: Collection[str]
+  loaded: Any, name: str, tally: records.Tally, columns: Collection[str]
 ) -> Any:
   """A loaded data set with wanted columns alone, since others need decoding."""
   names = getattr(loaded, "column_names", None)
@@ -85,31 +85,31 @@ def select(
 def _wanted(
   path: pathlib.Path | str,
   names: Sequence[str],
-  tally: rows.Tally,
+  tally: records.Tally,
   columns: Collection[str],
 ) -> list[str]:
   """Those columns that are wanted; all of them where there are none such."""
-  rows.check_header(path, names, columns)
+  records.check_header(path, names, columns)
   wanted = [name for name in names if name in columns]
   if not wanted:
     return list(names)
   for name in set(names).difference(wanted):
-    tally.leave_out(name, rows.COLUMN)
+    tally.leave_out(name, records.COLUMN)
   return wanted
 
 
 def _read_tables(
-  tables: Iterable[Any], path: pathlib.Path, name: str, tally: rows.Tally
-) -> rows.PlacedRows:
+  tables: Iterable[Any], path: pathlib.Path, name: str, tally: records.Tally
+) -> records.PlacedRecords:
   import pyarrow
 
   number = 0
   try:
     for table in tables:
-      for row in table.to_pylist():
+      for record in table.to_pylist():
         tally.read()
         number += 1
-        yield f"{name} row {number}", row
+        yield f"{name} row {number}", record
   except (
     pyarrow.ArrowException,
     OSError,

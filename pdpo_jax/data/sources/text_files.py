@@ -1,4 +1,4 @@
-"""Files of text that hold rows, JSON and CSV; they may be compressed."""
+"""Files of text that hold records, JSON and CSV; they may be compressed."""
 
 import bz2
 import codecs
@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import literals
 
 COMPRESSIONS = {
@@ -19,7 +19,7 @@ COMPRESSIONS = {
   ".bz2": (b"BZh", bz2.open),
   ".xz": (b"\xfd7zXZ\x00", lzma.open),
 }
-# What files begin with that hold no text of rows, and what to do.
+# What files begin with that hold no text of records, and what to do.
 _UTF_16 = "is no UTF-8; rewrite it with `iconv -f UTF-16 -t UTF-8`"
 _STRANGERS = {
   b"version https://git-lfs": "is a pointer of Git LFS; fetch the file that it "
@@ -54,9 +54,9 @@ def _open(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
 def read_json(
   path: pathlib.Path,
   name: str,
-  tally: rows.Tally,
+  tally: records.Tally,
   columns: Collection[str],
-) -> rows.PlacedRows:
+) -> records.PlacedRecords:
   """Objects, one a line; or in an array; or each over several lines."""
   with _open(path) as file:
     first = _first_line(file)
@@ -70,9 +70,9 @@ def read_json(
         if first[:1] == b"[":
           raise
       else:
-        for place, row in values:
+        for place, record in values:
           tally.read()
-          yield from _object(place, row, tally)
+          yield from _object(place, record, tally)
         return
       file.seek(0)
     for number, line in enumerate(_lines(file), start=1):
@@ -82,20 +82,22 @@ def read_json(
       place = f"{name}:{number}"
       try:
         # Files that were put together have a mark inside.
-        row = literals.parse_json(line.decode("utf-8-sig"))
+        record = literals.parse_json(line.decode("utf-8-sig"))
       except UnicodeDecodeError as error:
         tally.break_(place, "invalid UTF-8", str(error))
       except ValueError as error:
         tally.break_(place, "malformed JSON", str(error))
       else:
-        yield from _object(place, row, tally)
+        yield from _object(place, record, tally)
 
 
-def _object(place: str, row: Any, tally: rows.Tally) -> rows.PlacedRows:
-  if isinstance(row, dict):
-    yield place, row
+def _object(
+  place: str, record: Any, tally: records.Tally
+) -> records.PlacedRecords:
+  if isinstance(record, dict):
+    yield place, record
   else:
-    tally.break_(place, "no JSON object", f"{row!r:.60}")
+    tally.break_(place, "no JSON object", f"{record!r:.60}")
 
 
 def _lines(file: io.BufferedIOBase) -> Iterator[bytes]:
@@ -157,9 +159,9 @@ def _values(text: str, name: str) -> Iterator[tuple[str, Any]]:
 def read_csv(
   path: pathlib.Path,
   name: str,
-  tally: rows.Tally,
+  tally: records.Tally,
   columns: Collection[str],
-) -> rows.PlacedRows:
+) -> records.PlacedRecords:
   csv.field_size_limit(2**31 - 1)
   with _open(path) as file:
     # Bytes that are no UTF-8 become surrogates, which the reader finds.
@@ -180,7 +182,8 @@ def read_csv(
         if "unexpected end" in str(error):
           raise ValueError(
             f"{place}: a quote opens here that is never closed, so that all "
-            'rows behind it are one cell; double a quote inside of a cell ("")'
+            "records behind it are one cell; double a quote inside of a cell "
+            '("")'
           ) from error
         if not header:
           raise ValueError(f"{place}: the header is no CSV: {error}") from error
@@ -191,13 +194,13 @@ def read_csv(
         continue
       if not header:
         header = cells
-        rows.check_header(path, header, columns)
+        records.check_header(path, header, columns)
         continue
       tally.read()
       if [cells[0].lstrip("\ufeff"), *cells[1:]] == header:
-        tally.drop("rows that repeat the header")
+        tally.drop("records that repeat the header")
       elif not any(cells):
-        tally.drop("rows without any value")
+        tally.drop("records without any value")
       elif len(cells) != len(header):
         tally.break_(
           place,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import formats
 
 logger = logging.getLogger(__name__)
@@ -57,22 +57,22 @@ def load(
 
   Workers become users "1", "2", … by how many comparisons they have for
   training, before ties are dropped; equals by name. Prompts are posts of any
-  worker's validation rows.
+  worker's validation records.
 
   Args:
     count_tokens: tokens of each text, for `data.tldr.length_unit` "tokens".
 
   Raises:
-    ValueError: if files are missing, too many rows are broken, there are fewer
-      workers than asked for, one has no comparison left, or no post is.
+    ValueError: if files are missing, too many records are broken, there are
+      fewer workers than asked for, one has no comparison left, or no post is.
   """
   tldr = data.tldr
   measure = _measure(tldr.length_unit, count_tokens)
-  tally = rows.Tally()
+  tally = records.Tally()
   train = _read(data.path, "train", tally)
   heldout = _read(data.path, "validation", tally)
   tally.check(data.max_bad_share)
-  # Of all rows: a post that another worker saw in training is known as well.
+  # Of all records: a post that another worker saw in training is known as well.
   known = {each.post_id for each in train} | {each.prompt for each in train}
   train = _of_sft(train, "train", data, tally)
   heldout = _of_sft(heldout, "validation", data, tally)
@@ -81,10 +81,12 @@ def load(
   prompts = _prompts(heldout, data.path, seed, num_prompts, tally)
   users = _busiest_workers(train, tldr.num_workers, tally)
   examples = {}
-  for split, found in (("train", train), ("validation", heldout)):
-    own = [each for each in found if each.worker in users]
-    tally.drop(f"{split} rows of other workers", len(found) - len(own))
-    examples[split] = _prefer(own, users, measure, split, data, tally)
+  for split, comparisons in (("train", train), ("validation", heldout)):
+    of_users = [each for each in comparisons if each.worker in users]
+    tally.drop(
+      f"{split} records of other workers", len(comparisons) - len(of_users)
+    )
+    examples[split] = _prefer(of_users, users, measure, split, data, tally)
   _check_users(examples["train"], users, tally)
   logger.info("TL;DR: %s", tally)
   names = users.values()
@@ -111,95 +113,95 @@ def _measure(unit: str, count_tokens: CountTokens | None) -> CountTokens:
   return count_tokens
 
 
-def _read(path: str, split: str, tally: rows.Tally) -> list[Comparison]:
+def _read(path: str, split: str, tally: records.Tally) -> list[Comparison]:
   """Comparisons of posts; those of news articles are dropped."""
   folder = pathlib.Path(path).expanduser()
   file = formats.find_jsonl(folder, split)
   if not folder.exists():
-    found = rows.read_hub(path, tally, name="comparisons", split=split)
+    placed = records.read_hub(path, tally, name="comparisons", split=split)
   elif file is not None:
-    found = formats.read(file, tally)
+    placed = formats.read(file, tally)
   else:
     raise ValueError(
       f"data.path {path!r} has no {split}.jsonl; give a folder with "
       "train.jsonl and validation.jsonl, or the hub id "
       "openai/summarize_from_feedback"
     )
-  made = list(rows.parse(found, _comparison, tally))
-  of_posts = [each for each in made if each is not None]
-  tally.drop(f"{split} rows of articles", len(made) - len(of_posts))
+  comparisons = list(records.parse(placed, _comparison, tally))
+  of_posts = [each for each in comparisons if each is not None]
+  tally.drop(f"{split} records of articles", len(comparisons) - len(of_posts))
   return of_posts
 
 
-def _comparison(row: rows.Row, place: str) -> Comparison | None:
+def _comparison(record: records.Record, place: str) -> Comparison | None:
   """The comparison of a post; None if it is of an article."""
-  info = rows.field(row, "info", dict)
-  post = rows.optional(info, "post", str)
+  info = records.field(record, "info", dict)
+  post = records.optional(info, "post", str)
   if post is None:
-    rows.field(info, "article", str)
+    records.field(info, "article", str)
     return None
-  summaries = rows.field(row, "summaries", list)
+  summaries = records.field(record, "summaries", list)
   if len(summaries) != 2:
-    raise rows.BrokenRow("not two summaries", str(len(summaries)))
-  for each in summaries:
-    if not isinstance(each, dict):
-      raise rows.BrokenRow("wrong type", f"summary {each!r:.60}")
-  worker = rows.field(row, "worker", str)
+    raise records.BrokenRecord("not two summaries", str(len(summaries)))
+  for summary in summaries:
+    if not isinstance(summary, dict):
+      raise records.BrokenRecord("wrong type", f"summary {summary!r:.60}")
+  worker = records.field(record, "worker", str)
   if not worker:
-    raise rows.BrokenRow("empty id", "worker")
-  subreddit = rows.field(info, "subreddit", str)
-  title = rows.field(info, "title", str)
+    raise records.BrokenRecord("empty id", "worker")
+  subreddit = records.field(info, "subreddit", str)
+  title = records.field(info, "title", str)
   first, second = summaries
   return Comparison(
     worker=worker,
-    post_id=rows.field(info, "id", str),
+    post_id=records.field(info, "id", str),
     prompt=f"SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:",
     summaries=(
-      rows.field(first, "text", str),
-      rows.field(second, "text", str),
+      records.field(first, "text", str),
+      records.field(second, "text", str),
     ),
     policies=(
-      rows.field(first, "policy", str),
-      rows.field(second, "policy", str),
+      records.field(first, "policy", str),
+      records.field(second, "policy", str),
     ),
     place=place,
   )
 
 
 def _of_sft(
-  found: list[Comparison],
+  comparisons: list[Comparison],
   split: str,
   data: data_config.DataConfig,
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> list[Comparison]:
   if not data.tldr.sft_only:
-    return found
-  kept = [each for each in found if each.from_sft]
-  tally.drop(f"{split} rows of other policies", len(found) - len(kept))
+    return comparisons
+  kept = [each for each in comparisons if each.from_sft]
+  tally.drop(f"{split} records of other policies", len(comparisons) - len(kept))
   return kept
 
 
 def _of_new_posts(
-  found: list[Comparison], known: Collection[str], tally: rows.Tally
+  comparisons: list[Comparison], known: Collection[str], tally: records.Tally
 ) -> list[Comparison]:
   kept = [
-    each
-    for each in found
-    if each.post_id not in known and each.prompt not in known
+    comparison
+    for comparison in comparisons
+    if comparison.post_id not in known and comparison.prompt not in known
   ]
-  reason = "validation rows of posts that training has"
-  tally.drop(reason, len(found) - len(kept))
+  reason = "validation records of posts that training has"
+  tally.drop(reason, len(comparisons) - len(kept))
   return kept
 
 
 def _prompts(
-  found: Iterable[Comparison],
+  comparisons: Iterable[Comparison],
   path: str,
   seed: int,
   wanted: int,
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> list[structs.PromptExample]:
-  posts = list(dict.fromkeys(each.prompt for each in found))
+  posts = list(dict.fromkeys(each.prompt for each in comparisons))
   if not posts:
     raise ValueError(
       f"{path} leaves no validation post to be summarised. What "
@@ -213,16 +215,16 @@ def _prompts(
 
 
 def _busiest_workers(
-  found: Iterable[Comparison], count: int, tally: rows.Tally
+  comparisons: Iterable[Comparison], count: int, tally: records.Tally
 ) -> dict[str, str]:
   """User "1", "2", … by worker, busiest first."""
-  rows_of = collections.Counter(each.worker for each in found)
-  if len(rows_of) < count:
+  counts = collections.Counter(each.worker for each in comparisons)
+  if len(counts) < count:
     raise ValueError(
-      f"data.tldr.num_workers {count}: only {len(rows_of)} workers have "
+      f"data.tldr.num_workers {count}: only {len(counts)} workers have "
       f"comparisons for training; use at most so many. What was read: {tally}"
     )
-  workers = sorted(rows_of, key=lambda worker: (-rows_of[worker], worker))
+  workers = sorted(counts, key=lambda worker: (-counts[worker], worker))
   return {
     worker: str(number)
     for number, worker in enumerate(workers[:count], start=1)
@@ -230,33 +232,34 @@ def _busiest_workers(
 
 
 def _prefer(
-  found: Sequence[Comparison],
+  comparisons: Sequence[Comparison],
   users: dict[str, str],
   measure: CountTokens,
   split: str,
   data: data_config.DataConfig,
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> list[structs.PreferenceExample]:
   """Each worker's shorter or longer summary is the chosen one."""
   tldr = data.tldr
-  lengths = iter(measure([text for each in found for text in each.summaries]))
+  summaries = [text for each in comparisons for text in each.summaries]
+  lengths = iter(measure(summaries))
   examples = []
-  for each in found:
-    pair, sizes = each.summaries, (next(lengths), next(lengths))
-    user = users[each.worker]
-    prompt = each.prompt + " " * tldr.trailing_space
+  for comparison in comparisons:
+    pair, sizes = comparison.summaries, (next(lengths), next(lengths))
+    user = users[comparison.worker]
+    prompt = comparison.prompt + " " * tldr.trailing_space
     if tldr.selection == "clean":
       if not all(text.strip() for text in pair):
-        tally.drop(f"{split} rows with an empty summary")
+        tally.drop(f"{split} records with an empty summary")
         continue
     elif len(prompt) + max(map(len, pair)) > _AUTHORS_LIMIT:
-      tally.drop(f"{split} rows over {_AUTHORS_LIMIT:,} characters")
+      tally.drop(f"{split} records over {_AUTHORS_LIMIT:,} characters")
       continue
     if pair[0] == pair[1]:
-      tally.drop(f"{split} rows of twice the same summary")
+      tally.drop(f"{split} records of twice the same summary")
       continue
     if sizes[0] == sizes[1] and tldr.ties == "drop":
-      tally.drop(f"{split} rows of equal length in {tldr.length_unit}")
+      tally.drop(f"{split} records of equal length in {tldr.length_unit}")
       continue
     second_is_longer = sizes[0] < sizes[1]
     # Of a tie, the first is the chosen one, whatever the user's taste.
@@ -266,7 +269,7 @@ def _prefer(
     chosen, rejected = pair[::-1] if second_is_chosen else pair
     examples.append(
       structs.PreferenceExample(
-        prompt, chosen, (rejected,), user, place=each.place
+        prompt, chosen, (rejected,), user, place=comparison.place
       )
     )
   return examples
@@ -275,7 +278,7 @@ def _prefer(
 def _check_users(
   train: Iterable[structs.PreferenceExample],
   users: dict[str, str],
-  tally: rows.Tally,
+  tally: records.Tally,
 ) -> None:
   present = {each.user_id for each in train}
   for worker, user in users.items():

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import literals
 
 _ROLES = {
@@ -118,7 +118,7 @@ def unpack(value: Any, notes: Notes) -> Any:
   text.
 
   Raises:
-    rows.BrokenRow: if a text begins as messages do and cannot be read.
+    records.BrokenRecord: if a text begins as messages do and cannot be read.
   """
   if isinstance(value, str):
     return _unpack_text(value, notes)
@@ -166,7 +166,7 @@ def _unpack_text(text: str, notes: Notes) -> Any:
   if written is None:
     start = text.lstrip()[:80]
     if _BEGINS_LIKE_MESSAGES.match(start):
-      raise rows.BrokenRow(
+      raise records.BrokenRecord(
         "messages written as text that cannot be read", f"{text!r:.60}"
       )
     if _BEGINS_LIKE_TEXTS.match(start):
@@ -192,8 +192,8 @@ def read_messages(value: Any, notes: Notes) -> tuple[structs.Message, ...]:
   out.
 
   Raises:
-    rows.BrokenRow: if a message has no role that is known or no text, or a
-      system message is not the first.
+    records.BrokenRecord: if a message has no role that is known or no text, or
+      a system message is not the first.
   """
   messages: list[structs.Message] = []
   for item in value:
@@ -203,16 +203,18 @@ def read_messages(value: Any, notes: Notes) -> tuple[structs.Message, ...]:
       if not is_missing(item[field]):
         notes[f"messages with {field!r:.30}, which is not read"] += 1
     if item.get("tool_calls"):
-      raise rows.BrokenRow("message with a call of a tool", f"{item!r:.60}")
+      raise records.BrokenRecord(
+        "message with a call of a tool", f"{item!r:.60}"
+      )
     text = _read_content(content, notes)
     if role == "system" and messages:
-      raise rows.BrokenRow("system message that is not the first")
+      raise records.BrokenRecord("system message that is not the first")
     if not is_blank(text):
       messages.append(structs.Message(role, text))
     elif role == "system":
       notes["blank system messages, which are left out"] += 1
     else:
-      raise rows.BrokenRow("empty message", f"of the {role}")
+      raise records.BrokenRecord("empty message", f"of the {role}")
   return tuple(messages)
 
 
@@ -223,7 +225,7 @@ def _role_and_content(message: Any) -> tuple[Any, Any]:
     if isinstance(message, dict) and role in message and content in message
   ]
   if not pairs:
-    raise rows.BrokenRow(
+    raise records.BrokenRecord(
       "message without a role or content", f"{message!r:.60}"
     )
   # A table may have columns for both ways to write one.
@@ -249,7 +251,7 @@ def _read_role(name: Any, notes: Notes) -> str:
   role = _role(name)
   if role is None:
     listed = ", ".join(_ROLE_OF)
-    raise rows.BrokenRow(
+    raise records.BrokenRecord(
       "unknown role", f"{name!r:.60}, which is none of {listed}"
     )
   if name != role:
@@ -269,7 +271,7 @@ def _read_content(content: Any, notes: Notes) -> str:
       text = part.get("text")
     if not isinstance(text, str):
       kind = part.get("type") if isinstance(part, dict) else part
-      raise rows.BrokenRow("content that is no text", f"{kind!r:.60}")
+      raise records.BrokenRecord("content that is no text", f"{kind!r:.60}")
     texts.append(text)
   if len(texts) > 1:
     notes["messages of several texts, joined by line ends"] += 1

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import turns
 
 _LONGEST = 256  # characters; more are a wrong column
@@ -31,20 +31,20 @@ class Reader:
     of integers where some are missing.
 
     Raises:
-      rows.BrokenRow: if it is no id.
+      records.BrokenRecord: if it is no id.
       ValueError: if ids are of mixed type.
     """
     if turns.is_missing(value):
       return None
     if isinstance(value, float) and value.is_integer():
       if abs(value) > _EXACT:
-        raise rows.BrokenRow(
+        raise records.BrokenRecord(
           "user id is a float that has lost digits", f"{value!r}"
         )
       notes[_WHOLE] += 1
       value = int(value)
     if not isinstance(value, str | int) or isinstance(value, bool):
-      raise rows.BrokenRow(
+      raise records.BrokenRecord(
         "user id is no text and no integer", f"{value!r:.60}"
       )
     if isinstance(value, str):
@@ -68,9 +68,11 @@ class Reader:
       notes["user ids like 'nan', 'None' and 'null', read as no user"] += 1
       return ""
     if any(unicodedata.category(letter) == "Cc" for letter in clean):
-      raise rows.BrokenRow("user id has a control character", f"{clean!r:.60}")
+      raise records.BrokenRecord(
+        "user id has a control character", f"{clean!r:.60}"
+      )
     if len(clean) > _LONGEST:
-      raise rows.BrokenRow(
+      raise records.BrokenRecord(
         f"user id is longer than {_LONGEST} characters", f"{clean!r:.60}"
       )
     if clean != text:
@@ -89,7 +91,7 @@ def _strip(text: str) -> str:
 
 
 def without_points(
-  examples: list[structs.PreferenceExample], tally: rows.Tally
+  examples: list[structs.PreferenceExample], tally: records.Tally
 ) -> list[structs.PreferenceExample]:
   """The comparisons of a path, with ids "7" where all are like "7.0".
 
@@ -109,7 +111,7 @@ def without_points(
   ]
 
 
-def note_alike(ids: Iterable[str | None], tally: rows.Tally) -> None:
+def note_alike(ids: Iterable[str | None], tally: records.Tally) -> None:
   """Notes users whom only case, space, form or invisible letters tell apart."""
   groups = collections.defaultdict(list)
   for user_id in sorted(set(ids) - {None}):

@@ -48,14 +48,14 @@ class Template:
     a: str,
     b: str,
     user_text: str,
-    told: evidence.Evidence,
+    known: evidence.Evidence,
   ) -> Prompts:
     """The prompts that ask for one verdict.
 
     Raises:
       ValueError: if a template has a field that there is not.
     """
-    persona = told.persona
+    persona = known.persona
     fields = {
       "facts": persona.facts,
       "self_description": persona.self_description,
@@ -63,14 +63,14 @@ class Template:
       "aspects": persona.aspects[:_ASPECTS],
       # Where a persona is known, the user's text repeats it.
       "user_text": "" if persona.facts or persona.aspects else user_text,
-      "feedback": told.feedback,
+      "feedback": known.feedback,
       "examples": [
         {
           "prompt": as_text(example.prompt),
           "chosen": _shown(example.chosen),
           "rejected": [_shown(text) for text in example.rejected],
         }
-        for example in told.examples
+        for example in known.examples
       ],
       "prompt": as_text(prompt),
       "a": _shown(a),

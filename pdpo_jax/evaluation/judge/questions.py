@@ -91,7 +91,7 @@ def of_run(
   drawn = draw(dataset, scores, judge, first.config.seed)
   pairs = _pairs(policies, judge)
   responses = _responses(policies, drawn, base, judge)
-  told = _evidence(drawn, dataset, judge)
+  evidence_of = _evidence(drawn, dataset, judge)
   tastes = {user: "shorter" for user in dataset.short_users}
   tastes |= {user: "longer" for user in dataset.long_users}
   return drawn, {
@@ -103,7 +103,7 @@ def of_run(
         example.user_text,
         responses[name][key],
         responses[opponent][key],
-        told[key],
+        evidence_of[key],
         tastes.get(example.user_id, ""),
       )
       for key, example in drawn.examples.items()

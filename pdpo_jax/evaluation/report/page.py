@@ -127,15 +127,15 @@ def figure_or_note(
     return Figure(name, caption, b"", _problem(f"Figure {name!r}", error))
 
 
-def _problem(what: str, error: Exception) -> str:
+def _problem(subject: str, error: Exception) -> str:
   """What the report says of what is missing; the log has the traceback."""
   if isinstance(error, kept.Damaged) or (
     processes.several() and processes.is_broken_off(error)
   ):
     raise error
-  logger.error("%s of the report could not be made", what, exc_info=error)
+  logger.error("%s of the report could not be made", subject, exc_info=error)
   return (
-    f"{what} could not be made ({type(error).__name__}: {error}). "
+    f"{subject} could not be made ({type(error).__name__}: {error}). "
     "The rest of the report does not hang on it."
   )
 

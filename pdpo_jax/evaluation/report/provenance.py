@@ -29,7 +29,7 @@ def section(
   versions = processes.from_first(
     lambda: run_folder.read_versions(first.workdir)
   )
-  text = [f"Data: {dataset.tally}."] if dataset.tally.rows else []
+  text = [f"Data: {dataset.tally}."] if dataset.tally.records else []
   text += [
     f"Answers were sampled with {_listed(first.config.answers.sampling())}.",
     f"On {_listed(versions)}.",

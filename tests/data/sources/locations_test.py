@@ -13,22 +13,22 @@ from tests import fuzz_formats, loading
 from tests.data.sources import preference_files_test as files
 from tests.data.sources import preference_splits_test as splits
 
-ROW = files.ROW
+RECORD = files.RECORD
 
 
 def fill(folder, *paths):
-  """Writes files whose rows ask for their paths."""
+  """Writes files whose records ask for their paths."""
   for path in paths:
     file = folder / path
     file.parent.mkdir(parents=True, exist_ok=True)
-    table = [ROW | {"prompt": f"{path} {number}?"} for number in range(4)]
+    table = [RECORD | {"prompt": f"{path} {number}?"} for number in range(4)]
     file.write_bytes(fuzz_formats.to_bytes(path, table))
   return folder
 
 
 def load(folder, **options):
   """Which files are trained on and held out, and the account."""
-  config = splits.config_of(folder.parent, [ROW])
+  config = splits.config_of(folder.parent, [RECORD])
   config.data.path = str(options.pop("path", folder))
   for name, value in options.items():
     setattr(config.data.files, name, value)
@@ -138,7 +138,7 @@ def test_what_is_left_out_is_named_with_the_reason(folder):
   assert not tally.broken
   assert {reason: set(names) for reason, names in tally.not_read.items()} == {
     "hidden": set(hidden),
-    "no format of rows": set(others),
+    "no format of records": set(others),
     "about the data": set(about),
     "empty": {"empty.jsonl"},
   }
@@ -212,7 +212,7 @@ def test_what_datasets_saved_is_read_with_its_splits(folder, names):
   tables = {
     name: datasets.Dataset.from_list(
       [
-        ROW | {"prompt": f"{name or 'all'} {number}?", "score": 1.0}
+        RECORD | {"prompt": f"{name or 'all'} {number}?", "score": 1.0}
         for number in range(4)
       ]
     )
@@ -225,12 +225,12 @@ def test_what_datasets_saved_is_read_with_its_splits(folder, names):
   trained, held_out, tally = load(folder)
   assert trained == {names[0] or "all"}
   assert held_out == {names[-1] or "all"}
-  assert tally.rows == 4 * len(names)
+  assert tally.records == 4 * len(names)
   assert tally.not_read["column without a use"] == {"score": None}
 
 
 def test_a_broken_saved_data_set_is_refused_with_its_folder(folder):
-  datasets.Dataset.from_list([ROW]).save_to_disk(str(folder))
+  datasets.Dataset.from_list([RECORD]).save_to_disk(str(folder))
   (folder / "state.json").write_text("{}")
   with pytest.raises(ValueError, match="data of mine cannot be read as a"):
     load(folder)
@@ -238,7 +238,7 @@ def test_a_broken_saved_data_set_is_refused_with_its_folder(folder):
 
 def test_splits_of_a_saved_dictionary_are_those_that_it_names(folder):
   splits = {
-    name: datasets.Dataset.from_list([ROW | {"prompt": f"{name}?"}])
+    name: datasets.Dataset.from_list([RECORD | {"prompt": f"{name}?"}])
     for name in ("train_sft", "train_prefs", "probe")
   }
   datasets.DatasetDict(splits).save_to_disk(str(folder))
@@ -330,12 +330,12 @@ def fake_hub(monkeypatch, **stored):
   monkeypatch.setitem(sys.modules, "datasets", fake)
 
 
-def rows_of(name):
-  return [ROW | {"prompt": f"{name} {number}?"} for number in range(4)]
+def records_of(name):
+  return [RECORD | {"prompt": f"{name} {number}?"} for number in range(4)]
 
 
 def test_a_hub_data_set_is_split_as_a_folder_is(folder, monkeypatch):
-  splits = {name: rows_of(name) for name in ("train", "validation", "test")}
+  splits = {name: records_of(name) for name in ("train", "validation", "test")}
   fake_hub(monkeypatch, **splits)
   trained, held_out, tally = load(folder, path="some/data")
   assert (trained, held_out) == ({"train"}, {"validation"})
@@ -351,8 +351,10 @@ def test_columns_of_a_hub_data_set_without_a_use_are_not_decoded(
   folder, monkeypatch
 ):
   from_list = datasets.Dataset.from_list
-  features = from_list([ROW]).features | {"picture": datasets.Image()}
-  table = [ROW | {"prompt": f"train {n}?", "picture": b"no"} for n in range(9)]
+  features = from_list([RECORD]).features | {"picture": datasets.Image()}
+  table = [
+    RECORD | {"prompt": f"train {n}?", "picture": b"no"} for n in range(9)
+  ]
   fake_hub(
     monkeypatch,
     train=from_list(table, features=datasets.Features(features)),
@@ -376,7 +378,7 @@ def test_an_error_says_which_path_is_meant(folder, options, option):
 
 
 def test_a_split_of_a_hub_data_set_is_split_by_share(folder, monkeypatch):
-  fake_hub(monkeypatch, train=rows_of("train"), test=rows_of("test"))
+  fake_hub(monkeypatch, train=records_of("train"), test=records_of("test"))
   trained, held_out, _ = load(folder, path="some/data:train")
   assert trained == held_out == {"train"}
 

@@ -5,17 +5,19 @@ import pytest
 from pyarrow import parquet
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from tests.data.sources import preference_files_test as files
 
-ROW, messages, turns = files.ROW, files.messages, files.turns
+RECORD, messages, turns = files.RECORD, files.messages, files.turns
 
 
 def read_one(tmp_path, **fields):
-  """The comparison of a row, if it is one, and the account."""
-  tally = rows.Tally()
-  row = {name: v for name, v in (ROW | fields).items() if v is not ...}
-  examples = files.read(files.write_jsonl(tmp_path / "rows.jsonl", row), tally)
+  """The comparison of a record, if it is one, and the account."""
+  tally = records.Tally()
+  record = {name: v for name, v in (RECORD | fields).items() if v is not ...}
+  examples = files.read(
+    files.write_jsonl(tmp_path / "records.jsonl", record), tally
+  )
   return (examples or [None])[0], tally
 
 
@@ -160,8 +162,8 @@ def test_messages_may_be_maps_of_a_table(tmp_path):
     )
     for name, dialogue in zip(("chosen", "rejected"), dialogues, strict=True)
   }
-  parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
-  (example,) = files.read(tmp_path / "rows.parquet")
+  parquet.write_table(pyarrow.table(columns), tmp_path / "records.parquet")
+  (example,) = files.read(tmp_path / "records.parquet")
   assert example.prompt == messages("hi", "ho", "a?")
   assert (example.chosen, example.rejected) == ("b", ("c",))
 

@@ -7,10 +7,10 @@ import pytest
 from pyarrow import parquet
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import preference_files
 
-ROW = {"prompt": "a?", "chosen": "b", "rejected": "c", "user_id": "u"}
+RECORD = {"prompt": "a?", "chosen": "b", "rejected": "c", "user_id": "u"}
 
 
 def turns(*texts):
@@ -33,14 +33,14 @@ def write_jsonl(file, *lines):
 
 
 def read(file, tally=None, user_column="user_id"):
-  tally = tally or rows.Tally()
+  tally = tally or records.Tally()
   return preference_files.read(str(file), user_column, tally)
 
 
 def one(tmp_path, **fields):
-  """The only comparison of a file with one row."""
-  row = {k: v for k, v in (ROW | fields).items() if v is not ...}
-  (example,) = read(write_jsonl(tmp_path / "rows.jsonl", row))
+  """The only comparison of a file with one record."""
+  record = {k: v for k, v in (RECORD | fields).items() if v is not ...}
+  (example,) = read(write_jsonl(tmp_path / "records.jsonl", record))
   return example
 
 
@@ -52,8 +52,8 @@ def test_texts_make_a_comparison(tmp_path):
 def test_an_example_knows_its_file_and_line_and_equals_one_from_elsewhere(
   tmp_path,
 ):
-  first, second = read(write_jsonl(tmp_path / "rows.jsonl", ROW, ROW))
-  assert (first.place, second.place) == ("rows.jsonl:1", "rows.jsonl:2")
+  first, second = read(write_jsonl(tmp_path / "records.jsonl", RECORD, RECORD))
+  assert (first.place, second.place) == ("records.jsonl:1", "records.jsonl:2")
   # Digests of the data and keys of scores rest on these.
   assert first == second and repr(first) == repr(second)
 
@@ -68,7 +68,7 @@ def test_integers_are_user_ids(tmp_path):
 
 
 def test_the_user_column_may_have_another_name(tmp_path):
-  file = write_jsonl(tmp_path / "rows.jsonl", ROW | {"worker": "w"})
+  file = write_jsonl(tmp_path / "records.jsonl", RECORD | {"worker": "w"})
   assert read(file, user_column="worker")[0].user_id == "w"
   with pytest.raises(ValueError, match=r"no 'who' .*'worker'"):
     read(file, user_column="who")
@@ -114,11 +114,11 @@ def test_without_a_prompt_it_is_what_the_dialogues_share(tmp_path):
 
 
 def test_a_response_equal_to_the_chosen_one_is_left_out(tmp_path):
-  tally = rows.Tally()
+  tally = records.Tally()
   file = write_jsonl(
-    tmp_path / "rows.jsonl",
-    ROW | {"rejected": ["c", " b"]},
-    ROW | {"rejected": "b "},
+    tmp_path / "records.jsonl",
+    RECORD | {"rejected": ["c", " b"]},
+    RECORD | {"rejected": "b "},
   )
   (example,) = read(file, tally)
   assert example.rejected == ("c",)
@@ -134,63 +134,75 @@ def test_a_response_equal_to_the_chosen_one_is_left_out(tmp_path):
     (b"[1, 2]", "no JSON object"),
     (b'{"prompt": "\xff"}', "invalid UTF-8"),
     (b'{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}', "UTF-8"),
-    (ROW | {"prompt": 3}, "prompt is neither text nor messages"),
-    (ROW | {"prompt": " "}, "empty prompt"),
-    (ROW | {"prompt": []}, "empty prompt"),
-    (ROW | {"prompt": None}, "no prompt"),
-    (ROW | {"prompt": turns("a", "b")}, "does not end with a turn of the user"),
-    (ROW | {"prompt": [{"role": "x", "content": "a"}]}, "unknown role"),
-    (ROW | {"prompt": ["a"]}, "without a role"),
-    (ROW | {"chosen": ""}, "empty response"),
-    (ROW | {"chosen": None}, "no chosen response"),
-    (ROW | {"chosen": turns("b")}, "response is not the assistant's"),
-    (ROW | {"chosen": turns("x", "b")}, "does not go on the prompt"),
-    (ROW | {"rejected": []}, "no rejected response"),
-    (ROW | {"rejected": ["c", 3]}, "response is neither text nor messages"),
-    (ROW | {"user_id": 1.5}, "user id is no text and no integer"),
-    (ROW | {"user_id": True}, "user id is no text and no integer"),
-    (ROW | {"user_text": ["x"]}, "user_text is no text"),
+    (RECORD | {"prompt": 3}, "prompt is neither text nor messages"),
+    (RECORD | {"prompt": " "}, "empty prompt"),
+    (RECORD | {"prompt": []}, "empty prompt"),
+    (RECORD | {"prompt": None}, "no prompt"),
+    (
+      RECORD | {"prompt": turns("a", "b")},
+      "does not end with a turn of the user",
+    ),
+    (RECORD | {"prompt": [{"role": "x", "content": "a"}]}, "unknown role"),
+    (RECORD | {"prompt": ["a"]}, "without a role"),
+    (RECORD | {"chosen": ""}, "empty response"),
+    (RECORD | {"chosen": None}, "no chosen response"),
+    (RECORD | {"chosen": turns("b")}, "response is not the assistant's"),
+    (RECORD | {"chosen": turns("x", "b")}, "does not go on the prompt"),
+    (RECORD | {"rejected": []}, "no rejected response"),
+    (RECORD | {"rejected": ["c", 3]}, "response is neither text nor messages"),
+    (RECORD | {"user_id": 1.5}, "user id is no text and no integer"),
+    (RECORD | {"user_id": True}, "user id is no text and no integer"),
+    (RECORD | {"user_text": ["x"]}, "user_text is no text"),
   ],
 )
-def test_a_broken_row_is_counted_with_its_reason(tmp_path, line, reason):
-  tally = rows.Tally()
-  file = write_jsonl(tmp_path / "rows.jsonl", ROW, line, ROW)
+def test_a_broken_record_is_counted_with_its_reason(tmp_path, line, reason):
+  tally = records.Tally()
+  file = write_jsonl(tmp_path / "records.jsonl", RECORD, line, RECORD)
   assert len(read(file, tally)) == 2
-  assert tally.rows == 3
+  assert tally.records == 3
   ((found, count),) = tally.broken.items()
   assert reason in found
   assert count == 1
-  with pytest.raises(ValueError, match=r"1 of 3 rows .*\n  rows.jsonl:2: "):
+  with pytest.raises(
+    ValueError, match=r"1 of 3 records .*\n  records.jsonl:2: "
+  ):
     tally.check(0.1)
 
 
 def test_few_broken_rows_are_left_out_with_a_warning(tmp_path, caplog):
-  tally = rows.Tally()
-  read(write_jsonl(tmp_path / "rows.jsonl", ROW, b"{", ROW, ROW), tally)
+  tally = records.Tally()
+  read(
+    write_jsonl(tmp_path / "records.jsonl", RECORD, b"{", RECORD, RECORD), tally
+  )
   with caplog.at_level(logging.WARNING):
     tally.check(0.25)
-  assert "1 of 4 rows are broken: 1 malformed JSON; they" in caplog.text
+  assert "1 of 4 records are broken: 1 malformed JSON; they" in caplog.text
   with pytest.raises(ValueError, match=r"data\.max_bad_share 0\.2 allows"):
     tally.check(0.2)
 
 
 def test_missing_columns_are_named_with_those_there_are(tmp_path):
-  file = write_jsonl(tmp_path / "rows.jsonl", {"prompt": "a", "good": "b"})
+  file = write_jsonl(tmp_path / "records.jsonl", {"prompt": "a", "good": "b"})
   with pytest.raises(
-    ValueError, match=r"rows.jsonl:1 has no 'chosen' and no 'rejected'.*'good'"
+    ValueError,
+    match=r"records.jsonl:1 has no 'chosen' and no 'rejected'.*'good'",
   ):
     read(file)
 
 
 def test_user_ids_of_mixed_type_are_an_error(tmp_path):
-  file = write_jsonl(tmp_path / "rows.jsonl", ROW, ROW | {"user_id": 7})
+  file = write_jsonl(
+    tmp_path / "records.jsonl", RECORD, RECORD | {"user_id": 7}
+  )
   with pytest.raises(
-    ValueError, match=r"7 \(rows.jsonl:2\) and 'u' \(rows.jsonl:1\)"
+    ValueError, match=r"7 \(records.jsonl:2\) and 'u' \(records.jsonl:1\)"
   ):
     read(file)
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+@pytest.mark.parametrize(
+  "name", ["records.jsonl", "records.csv", "records.parquet"]
+)
 def test_empty_and_missing_files_are_errors(tmp_path, name):
   file = tmp_path / name
   with pytest.raises(ValueError, match="there is no file"):
@@ -201,7 +213,7 @@ def test_empty_and_missing_files_are_errors(tmp_path, name):
 
 
 def test_an_unknown_format_is_an_error(tmp_path):
-  file = tmp_path / "rows.xlsx"
+  file = tmp_path / "records.xlsx"
   file.touch()
   with pytest.raises(ValueError, match=r"must end in one of \.jsonl"):
     read(file)
@@ -220,63 +232,65 @@ def write_csv(file, *dicts):
 
 def test_parquet_and_csv_hold_the_same_as_jsonl(tmp_path):
   table = [
-    ROW | {"prompt": 'a, "b"\n?', "rejected": ["c", "ü"], "user_text": "I"},
-    ROW | {"user_id": "v", "rejected": ["d"], "user_text": ""},
+    RECORD | {"prompt": 'a, "b"\n?', "rejected": ["c", "ü"], "user_text": "I"},
+    RECORD | {"user_id": "v", "rejected": ["d"], "user_text": ""},
   ]
-  expected = read(write_jsonl(tmp_path / "rows.jsonl", *table))
+  expected = read(write_jsonl(tmp_path / "records.jsonl", *table))
   parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "p.parquet")
   assert read(tmp_path / "p.parquet") == expected
   write_csv(
     tmp_path / "c.csv",
-    *(row | {"rejected": json.dumps(row["rejected"])} for row in table),
+    *(
+      record | {"rejected": json.dumps(record["rejected"])} for record in table
+    ),
   )
   assert read(tmp_path / "c.csv") == expected
   assert read(tmp_path) == expected * 3  # a folder is all its files
 
 
 def test_broken_csv_rows_are_counted(tmp_path):
-  file = tmp_path / "rows.csv"
+  file = tmp_path / "records.csv"
   file.write_bytes(
     b"prompt,chosen,rejected\na,b,c\na,b\na,b,c,d\na,\xff,c\na,[b,c\n"
   )
-  tally = rows.Tally()
+  tally = records.Tally()
   examples = read(file, tally)
   assert [example.chosen for example in examples] == ["b", "[b"]
   assert tally.broken == {"malformed CSV": 2, "invalid UTF-8": 1}
-  with pytest.raises(ValueError, match=r"rows\.csv:3: malformed CSV"):
+  with pytest.raises(ValueError, match=r"records\.csv:3: malformed CSV"):
     tally.check(0.0)
   file.write_text("prompt,chosen,rejected\na,b\n")
-  tally = rows.Tally()
+  tally = records.Tally()
   read(file, tally)
-  with pytest.raises(ValueError, match=r"rows\.csv:2: malformed CSV"):
+  with pytest.raises(ValueError, match=r"records\.csv:2: malformed CSV"):
     tally.check(0.0)
 
 
 def test_a_quote_that_is_never_closed_is_an_error(tmp_path):
-  file = tmp_path / "rows.csv"
+  file = tmp_path / "records.csv"
   file.write_text('prompt,chosen,rejected\na,b,c\n"a,b,c\n' + "a,b,c\n" * 500)
-  with pytest.raises(ValueError, match=r"rows\.csv:3: a quote opens here"):
+  with pytest.raises(ValueError, match=r"records\.csv:3: a quote opens here"):
     read(file)
 
 
 def test_a_list_of_numbers_in_a_csv_cell_is_text(tmp_path):
-  file = tmp_path / "rows.csv"
-  write_csv(file, ROW | {"chosen": "[1, 2, 3]", "rejected": "[4]"})
+  file = tmp_path / "records.csv"
+  write_csv(file, RECORD | {"chosen": "[1, 2, 3]", "rejected": "[4]"})
   (example,) = read(file)
   assert (example.chosen, example.rejected) == ("[1, 2, 3]", ("[4]",))
 
 
 @pytest.mark.parametrize("rejected", ["[]", '["good", null]'])
-def test_a_list_that_lacks_a_response_is_a_broken_row(tmp_path, rejected):
-  file = tmp_path / "rows.csv"
-  write_csv(file, ROW | {"rejected": rejected})
-  tally = rows.Tally()
+def test_a_list_that_lacks_a_response_is_a_broken_record(tmp_path, rejected):
+  file = tmp_path / "records.csv"
+  write_csv(file, RECORD | {"rejected": rejected})
+  tally = records.Tally()
   assert read(file, tally) == [] and sum(tally.broken.values()) == 1
 
 
 def test_a_truncated_parquet_file_is_an_error(tmp_path):
-  file = tmp_path / "rows.parquet"
-  parquet.write_table(pyarrow.Table.from_pylist([ROW]), file)
+  file = tmp_path / "records.parquet"
+  parquet.write_table(pyarrow.Table.from_pylist([RECORD]), file)
   file.write_bytes(file.read_bytes()[:-20])
   with pytest.raises(ValueError, match="cannot be read as Parquet"):
     read(file)
@@ -298,10 +312,10 @@ def test_hub_rows_are_read_like_files(monkeypatch):
 
   def stored(path, name, split):
     assert (path, name, split) == ("some/data", None, "test")
-    return [ROW, ROW | {"chosen": 3}]
+    return [RECORD, RECORD | {"chosen": 3}]
 
   monkeypatch.setattr(datasets, "load_dataset", stored)
-  tally = rows.Tally()
+  tally = records.Tally()
   assert len(read("some/data:test", tally)) == 1
   with pytest.raises(ValueError, match="some/data/test:1: response is neither"):
     tally.check(0.0)

@@ -7,7 +7,7 @@ from pdpo_jax.runs import run as run_lib
 from tests import loading
 from tests.data.sources import preference_files_test
 
-ROW = preference_files_test.ROW
+RECORD = preference_files_test.RECORD
 
 
 def config_of(tmp_path, table, **files):
@@ -25,7 +25,7 @@ def config_of(tmp_path, table, **files):
 
 def table_of(users, each):
   return [
-    ROW | {"prompt": f"{user} {place}?", "user_id": f"u{user}"}
+    RECORD | {"prompt": f"{user} {place}?", "user_id": f"u{user}"}
     for user in range(users)
     for place in range(each)
   ]
@@ -34,7 +34,7 @@ def table_of(users, each):
 def test_the_held_out_split_shares_no_comparison_with_training(tmp_path):
   table = table_of(10, 10)
   # The same choice by two users must not be split.
-  table += [row | {"user_id": "u0"} for row in table[50:60]]
+  table += [record | {"user_id": "u0"} for record in table[50:60]]
   config = config_of(tmp_path, table, heldout_share=0.2)
   found = loading.load(config)
   prompts = [
@@ -63,10 +63,12 @@ def test_unseen_users_are_in_no_training_example(tmp_path):
 
 def test_only_the_busiest_users_up_to_a_limit(tmp_path):
   table = [
-    row for user in range(6) for row in table_of(6, 20)[20 * user :][: 5 + user]
+    record
+    for user in range(6)
+    for record in table_of(6, 20)[20 * user :][: 5 + user]
   ]
-  table.append(ROW | {"user_id": None})
-  new = ROW | {"prompt": "z?"}
+  table.append(RECORD | {"user_id": None})
+  new = RECORD | {"prompt": "z?"}
   heldout = preference_files_test.write_jsonl(
     tmp_path / "held.jsonl", new, new | {"user_id": "u5"}
   )
@@ -98,7 +100,7 @@ def test_limits_hold_for_users_who_are_held_out_whole_too(tmp_path):
 
 def test_held_out_choices_that_training_tells_are_counted(tmp_path):
   table = [
-    ROW | {"prompt": f"{turn}?", "rejected": f"c{number}"}
+    RECORD | {"prompt": f"{turn}?", "rejected": f"c{number}"}
     for turn in range(20)
     for number in range(3)
   ]
@@ -108,7 +110,8 @@ def test_held_out_choices_that_training_tells_are_counted(tmp_path):
   assert count > 0
   assert f"{count} held-out choices of a response" in str(found.tally)
   together = [
-    ROW | {"prompt": f"{turn}?", "rejected": ["c0", "c1"]} for turn in range(20)
+    RECORD | {"prompt": f"{turn}?", "rejected": ["c0", "c1"]}
+    for turn in range(20)
   ]
   found = loading.load(config_of(tmp_path, together))
   assert "held-out choices" not in str(found.tally)
@@ -116,8 +119,8 @@ def test_held_out_choices_that_training_tells_are_counted(tmp_path):
 
 def test_comparisons_without_a_user_among_others_are_noted(tmp_path):
   table = table_of(2, 9)
-  for row in table[:4]:
-    del row["user_id"]
+  for record in table[:4]:
+    del record["user_id"]
   found = loading.load(config_of(tmp_path, table))
   assert "4 comparisons without a user" in str(found.tally)
 
@@ -130,10 +133,10 @@ def test_a_file_without_users_is_warned_of(tmp_path, caplog):
 
 def test_held_out_comparisons_of_a_user_have_a_limit_of_their_own(tmp_path):
   heldout = preference_files_test.write_jsonl(
-    tmp_path / "held.jsonl", *(ROW | {"prompt": f"{n}?"} for n in range(9))
+    tmp_path / "held.jsonl", *(RECORD | {"prompt": f"{n}?"} for n in range(9))
   )
   config = config_of(
-    tmp_path, [ROW], heldout_path=str(heldout), max_heldout_per_user=4
+    tmp_path, [RECORD], heldout_path=str(heldout), max_heldout_per_user=4
   )
   found = loading.load(config)
   assert (len(found.train), len(found.heldout)) == (1, 4)
@@ -142,11 +145,11 @@ def test_held_out_comparisons_of_a_user_have_a_limit_of_their_own(tmp_path):
 
 def test_held_out_comparisons_that_training_has_are_dropped(tmp_path):
   # Somebody else's opposite choice between the same two.
-  other = ROW | {"chosen": "c", "rejected": "b", "user_id": "v"}
+  other = RECORD | {"chosen": "c", "rejected": "b", "user_id": "v"}
   heldout = preference_files_test.write_jsonl(
-    tmp_path / "held.jsonl", other, ROW | {"prompt": "z?"}
+    tmp_path / "held.jsonl", other, RECORD | {"prompt": "z?"}
   )
-  config = config_of(tmp_path, [ROW], heldout_path=str(heldout))
+  config = config_of(tmp_path, [RECORD], heldout_path=str(heldout))
   found = loading.load(config)
   assert [example.prompt for example in found.heldout] == ["z?"]
   assert not found.unseen

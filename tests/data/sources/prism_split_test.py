@@ -167,8 +167,8 @@ def test_the_authors_split_draws_as_their_code(tmp_path):
     name: (owner, [(name, [("y", True), ("r", False)])])
     for name, owner in owners.items()
   }
-  rows = [prism_files.survey_row(user, rng) for user in survey]
-  prism_files.write_dialogues(tmp_path, dialogues, rows)
+  records = [prism_files.survey_record(user, rng) for user in survey]
+  prism_files.write_dialogues(tmp_path, dialogues, records)
   dataset = loading.load(prism_files.make_config(tmp_path, split="authors"))
   found = {}
   for split in ("train", "heldout", "unseen"):
@@ -206,7 +206,7 @@ def test_full_scale_loads_in_a_minute_with_the_known_numbers_of_users(tmp_path):
   dataset = loading.load(prism_files.make_config(tmp_path, split="authors"))
   assert time.process_time() - start < 60
   noted = dataset.tally.noted
-  assert dataset.tally.rows == 1500 + 8011
+  assert dataset.tally.records == 1500 + 8011
   assert dataset.tally.dropped["users without a dialogue"] == 104
   # int(0.9 * 1396) users, less those that cannot be split: of the real data
   # 22, which leaves 1,234.

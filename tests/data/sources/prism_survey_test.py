@@ -3,7 +3,7 @@ import pytest
 from tests import loading, prism_files
 
 
-def text_of(tmp_path, row_changes, **options):
+def text_of(tmp_path, changes_of_record, **options):
   """The user text of a participant who says these things only."""
   silent = {
     name: None
@@ -21,7 +21,9 @@ def text_of(tmp_path, row_changes, **options):
     )
   }
   prism_files.write_dialogues(
-    tmp_path, prism_files.one_user(prism_files.TURNS), **(silent | row_changes)
+    tmp_path,
+    prism_files.one_user(prism_files.TURNS),
+    **(silent | changes_of_record),
   )
   dataset = loading.load(
     prism_files.make_config(tmp_path, unseen_users=0.0, **options)

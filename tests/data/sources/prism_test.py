@@ -58,12 +58,12 @@ def test_a_prompt_is_all_that_was_said_with_the_chosen_responses(tmp_path):
 
 
 def test_messages_belong_to_their_turn_in_whatever_order_they_stand(tmp_path):
-  row = prism_files.conversation_row("c0", "user0", prism_files.TURNS)
-  other = prism_files.conversation_row("c1", "user0", prism_files.TURNS)
+  record = prism_files.conversation_record("c0", "user0", prism_files.TURNS)
+  other = prism_files.conversation_record("c1", "user0", prism_files.TURNS)
   # Responses keep their order within a turn.
-  row["conversation_history"].sort(key=lambda message: -message["turn"])
-  survey = [prism_files.survey_row("user0", random.Random(0))]
-  prism_files.write_rows(tmp_path, survey, [row, other])
+  record["conversation_history"].sort(key=lambda message: -message["turn"])
+  survey = [prism_files.survey_record("user0", random.Random(0))]
+  prism_files.write_records(tmp_path, survey, [record, other])
   dataset = loading.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   (train, heldout) = (
     [dataclasses.replace(each, dialogue_id="") for each in split]
@@ -75,14 +75,14 @@ def test_messages_belong_to_their_turn_in_whatever_order_they_stand(tmp_path):
 def test_an_example_says_which_dialogue_it_is_of_and_what_was_said_of_it(
   tmp_path,
 ):
-  rows = [
-    prism_files.conversation_row(name, "user0", prism_files.TURNS)
+  records = [
+    prism_files.conversation_record(name, "user0", prism_files.TURNS)
     for name in ("c0", "c1")
   ]
-  rows[0]["open_feedback"] = "Too  long."
-  rows[1]["open_feedback"] = "EMPTY STRING"
-  survey = [prism_files.survey_row("user0", random.Random(0))]
-  prism_files.write_rows(tmp_path, survey, rows)
+  records[0]["open_feedback"] = "Too  long."
+  records[1]["open_feedback"] = "EMPTY STRING"
+  survey = [prism_files.survey_record("user0", random.Random(0))]
+  prism_files.write_records(tmp_path, survey, records)
   dataset = loading.load(prism_files.make_config(tmp_path, unseen_users=0.0))
   said = {(x.dialogue_id, x.feedback) for x in dataset.train + dataset.heldout}
   assert said == {("c0", "Too long."), ("c1", "")}
@@ -211,63 +211,72 @@ def test_loading_is_a_function_of_config_and_files(generated):
 
 
 def broken(change):
-  row = prism_files.conversation_row("c9", "user0", prism_files.TURNS)
-  change(row)
-  return row
+  record = prism_files.conversation_record("c9", "user0", prism_files.TURNS)
+  change(record)
+  return record
 
 
 @pytest.mark.parametrize(
   ("reason", "change"),
   [
-    ("missing field", lambda row: row.pop("conversation_id")),
-    ("missing field", lambda row: row.pop("user_id")),
-    ("missing field", lambda row: row.pop("conversation_history")),
-    ("empty id", lambda row: row.update(conversation_id="")),
-    ("repeated conversation_id", lambda row: row.update(conversation_id="c0")),
-    ("user is not in the survey", lambda row: row.update(user_id="user7")),
-    ("wrong type", lambda row: row.update(user_id=7)),
+    ("missing field", lambda record: record.pop("conversation_id")),
+    ("missing field", lambda record: record.pop("user_id")),
+    ("missing field", lambda record: record.pop("conversation_history")),
+    ("empty id", lambda record: record.update(conversation_id="")),
+    (
+      "repeated conversation_id",
+      lambda record: record.update(conversation_id="c0"),
+    ),
+    (
+      "user is not in the survey",
+      lambda record: record.update(user_id="user7"),
+    ),
+    ("wrong type", lambda record: record.update(user_id=7)),
     (
       "invalid UTF-8",
-      lambda row: row["conversation_history"][0].update(content="\ud800"),
+      lambda record: record["conversation_history"][0].update(content="\ud800"),
     ),
-    ("wrong type", lambda row: row.update(conversation_history=None)),
-    ("wrong type", lambda row: row["conversation_history"].append("hi")),
+    ("wrong type", lambda record: record.update(conversation_history=None)),
+    ("wrong type", lambda record: record["conversation_history"].append("hi")),
     (
       "wrong type",
-      lambda row: row["conversation_history"][0].update(content=None),
+      lambda record: record["conversation_history"][0].update(content=None),
     ),
-    ("wrong type", lambda row: row["conversation_history"][0].update(turn="0")),
     (
       "wrong type",
-      lambda row: row["conversation_history"][1].update(if_chosen=1),
+      lambda record: record["conversation_history"][0].update(turn="0"),
+    ),
+    (
+      "wrong type",
+      lambda record: record["conversation_history"][1].update(if_chosen=1),
     ),
     (
       "missing field",
-      lambda row: row["conversation_history"][1].pop("if_chosen"),
+      lambda record: record["conversation_history"][1].pop("if_chosen"),
     ),
     (
       "turn out of range",
-      lambda row: row["conversation_history"][0].update(turn=-1),
+      lambda record: record["conversation_history"][0].update(turn=-1),
     ),
     (
       "turn out of range",
-      lambda row: row["conversation_history"][0].update(turn=11),
+      lambda record: record["conversation_history"][0].update(turn=11),
     ),
     (
       "unknown role",
-      lambda row: row["conversation_history"][0].update(role="tool"),
+      lambda record: record["conversation_history"][0].update(role="tool"),
     ),
   ],
 )
 def test_a_broken_dialogue_is_counted_and_too_many_are_an_error(
   tmp_path, reason, change
 ):
-  rows = [
-    prism_files.conversation_row(f"c{number}", "user0", prism_files.TURNS)
+  records = [
+    prism_files.conversation_record(f"c{number}", "user0", prism_files.TURNS)
     for number in range(2)
   ]
-  survey = [prism_files.survey_row("user0", random.Random(0))]
-  prism_files.write_rows(tmp_path, survey, [*rows, broken(change)])
+  survey = [prism_files.survey_record("user0", random.Random(0))]
+  prism_files.write_records(tmp_path, survey, [*records, broken(change)])
   config = prism_files.make_config(tmp_path, unseen_users=0.0)
   with pytest.raises(ValueError, match=rf"conversations.jsonl:3: {reason}"):
     loading.load(config)
@@ -294,8 +303,8 @@ def test_a_broken_dialogue_is_counted_and_too_many_are_an_error(
 def test_a_broken_participant_is_counted(tmp_path, reason, changes):
   rng = random.Random(0)
   survey = [
-    prism_files.survey_row("user0", rng),
-    prism_files.survey_row("user1", rng) | changes,
+    prism_files.survey_record("user0", rng),
+    prism_files.survey_record("user1", rng) | changes,
   ]
   prism_files.write_dialogues(
     tmp_path, prism_files.one_user(prism_files.TURNS), survey
@@ -347,7 +356,7 @@ def test_no_example_left_is_an_error_with_the_counts(
   tmp_path, dialogues, counts
 ):
   prism_files.write_dialogues(tmp_path, dialogues)
-  with pytest.raises(ValueError, match=f"{counts}.*rows"):
+  with pytest.raises(ValueError, match=f"{counts}.*records"):
     loading.load(prism_files.make_config(tmp_path))
 
 
@@ -360,9 +369,9 @@ def test_the_hub_is_asked_for_survey_and_conversations(tmp_path, monkeypatch):
     asked.append((path, name, split))
     rng = random.Random(0)
     if name == "survey":
-      return [prism_files.survey_row("user0", rng)]
+      return [prism_files.survey_record("user0", rng)]
     return [
-      prism_files.conversation_row(each, user, turns)
+      prism_files.conversation_record(each, user, turns)
       for each, (user, turns) in prism_files.one_user(prism_files.TURNS).items()
     ]
 

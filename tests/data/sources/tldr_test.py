@@ -13,7 +13,7 @@ SHORT, LONG = " a dog ran", " a dog ran far away"
 SFT = ("sup1", "sup2")
 
 
-def make_row(worker, name, texts=(SHORT, LONG), policies=SFT, **info):
+def make_record(worker, name, texts=(SHORT, LONG), policies=SFT, **info):
   return {
     "info": {
       "id": f"t3_{name}",
@@ -37,11 +37,11 @@ def make_row(worker, name, texts=(SHORT, LONG), policies=SFT, **info):
 
 
 def write(folder, train, validation=None):
-  """Writes both files; without validation rows, with one of "ann"."""
+  """Writes both files; without validation records, with one of "ann"."""
   if validation is None:
-    validation = [make_row("ann", "held")]
-  for name, rows in (("train", train), ("validation", validation)):
-    lines = [json.dumps(row) + "\n" for row in rows]
+    validation = [make_record("ann", "held")]
+  for name, records in (("train", train), ("validation", validation)):
+    lines = [json.dumps(record) + "\n" for record in records]
     (folder / f"{name}.jsonl").write_text("".join(lines))
 
 
@@ -59,7 +59,7 @@ def make_config(folder, **options):
 def two_workers(*texts):
   """Two comparisons of "ann" and one of "bob" for each pair of texts."""
   return [
-    make_row(worker, f"{number}{worker}{place}", pair)
+    make_record(worker, f"{number}{worker}{place}", pair)
     for place, pair in enumerate(texts or ((SHORT, LONG),))
     for number, worker in enumerate(("ann", "bob", "ann"))
   ]
@@ -103,13 +103,13 @@ def test_the_released_selection_keeps_what_is_empty_or_known_and_not_too_long(
   front = len("USER: 1" + 10 * "<|endoftext|>" + "||")
   prompt = "SUBREDDIT: r/pets\nTITLE: title x\nPOST: post x\nTL;DR: "
   longest = " " + "x" * (4800 - front - len(prompt) - 1)
-  rows = [
-    make_row("ann", "a", ("", LONG)),
-    make_row("ann", "x", (longest, SHORT)),
-    make_row("ann", "x", (longest + "x", SHORT)),
-    make_row("bob", "b"),
+  records = [
+    make_record("ann", "a", ("", LONG)),
+    make_record("ann", "x", (longest, SHORT)),
+    make_record("ann", "x", (longest + "x", SHORT)),
+    make_record("bob", "b"),
   ]
-  write(tmp_path, rows, [make_row("ann", "b")])
+  write(tmp_path, records, [make_record("ann", "b")])
   config = make_config(
     tmp_path,
     trailing_space=True,
@@ -120,7 +120,7 @@ def test_the_released_selection_keeps_what_is_empty_or_known_and_not_too_long(
   assert [(each.chosen, *each.rejected) for each in dataset.train] == [
     (LONG, ""), (longest, SHORT), (SHORT, LONG),
   ]  # fmt: skip
-  assert dataset.tally.dropped["train rows over 4,661 characters"] == 1
+  assert dataset.tally.dropped["train records over 4,661 characters"] == 1
   assert [each.prompt for each in dataset.heldout] == [dataset.train[2].prompt]
   with pytest.raises(ValueError, match="no validation post"):
     loading.load(make_config(tmp_path))
@@ -152,7 +152,7 @@ def test_a_tie_is_dropped_or_its_first_summary_chosen(tmp_path):
   write(tmp_path, two_workers((SHORT, LONG), (" x y", " y z")))
   dropped = loading.load(make_config(tmp_path))
   assert len(dropped.train) == 3
-  reason = "train rows of equal length in words"
+  reason = "train records of equal length in words"
   assert dropped.tally.dropped[reason] == 3
   first = loading.load(make_config(tmp_path, ties="first"))
   ties = [each for each in first.train if each.chosen not in (SHORT, LONG)]
@@ -167,13 +167,13 @@ def test_a_tie_is_dropped_or_its_first_summary_chosen(tmp_path):
 @pytest.mark.parametrize(
   ("pair", "reason"),
   [
-    ((SHORT, SHORT), "train rows of twice the same summary"),
-    ((SHORT, " "), "train rows with an empty summary"),
-    (("", ""), "train rows with an empty summary"),
+    ((SHORT, SHORT), "train records of twice the same summary"),
+    ((SHORT, " "), "train records with an empty summary"),
+    (("", ""), "train records with an empty summary"),
   ],
 )
 def test_what_is_no_comparison_is_dropped(tmp_path, pair, reason, ties):
-  write(tmp_path, [*two_workers(), make_row("ann", "x", pair)])
+  write(tmp_path, [*two_workers(), make_record("ann", "x", pair)])
   dataset = loading.load(make_config(tmp_path, ties=ties))
   assert dataset.tally.dropped == {reason: 1}
   assert len(dataset.train) == 3
@@ -192,8 +192,8 @@ def test_what_is_no_comparison_is_dropped(tmp_path, pair, reason, ties):
 def test_only_comparisons_of_sft_policies_are_kept(tmp_path, policies, kept):
   write(
     tmp_path,
-    [*two_workers(), make_row("ann", "x", policies=policies)],
-    [make_row("ann", "held"), make_row("ann", "y", policies=policies)],
+    [*two_workers(), make_record("ann", "x", policies=policies)],
+    [make_record("ann", "held"), make_record("ann", "y", policies=policies)],
   )
   dataset = loading.load(make_config(tmp_path))
   assert (len(dataset.train), len(dataset.heldout)) == (3 + kept, 1 + kept)
@@ -202,8 +202,8 @@ def test_only_comparisons_of_sft_policies_are_kept(tmp_path, policies, kept):
     {}
     if kept
     else {
-      "train rows of other policies": 1,
-      "validation rows of other policies": 1,
+      "train records of other policies": 1,
+      "validation records of other policies": 1,
     }
   )
   everything = loading.load(make_config(tmp_path, sft_only=False))
@@ -214,7 +214,9 @@ def test_the_busiest_workers_become_users_by_what_is_left_for_training(
   tmp_path,
 ):
   def of(worker, count, **changes):
-    return [make_row(worker, f"{worker}{n}", **changes) for n in range(count)]
+    return [
+      make_record(worker, f"{worker}{n}", **changes) for n in range(count)
+    ]
 
   train = [
     *of("dan", 3),
@@ -225,9 +227,9 @@ def test_the_busiest_workers_become_users_by_what_is_left_for_training(
     *of("fay", 9, post=None, article="news"),
     *of("ann", 5),
   ]
-  # Validation rows do not make a worker busy.
+  # Validation records do not make a worker busy.
   validation = [
-    make_row(worker, f"{worker}{n + 20}")
+    make_record(worker, f"{worker}{n + 20}")
     for worker in ("ann", "bob", "cat", "dan")
     for n in range(9)
   ]
@@ -241,39 +243,39 @@ def test_the_busiest_workers_become_users_by_what_is_left_for_training(
   assert heldout == {"1": 9, "2": 9, "3": 9}
   assert dataset.long_users == ("1", "3")
   assert dataset.tally.dropped == {
-    "train rows of articles": 9,
-    "train rows of other policies": 9,
-    "train rows of other workers": 3,
-    "validation rows of other workers": 9,
+    "train records of articles": 9,
+    "train records of other policies": 9,
+    "train records of other workers": 3,
+    "validation records of other workers": 9,
   }
 
 
 def test_posts_of_the_training_file_are_not_held_out(tmp_path):
   train = [
     *two_workers(),
-    make_row("zoe", "p"),
-    make_row("ann", "q", policies=("ref", "ref")),
+    make_record("zoe", "p"),
+    make_record("ann", "q", policies=("ref", "ref")),
   ]
   validation = [
-    make_row("ann", "held"),
-    make_row("ann", "p"),
-    make_row("bob", "q"),
+    make_record("ann", "held"),
+    make_record("ann", "p"),
+    make_record("bob", "q"),
     # The same text by another id, and the same id with another text.
-    make_row("bob", "p", id="t3_new"),
-    make_row("bob", "p", post="edited"),
+    make_record("bob", "p", id="t3_new"),
+    make_record("bob", "p", post="edited"),
   ]
   write(tmp_path, train, validation)
   dataset = loading.load(make_config(tmp_path))
   prompt = "SUBREDDIT: r/pets\nTITLE: title held\nPOST: post held\nTL;DR:"
   assert [each.prompt for each in dataset.heldout] == [prompt]
   assert [each.prompt for each in dataset.prompts] == [prompt]
-  reason = "validation rows of posts that training has"
+  reason = "validation records of posts that training has"
   assert dataset.tally.dropped[reason] == 4
 
 
 def test_prompts_are_different_posts_of_any_worker_drawn_by_the_seed(tmp_path):
   validation = [
-    make_row(worker, f"held{number}")
+    make_record(worker, f"held{number}")
     for worker in ("ann", "zoe")
     for number in range(20 if worker == "ann" else 40)
   ]
@@ -292,36 +294,36 @@ def test_prompts_are_different_posts_of_any_worker_drawn_by_the_seed(tmp_path):
 
 
 def test_loading_depends_on_the_rows_not_on_the_recorded_choice(tmp_path):
-  rows = two_workers((SHORT, LONG), (LONG, SHORT))
-  write(tmp_path, rows)
+  records = two_workers((SHORT, LONG), (LONG, SHORT))
+  write(tmp_path, records)
   first = loading.load(make_config(tmp_path))
-  write(tmp_path, [row | {"choice": 1} for row in rows])
+  write(tmp_path, [record | {"choice": 1} for record in records])
   assert loading.load(make_config(tmp_path)).train == first.train
 
 
 @pytest.mark.parametrize(
   ("reason", "change"),
   [
-    ("missing field", lambda row: row.pop("info")),
-    ("missing field", lambda row: row.pop("worker")),
-    ("missing field", lambda row: row["info"].pop("title")),
-    ("missing field", lambda row: row["info"].pop("id")),
-    ("missing field", lambda row: row["summaries"][0].pop("policy")),
-    ("empty id", lambda row: row.update(worker="")),
-    ("wrong type", lambda row: row["info"].update(post=None)),
-    ("wrong type", lambda row: row["info"].update(subreddit=None)),
-    ("wrong type", lambda row: row["summaries"][1].update(text=3)),
-    ("wrong type", lambda row: row.update(summaries=["a", "b"])),
-    ("wrong type", lambda row: row.update(summaries={"a": "b"})),
-    ("not two summaries", lambda row: row["summaries"].pop()),
+    ("missing field", lambda record: record.pop("info")),
+    ("missing field", lambda record: record.pop("worker")),
+    ("missing field", lambda record: record["info"].pop("title")),
+    ("missing field", lambda record: record["info"].pop("id")),
+    ("missing field", lambda record: record["summaries"][0].pop("policy")),
+    ("empty id", lambda record: record.update(worker="")),
+    ("wrong type", lambda record: record["info"].update(post=None)),
+    ("wrong type", lambda record: record["info"].update(subreddit=None)),
+    ("wrong type", lambda record: record["summaries"][1].update(text=3)),
+    ("wrong type", lambda record: record.update(summaries=["a", "b"])),
+    ("wrong type", lambda record: record.update(summaries={"a": "b"})),
+    ("not two summaries", lambda record: record["summaries"].pop()),
   ],
 )
-def test_a_broken_row_is_counted_and_too_many_are_an_error(
+def test_a_broken_record_is_counted_and_too_many_are_an_error(
   tmp_path, reason, change
 ):
-  row = make_row("ann", "x")
-  change(row)
-  write(tmp_path, [*two_workers(), row])
+  record = make_record("ann", "x")
+  change(record)
+  write(tmp_path, [*two_workers(), record])
   config = make_config(tmp_path)
   with pytest.raises(ValueError, match=f"train.jsonl:4: {reason}"):
     loading.load(config)
@@ -346,7 +348,7 @@ def test_fewer_workers_than_asked_for_are_an_error(tmp_path):
 
 
 def test_a_worker_whose_comparisons_are_all_ties_is_an_error(tmp_path):
-  train = [*two_workers()[::2], make_row("bob", "x", (" x y", " y z"))]
+  train = [*two_workers()[::2], make_record("bob", "x", (" x y", " y z"))]
   write(tmp_path, train)
   with pytest.raises(ValueError, match=r"'bob' \(user '2'\) has no compar"):
     loading.load(make_config(tmp_path))
@@ -356,14 +358,16 @@ def test_a_worker_whose_comparisons_are_all_ties_is_an_error(tmp_path):
 def test_no_post_to_be_summarised_is_an_error_with_the_counts(tmp_path):
   train = two_workers()
   write(tmp_path, train, train)
-  with pytest.raises(ValueError, match=r"no validation post.*6 rows; dropped"):
+  with pytest.raises(
+    ValueError, match=r"no validation post.*6 records; dropped"
+  ):
     loading.load(make_config(tmp_path))
 
 
 def test_the_hub_is_asked_for_comparisons(tmp_path, monkeypatch):
   splits = {
     "train": two_workers(),
-    "validation": [make_row("ann", "held")],
+    "validation": [make_record("ann", "held")],
   }
   write(tmp_path, *splits.values())
   local = loading.load(make_config(tmp_path))
@@ -387,7 +391,7 @@ def test_tldr_is_a_source(tmp_path):
 def test_the_defaults_give_ten_users_of_whom_three_prefer_short(tmp_path):
   rng = random.Random(0)
   train = [
-    make_row(
+    make_record(
       f"worker{number:02}",
       f"{number} {place}",
       [" word" * rng.randint(1, 9) for _ in range(2)],
@@ -395,7 +399,7 @@ def test_the_defaults_give_ten_users_of_whom_three_prefer_short(tmp_path):
     for number in range(14)
     for place in range(40 - number)
   ]
-  write(tmp_path, train, [make_row("worker00", "held")])
+  write(tmp_path, train, [make_record("worker00", "held")])
   config = config_lib.Config()
   config.data.path = str(tmp_path)
   dataset = loading.load(config)

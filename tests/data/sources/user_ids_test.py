@@ -5,19 +5,19 @@ import unicodedata
 import pandas
 import pytest
 
-from pdpo_jax.data import rows, users
+from pdpo_jax.data import records, users
 from pdpo_jax.data.sources import preference_files
 from tests import loading
 from tests.data.sources import preference_files_test as files
 from tests.data.sources import preference_splits_test as splits
 
-ROW = files.ROW
+RECORD = files.RECORD
 
 
 def read_ids(tmp_path, *ids):
-  tally = rows.Tally()
-  table = [ROW | {"user_id": user_id} for user_id in ids]
-  file = files.write_jsonl(tmp_path / "rows.jsonl", *table)
+  tally = records.Tally()
+  table = [RECORD | {"user_id": user_id} for user_id in ids]
+  file = files.write_jsonl(tmp_path / "records.jsonl", *table)
   return [example.user_id for example in files.read(file, tally)], tally
 
 
@@ -53,10 +53,10 @@ def test_whole_floats_are_integers(tmp_path):
 
 
 def test_whole_floats_are_integers_in_csv_where_all_ids_are(tmp_path):
-  table = [ROW | {"user_id": user_id} for user_id in (7.0, None, 10.0)]
-  pandas.DataFrame(table).to_csv(tmp_path / "rows.csv")
-  tally = rows.Tally()
-  examples = files.read(tmp_path / "rows.csv", tally)
+  table = [RECORD | {"user_id": user_id} for user_id in (7.0, None, 10.0)]
+  pandas.DataFrame(table).to_csv(tmp_path / "records.csv")
+  tally = records.Tally()
+  examples = files.read(tmp_path / "records.csv", tally)
   assert [example.user_id for example in examples] == ["7", None, "10"]
   assert tally.noted == {"whole floats as user ids, such as 7.0, read as 7": 2}
   assert read_ids(tmp_path, "7.0", "1.1")[0] == ["7.0", "1.1"]
@@ -85,7 +85,7 @@ def test_what_is_no_id_is_broken(tmp_path, broken):
 
 def load(tmp_path, *ids):
   table = [
-    ROW | {"prompt": f"{place}?", "user_id": user_id}
+    RECORD | {"prompt": f"{place}?", "user_id": user_id}
     for user_id in ids
     for place in range(9)
   ]
@@ -123,7 +123,7 @@ def test_numbers_of_any_length_are_sorted_by_value():
 
 
 def test_nfd_and_nfc_are_told_apart_by_nobody():
-  tally = rows.Tally()
+  tally = records.Tally()
   reader = preference_files.user_ids.Reader()
   forms = ("NFC", "NFD")
   ids = {

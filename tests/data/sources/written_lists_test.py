@@ -8,13 +8,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import literals
 from tests import loading
 from tests.data.sources import preference_files_test as files
 from tests.data.sources import preference_splits_test as splits
 
-ROW, messages, turns = files.ROW, files.messages, files.turns
+RECORD, messages, turns = files.RECORD, files.messages, files.turns
 
 ASKED = 'It\'s "so", \\d\né?'
 DIALOGUES = {
@@ -41,23 +41,23 @@ WRITERS = {
 }
 
 
-def write(tmp_path, ending, row):
-  file = tmp_path / f"rows{ending}"
+def write(tmp_path, ending, record):
+  file = tmp_path / f"records{ending}"
   if ending == ".csv":
-    pandas.DataFrame([row]).to_csv(file)
+    pandas.DataFrame([record]).to_csv(file)
   elif ending == ".parquet":
-    parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    parquet.write_table(pyarrow.Table.from_pylist([record]), file)
   else:
-    files.write_jsonl(file, row)
+    files.write_jsonl(file, record)
   return file
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("way", WRITERS)
 def test_messages_written_as_text_are_read_as_messages(tmp_path, ending, way):
-  row = {name: WRITERS[way](value) for name, value in DIALOGUES.items()}
-  tally = rows.Tally()
-  (example,) = files.read(write(tmp_path, ending, row), tally)
+  record = {name: WRITERS[way](value) for name, value in DIALOGUES.items()}
+  tally = records.Tally()
+  (example,) = files.read(write(tmp_path, ending, record), tally)
   assert example.prompt == messages(ASKED)
   assert (example.chosen, example.rejected) == ("it's [b]", ('a "c"',))
   assert tally.noted == {"messages written as text, which are read": 2}
@@ -66,9 +66,9 @@ def test_messages_written_as_text_are_read_as_messages(tmp_path, ending, way):
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("way", WRITERS)
 def test_responses_written_as_one_text_are_several(tmp_path, ending, way):
-  row = ROW | {"rejected": WRITERS[way](["it's x", "y, [z]"])}
-  tally = rows.Tally()
-  (example,) = files.read(write(tmp_path, ending, row), tally)
+  record = RECORD | {"rejected": WRITERS[way](["it's x", "y, [z]"])}
+  tally = records.Tally()
+  (example,) = files.read(write(tmp_path, ending, record), tally)
   assert example.rejected == ("it's x", "y, [z]")
   note = "lists of responses written as text, which are read"
   assert tally.noted == {note: 1}
@@ -80,8 +80,8 @@ def test_what_pandas_writes_to_csv_is_what_it_was_given(tmp_path):
   frame = pandas.DataFrame(
     [{"chosen": array(chosen), "rejected": DIALOGUES["rejected"]}]
   )
-  frame.to_csv(tmp_path / "rows.csv")
-  (example,) = files.read(tmp_path / "rows.csv")
+  frame.to_csv(tmp_path / "records.csv")
+  (example,) = files.read(tmp_path / "records.csv")
   assert (example.prompt, example.chosen) == (messages(ASKED), "it's [b]")
 
 
@@ -116,7 +116,7 @@ def test_one_message_and_an_object_of_lists_are_messages(tmp_path, chosen):
   "kind", ["Row", "Message", "models.ChatCompletionMessage"]
 )
 def test_messages_printed_as_objects_are_read(tmp_path, kind):
-  """As Spark and pydantic print rows."""
+  """As Spark and pydantic print records."""
   chosen = f"[{kind}(role='user', content='a?', id=None), "
   chosen += f"{kind}(content='b', role='assistant')]"
   assert files.one(tmp_path, chosen=chosen).chosen == "b"
@@ -138,15 +138,17 @@ def test_messages_printed_as_objects_are_read(tmp_path, kind):
   ],
 )
 def test_messages_that_were_spoilt_are_broken(tmp_path, chosen):
-  tally = rows.Tally()
-  file = files.write_jsonl(tmp_path / "rows.jsonl", ROW | {"chosen": chosen})
+  tally = records.Tally()
+  file = files.write_jsonl(
+    tmp_path / "records.jsonl", RECORD | {"chosen": chosen}
+  )
   assert not files.read(file, tally)
   assert tally.broken.total() == 1
 
 
 def test_a_column_of_lists_that_stays_text_is_warned_of(tmp_path, caplog):
   table = [
-    ROW | {"prompt": f"{n}?", "chosen": "['b']", "rejected": "['c']"}
+    RECORD | {"prompt": f"{n}?", "chosen": "['b']", "rejected": "['c']"}
     for n in range(9)
   ]
   loading.load(splits.config_of(tmp_path, table))
@@ -158,16 +160,18 @@ def test_a_column_of_lists_that_stays_text_is_warned_of(tmp_path, caplog):
 def test_messages_that_were_cut_off_are_broken(tmp_path, cut, write_list):
   """As spreadsheets do after 32,767 characters."""
   text = write_list(turns("a?", "b"))[:cut]
-  tally = rows.Tally()
-  file = files.write_jsonl(tmp_path / "rows.jsonl", ROW | {"chosen": text})
+  tally = records.Tally()
+  file = files.write_jsonl(
+    tmp_path / "records.jsonl", RECORD | {"chosen": text}
+  )
   assert not files.read(file, tally)
   assert tally.broken == {"messages written as text that cannot be read": 1}
 
 
 def test_a_prompt_that_is_a_list_of_texts_is_broken(tmp_path):
-  tally = rows.Tally()
+  tally = records.Tally()
   file = files.write_jsonl(
-    tmp_path / "rows.jsonl", ROW | {"prompt": "['a', 'b']"}
+    tmp_path / "records.jsonl", RECORD | {"prompt": "['a', 'b']"}
   )
   assert not files.read(file, tally)
   assert tally.broken == {"prompt is a list of texts": 1}
@@ -194,9 +198,9 @@ def test_a_prompt_that_is_a_list_of_texts_is_broken(tmp_path):
 def test_what_only_looks_like_a_list_stays_text(
   tmp_path, chosen, rejected, noted
 ):
-  tally = rows.Tally()
-  row = ROW | {"chosen": chosen, "rejected": rejected}
-  file = files.write_jsonl(tmp_path / "rows.jsonl", row)
+  tally = records.Tally()
+  record = RECORD | {"chosen": chosen, "rejected": rejected}
+  file = files.write_jsonl(tmp_path / "records.jsonl", record)
   (example,) = files.read(file, tally)
   assert (example.chosen, example.rejected) == (chosen, (rejected,))
   assert tally.noted.total() == noted

@@ -1,38 +1,40 @@
-"""A comparison of a row, as people's files have it."""
+"""A comparison of a record, as people's files have it."""
 
 import collections
 from typing import Any
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import turns, user_ids
 
-# What is read of a row, besides the column of users.
+# What is read of a record, besides the column of users.
 COLUMNS = ("prompt", "chosen", "rejected", "user_text")
 
 
 class Reader:
-  """Makes comparisons of the rows of one path, one after the other."""
+  """Makes comparisons of the records of one path, one after the other."""
 
-  def __init__(self, user_column: str, tally: rows.Tally):
+  def __init__(self, user_column: str, tally: records.Tally):
     self._user_column = user_column
     self._tally = tally
     self._ids = user_ids.Reader()
     self._file = ""
     self._columns = {*COLUMNS, user_column}
 
-  def read(self, place: str, row: rows.Row) -> structs.PreferenceExample | None:
-    """The comparison of a row, or None where there is none.
+  def read(
+    self, place: str, record: records.Record
+  ) -> structs.PreferenceExample | None:
+    """The comparison of a record, or None where there is none.
 
     Raises:
-      ValueError: if the first row of a file lacks a column, or user ids are of
-        mixed type.
+      ValueError: if the first record of a file lacks a column, or user ids are
+        of mixed type.
     """
-    self._check_columns(place, row)
+    self._check_columns(place, record)
     notes: turns.Notes = collections.Counter()
     try:
-      example = self._example(place, row, notes)
-    except rows.BrokenRow as broken:
+      example = self._example(place, record, notes)
+    except records.BrokenRecord as broken:
       self._tally.break_(place, broken.reason, broken.detail)
       return None
     for reason, count in notes.items():
@@ -41,33 +43,33 @@ class Reader:
       self._tally.drop("comparisons of equal responses")
     return example
 
-  def _check_columns(self, place: str, row: rows.Row) -> None:
-    for column in row.keys() - self._columns:
-      self._tally.leave_out(str(column), rows.COLUMN)
+  def _check_columns(self, place: str, record: records.Record) -> None:
+    for column in record.keys() - self._columns:
+      self._tally.leave_out(str(column), records.COLUMN)
     file = place.rpartition(":")[0] or place.rpartition(" row ")[0]
     if file == self._file:
       return
     self._file = file
-    columns = ", ".join(map(repr, row))
-    if missing := {"chosen", "rejected"} - row.keys():
+    columns = ", ".join(map(repr, record))
+    if missing := {"chosen", "rejected"} - record.keys():
       raise ValueError(
-        f"{place} has no {' and no '.join(map(repr, sorted(missing)))}; a row "
-        "needs 'prompt', 'chosen' and 'rejected', and this one has "
+        f"{place} has no {' and no '.join(map(repr, sorted(missing)))}; a "
+        "record needs 'prompt', 'chosen' and 'rejected', and this one has "
         f"{columns}"
       )
-    if self._user_column != "user_id" and self._user_column not in row:
+    if self._user_column != "user_id" and self._user_column not in record:
       raise ValueError(
         f"{place} has no {self._user_column!r} (data.files.user_column); it "
         f"has {columns}"
       )
 
   def _example(
-    self, place: str, row: rows.Row, notes: turns.Notes
+    self, place: str, record: records.Record, notes: turns.Notes
   ) -> structs.PreferenceExample | None:
     """The comparison; None where all responses are equal."""
-    prompt, chosen, rejected = _parse(row, notes)
-    user_id = self._ids.read(place, row.get(self._user_column), notes)
-    user_text = _user_text(row.get("user_text"), notes)
+    prompt, chosen, rejected = _parse(record, notes)
+    user_id = self._ids.read(place, record.get(self._user_column), notes)
+    user_text = _user_text(record.get("user_text"), notes)
     contents = (
       [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
     )
@@ -90,34 +92,36 @@ class Reader:
 
 
 def _parse(
-  row: rows.Row, notes: turns.Notes
+  record: records.Record, notes: turns.Notes
 ) -> tuple[structs.Prompt, str, list[str]]:
-  """Prompt, chosen and rejected responses of a row."""
-  chosen, rejected = _responses(row, notes)
+  """Prompt, chosen and rejected responses of a record."""
+  chosen, rejected = _responses(record, notes)
   replies = [_dialogue(reply, notes) for reply in (chosen, *rejected)]
-  prompt = row.get("prompt")
+  prompt = record.get("prompt")
   if turns.is_missing(prompt):
     if any(isinstance(reply, str) for reply in replies):
-      raise rows.BrokenRow("no prompt")
+      raise records.BrokenRecord("no prompt")
     start = _common_start(replies)
     prompt = start
   else:
     prompt, start = _prompt(prompt, notes)
   if not start:
-    raise rows.BrokenRow("empty prompt")
+    raise records.BrokenRecord("empty prompt")
   if start[-1].role != "user":
-    raise rows.BrokenRow("prompt does not end with a turn of the user")
+    raise records.BrokenRecord("prompt does not end with a turn of the user")
   turns.note_order(start, notes)
   texts = [_reply(reply, start) for reply in replies]
   return prompt, texts[0], texts[1:]
 
 
-def _responses(row: rows.Row, notes: turns.Notes) -> tuple[Any, list[Any]]:
+def _responses(
+  record: records.Record, notes: turns.Notes
+) -> tuple[Any, list[Any]]:
   """The chosen response and the rejected ones, each a text or messages."""
-  chosen, rejected = row.get("chosen"), row.get("rejected")
+  chosen, rejected = record.get("chosen"), record.get("rejected")
   for name, value in (("chosen", chosen), ("rejected", rejected)):
     if turns.is_missing(value):
-      raise rows.BrokenRow(f"no {name} response")
+      raise records.BrokenRecord(f"no {name} response")
   written = turns.read_written(rejected) if isinstance(rejected, str) else None
   # Where the chosen one is such a text too, both answer with a list.
   if _is_several(written) and not _is_data(chosen):
@@ -131,7 +135,7 @@ def _responses(row: rows.Row, notes: turns.Notes) -> tuple[Any, list[Any]]:
     alone = all(turns.is_reply(item) for item in rejected)
     rejected = [[item] for item in rejected] if alone else [rejected]
   if not rejected:
-    raise rows.BrokenRow("no rejected response")
+    raise records.BrokenRecord("no rejected response")
   return chosen, rejected
 
 
@@ -163,7 +167,7 @@ def _dialogue(
   if isinstance(reply, list) and any(isinstance(item, dict) for item in reply):
     return turns.read_messages(reply, notes)
   if not isinstance(reply, str):
-    raise rows.BrokenRow(
+    raise records.BrokenRecord(
       "response is neither text nor messages", f"{reply!r:.60}"
     )
   return reply
@@ -181,17 +185,17 @@ def _prompt(
       and not turns.is_dialogue(turns.unpack(written, collections.Counter()))
       and all(isinstance(item, str) for item in written)
     ):
-      raise rows.BrokenRow("prompt is a list of texts", f"{value!r:.60}")
+      raise records.BrokenRecord("prompt is a list of texts", f"{value!r:.60}")
   value = turns.unpack(value, notes)
   if isinstance(value, list):
     messages = turns.read_messages(value, notes)
     return messages, messages
   if not isinstance(value, str):
-    raise rows.BrokenRow(
+    raise records.BrokenRecord(
       "prompt is neither text nor messages", f"{value!r:.60}"
     )
   if turns.is_blank(value):
-    raise rows.BrokenRow("empty prompt")
+    raise records.BrokenRecord("empty prompt")
   return value, (structs.Message("user", value),)
 
 
@@ -215,18 +219,18 @@ def _reply(
   """The text of a response: given as text, as a turn, or after the prompt."""
   if not isinstance(reply, str):
     if not reply:
-      raise rows.BrokenRow("empty response")
+      raise records.BrokenRecord("empty response")
     if len(reply) > 1 and reply[:-1] != start:
-      raise rows.BrokenRow(
+      raise records.BrokenRecord(
         "response is a dialogue that does not go on the prompt"
       )
     if reply[-1].role != "assistant":
-      raise rows.BrokenRow(
+      raise records.BrokenRecord(
         "response is not the assistant's", f"{reply[-1].role!r}"
       )
     reply = reply[-1].content
   if turns.is_blank(reply):
-    raise rows.BrokenRow("empty response")
+    raise records.BrokenRecord("empty response")
   return reply
 
 
@@ -234,7 +238,7 @@ def _user_text(value: Any, notes: turns.Notes) -> str:
   if turns.is_missing(value):
     return ""
   if not isinstance(value, str):
-    raise rows.BrokenRow("user_text is no text", f"{value!r:.60}")
+    raise records.BrokenRecord("user_text is no text", f"{value!r:.60}")
   if turns.is_blank(value):
     return ""
   if turns.is_nothing(value):
@@ -250,7 +254,7 @@ def _check_texts(texts: tuple[str, ...], notes: turns.Notes) -> None:
     try:
       text.encode()
     except UnicodeEncodeError as error:
-      raise rows.BrokenRow("invalid UTF-8", str(error)) from error
+      raise records.BrokenRecord("invalid UTF-8", str(error)) from error
     if "\0" in text:
       notes["texts with the character NUL"] += 1
     if turns.is_nothing(text):

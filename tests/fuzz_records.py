@@ -1,4 +1,4 @@
-"""Rows that are mutated at random; see `tests/fuzz_files.py`."""
+"""Records that are mutated at random; see `tests/fuzz_files.py`."""
 
 import collections
 import contextlib
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from pdpo_jax.data import rows
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import preference_files
 from tests import fuzz_faults, fuzz_formats
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 OUTCOMES = ("read", "noted", "dropped", "broken", "refused")
 READ, NOTED, DROPPED, BROKEN, REFUSED = OUTCOMES
 _USER = "user_id"
@@ -30,16 +30,16 @@ _MESSAGES_AS_TEXT = re.compile(r"""\s*[\["(]*\s*\{['"](role|from)['"]:""")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A way to mutate a row.
+  """A way to mutate a record.
 
   Attributes:
-    mutate: makes a row, or the bytes of a line, of a row.
+    mutate: makes a record, or the bytes of a line, of a record.
     outcomes: those that may come of it.
-    same: whether a row that is read must say what it said before.
+    same: whether a record that is read must say what it said before.
     endings: of files that can hold it.
   """
 
-  mutate: Callable[[Row, random.Random], Any]
+  mutate: Callable[[Record, random.Random], Any]
   outcomes: tuple[str, ...] = OUTCOMES
   same: bool = False
   endings: tuple[str, ...] = (
@@ -47,8 +47,8 @@ class Kind:
   )  # fmt: skip
 
 
-def make_row(rng: random.Random) -> Row:
-  """A row as it should be, of any of the forms that are read."""
+def make_record(rng: random.Random) -> Record:
+  """A record as it should be, of any of the forms that are read."""
   words = iter(rng.sample(range(10**6), 9))
 
   def text():
@@ -61,23 +61,23 @@ def make_row(rng: random.Random) -> Row:
     for place, content in enumerate(asked)
   ]
   answers = [text() for _ in range(rng.choice((2, 2, 4)))]
-  row = {"prompt": asked[0], "chosen": answers[0], "rejected": answers[1]}
+  record = {"prompt": asked[0], "chosen": answers[0], "rejected": answers[1]}
   form = rng.choice(("texts", "messages", "dialogues", "several"))
   if form == "messages":
     turn = [[{"role": "assistant", "content": answer}] for answer in answers]
-    row = {"prompt": prompt, "chosen": turn[0], "rejected": turn[1]}
+    record = {"prompt": prompt, "chosen": turn[0], "rejected": turn[1]}
   elif form == "dialogues":
     turn = [
       [*prompt, {"role": "assistant", "content": answer}] for answer in answers
     ]
-    row = {"chosen": turn[0], "rejected": turn[1]}
+    record = {"chosen": turn[0], "rejected": turn[1]}
   elif form == "several":
-    row["rejected"] = answers[1:]
-  return row | {_USER: "ann", "user_text": rng.choice(("", "I cook."))}
+    record["rejected"] = answers[1:]
+  return record | {_USER: "ann", "user_text": rng.choice(("", "I cook."))}
 
 
-def _map_messages(row: Row, change: Callable[[dict], Any]) -> Row:
-  """Changes each message of a row, whose texts become messages first."""
+def _map_messages(record: Record, change: Callable[[dict], Any]) -> Record:
+  """Changes each message of a record, whose texts become messages first."""
 
   def mapped(value, role):
     if isinstance(value, str):
@@ -87,15 +87,17 @@ def _map_messages(row: Row, change: Callable[[dict], Any]) -> Row:
     return [change(dict(message)) for message in value]
 
   roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-  return row | {
-    name: mapped(row[name], role) for name, role in roles.items() if name in row
+  return record | {
+    name: mapped(record[name], role)
+    for name, role in roles.items()
+    if name in record
   }
 
 
-def _write_lists(row: Row, write: Callable[[Any], str]) -> Row:
+def _write_lists(record: Record, write: Callable[[Any], str]) -> Record:
   return {
     name: write(value) if isinstance(value, list) else value
-    for name, value in row.items()
+    for name, value in record.items()
   }
 
 
@@ -107,43 +109,47 @@ def _numpy_text(value: list) -> str:
   return str(array)
 
 
-def _cut(row: Row, rng: random.Random) -> Row:
-  row = _map_messages(row, lambda message: message)
+def _cut(record: Record, rng: random.Random) -> Record:
+  record = _map_messages(record, lambda message: message)
   name = rng.choice(("chosen", "rejected"))
-  text = rng.choice((json.dumps, str))(row[name])
-  return row | {name: text[: rng.randint(12, len(text) - 1)]}
+  text = rng.choice((json.dumps, str))(record[name])
+  return record | {name: text[: rng.randint(12, len(text) - 1)]}
 
 
-def _answer_with_data(row: Row, rng: random.Random) -> Row:
+def _answer_with_data(record: Record, rng: random.Random) -> Record:
   answers = ('["a", "b"]', '{"a": 1}', "[1, 2, 3]", '[{"n": "x"}]', "['a']")
   chosen, rejected = rng.sample(answers, 2)
-  return row | {"prompt": "As JSON?", "chosen": chosen, "rejected": rejected}
+  return record | {"prompt": "As JSON?", "chosen": chosen, "rejected": rejected}
 
 
-def _begin_like_a_list(row: Row, rng: random.Random) -> Row:
+def _begin_like_a_list(record: Record, rng: random.Random) -> Record:
   starts = ("[1] As", "[a link](b)", "[laughs] no", "{x} y", "(a) b", "[x]")
   chosen, rejected = rng.sample(starts, 2)
-  return row | {"prompt": "[INST] hm?", "chosen": chosen, "rejected": rejected}
+  return record | {
+    "prompt": "[INST] hm?",
+    "chosen": chosen,
+    "rejected": rejected,
+  }
 
 
-def _parts(row: Row, rng: random.Random) -> Row:
+def _parts(record: Record, rng: random.Random) -> Record:
   del rng
   return _map_messages(
-    row,
+    record,
     lambda message: (
       message | {"content": [{"type": "text", "text": message["content"]}]}
     ),
   )
 
 
-def _image(row: Row, rng: random.Random) -> Row:
+def _image(record: Record, rng: random.Random) -> Record:
   kind = rng.choice(("image", "image_url", "input_audio", "tool_use"))
   return _map_messages(
-    row, lambda message: message | {"content": [{"type": kind, "x": "y"}]}
+    record, lambda message: message | {"content": [{"type": kind, "x": "y"}]}
   )
 
 
-def _metadata(row: Row, rng: random.Random) -> Row:
+def _metadata(record: Record, rng: random.Random) -> Record:
   def change(message):
     return message | {
       "id": rng.randrange(10**9),
@@ -151,10 +157,10 @@ def _metadata(row: Row, rng: random.Random) -> Row:
       "tool_calls": None,
     }
 
-  return _map_messages(row, change)
+  return _map_messages(record, change)
 
 
-def _role_names(row: Row, rng: random.Random) -> Row:
+def _role_names(record: Record, rng: random.Random) -> Record:
   names = {
     "user": rng.choice(("human", "User", "prompter")),
     "assistant": rng.choice(("gpt", "model", "bot", "Assistant ")),
@@ -166,39 +172,39 @@ def _role_names(row: Row, rng: random.Random) -> Row:
       return {"from": role, "value": message["content"]}
     return message | {"role": role}
 
-  return _map_messages(row, change)
+  return _map_messages(record, change)
 
 
-def _unknown_role(row: Row, rng: random.Random) -> Row:
+def _unknown_role(record: Record, rng: random.Random) -> Record:
   role = rng.choice(("tool", "narrator", "", None, 3, ["user"], "function"))
-  return _map_messages(row, lambda message: message | {"role": role})
+  return _map_messages(record, lambda message: message | {"role": role})
 
 
-def _order(row: Row, rng: random.Random) -> Row:
-  row = _map_messages(row, lambda message: message)
-  name = "prompt" if "prompt" in row else "chosen"
-  dialogue = list(row[name])
+def _order(record: Record, rng: random.Random) -> Record:
+  record = _map_messages(record, lambda message: message)
+  name = "prompt" if "prompt" in record else "chosen"
+  dialogue = list(record[name])
   place = rng.randint(0, len(dialogue))
   role = rng.choice(("user", "assistant", "system"))
   dialogue.insert(place, {"role": role, "content": "inserted"})
   if rng.random() < 0.3:
     rng.shuffle(dialogue)
-  return row | {name: dialogue}
+  return record | {name: dialogue}
 
 
-def _blank_message(row: Row, rng: random.Random) -> Row:
+def _blank_message(record: Record, rng: random.Random) -> Record:
   blank = rng.choice(("", " ", "\n\t", "​", "\u00a0"))
-  return _map_messages(row, lambda message: message | {"content": blank})
+  return _map_messages(record, lambda message: message | {"content": blank})
 
 
-def _blank_text(row: Row, rng: random.Random) -> Row:
+def _blank_text(record: Record, rng: random.Random) -> Record:
   name = rng.choice(("prompt", "chosen", "rejected"))
-  return row | {name: rng.choice(("", " ", "\n", "​", "\ufeff"))}
+  return record | {name: rng.choice(("", " ", "\n", "​", "\ufeff"))}
 
 
-def _missing(row: Row, rng: random.Random) -> Row:
+def _missing(record: Record, rng: random.Random) -> Record:
   name = rng.choice(("prompt", "chosen", "rejected"))
-  return row | {name: rng.choice((None, float("nan")))}
+  return record | {name: rng.choice((None, float("nan")))}
 
 
 _ODD = (
@@ -211,80 +217,84 @@ _ODD = (
 )  # fmt: skip
 
 
-def _odd_value(row: Row, rng: random.Random) -> Row:
+def _odd_value(record: Record, rng: random.Random) -> Record:
   name = rng.choice(("prompt", "chosen", "rejected", "user_text", _USER))
-  return row | {name: rng.choice(_ODD)}
+  return record | {name: rng.choice(_ODD)}
 
 
-def _odd_id(row: Row, rng: random.Random) -> Row:
+def _odd_id(record: Record, rng: random.Random) -> Record:
   ids = (
     "nan", "None", "null", "ann ", "Ann", "​ann", "\ufeffann", "é",
     unicodedata.normalize("NFD", "é"), 7.0, 7.5, 2.0**70, float("inf"), True,
     "a\nb", "x" * 300, "9" * 5000, "$\\frac$", "../../x", "<b>", "a\x00", "-",
   )  # fmt: skip
-  return row | {_USER: rng.choice(ids)}
+  return record | {_USER: rng.choice(ids)}
 
 
-def _line(row: Row) -> bytes:
-  return json.dumps(row).encode()
+def _line(record: Record) -> bytes:
+  return json.dumps(record).encode()
 
 
-def _long_number(row: Row, rng: random.Random) -> bytes:
+def _long_number(record: Record, rng: random.Random) -> bytes:
   name = rng.choice((_USER, "score", "prompt"))
-  line = _line({key: row[key] for key in row if key != name})
+  line = _line({key: record[key] for key in record if key != name})
   digits = str(rng.randint(1, 9)) * 1000 * rng.randint(5, 9)
   return line[:-1] + f', "{name}": {digits}}}'.encode()
 
 
-def _key_twice(row: Row, rng: random.Random) -> bytes:
-  name = rng.choice(tuple(row))
-  return _line(row)[:-1] + f', "{name}": "z"}}'.encode()
+def _key_twice(record: Record, rng: random.Random) -> bytes:
+  name = rng.choice(tuple(record))
+  return _line(record)[:-1] + f', "{name}": "z"}}'.encode()
 
 
-def _deep(row: Row, rng: random.Random) -> bytes:
+def _deep(record: Record, rng: random.Random) -> bytes:
   name = rng.choice(("prompt", "chosen", "rejected", "x"))
-  line = _line({key: row[key] for key in row if key != name})
+  line = _line({key: record[key] for key in record if key != name})
   depth = rng.choice((1000, 100_000))
   value = "[" * depth + "]" * rng.choice((0, depth))
   return line[:-1] + f', "{name}": {value}}}'.encode()
 
 
-def _flip_bytes(row: Row, rng: random.Random) -> bytes:
-  line = bytearray(_line(row))
+def _flip_bytes(record: Record, rng: random.Random) -> bytes:
+  line = bytearray(_line(record))
   for _ in range(rng.randint(1, 4)):
     place = rng.randrange(len(line))
     line[place : place + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 2))
   return bytes(line)
 
 
-def _flip_list_text(row: Row, rng: random.Random) -> Row:
-  row = _write_lists(_map_messages(row, lambda message: message), str)
+def _flip_list_text(record: Record, rng: random.Random) -> Record:
+  record = _write_lists(_map_messages(record, lambda message: message), str)
   name = rng.choice(("chosen", "rejected"))
-  text = list(row[name])
+  text = list(record[name])
   for _ in range(rng.randint(1, 3)):
     text[rng.randrange(len(text))] = rng.choice("'\"[]{},:\\ xN\n")
-  return row | {name: "".join(text)}
+  return record | {name: "".join(text)}
 
 
-def _control_in_text(row: Row, rng: random.Random) -> Row:
+def _control_in_text(record: Record, rng: random.Random) -> Record:
   odd = rng.choice(("\x00", "\x0b", "\x85", "\u2028", "\ufffe", "\x1a"))
-  return row | {"prompt": f"a{odd}b?", "chosen": f"c{odd}", "rejected": "d"}
+  return record | {"prompt": f"a{odd}b?", "chosen": f"c{odd}", "rejected": "d"}
 
 
 KINDS: dict[str, Kind] = {
-  "untouched": Kind(lambda row, rng: dict(row), (READ, NOTED), same=True),
+  "untouched": Kind(lambda record, rng: dict(record), (READ, NOTED), same=True),
   "lists as JSON text": Kind(
-    lambda row, rng: _write_lists(row, json.dumps), (READ, NOTED), same=True
+    lambda record, rng: _write_lists(record, json.dumps),
+    (READ, NOTED),
+    same=True,
   ),
   "lists as Python text": Kind(
-    lambda row, rng: _write_lists(row, str), (READ, NOTED), same=True
+    lambda record, rng: _write_lists(record, str), (READ, NOTED), same=True
   ),
   "lists as NumPy text": Kind(
-    lambda row, rng: _write_lists(row, _numpy_text), (READ, NOTED), same=True
+    lambda record, rng: _write_lists(record, _numpy_text),
+    (READ, NOTED),
+    same=True,
   ),
   "lists as text, quoted twice": Kind(
-    lambda row, rng: _write_lists(
-      row, lambda value: json.dumps(json.dumps(value))
+    lambda record, rng: _write_lists(
+      record, lambda value: json.dumps(json.dumps(value))
     ),
     (READ, NOTED),
     same=True,
@@ -317,18 +327,18 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def write(file: pathlib.Path, ending: str, row: Any) -> pathlib.Path:
-  """Writes a row into a file; to JSONL where the format cannot hold it."""
-  if isinstance(row, bytes):
-    content = row.replace(b"\n", b" ") + b"\n"
+def write(file: pathlib.Path, ending: str, record: Any) -> pathlib.Path:
+  """Writes a record into a file; to JSONL where the format cannot hold it."""
+  if isinstance(record, bytes):
+    content = record.replace(b"\n", b" ") + b"\n"
     if ending == ".jsonl.gz":
       content = gzip.compress(content)
   else:
     try:
-      content = fuzz_formats.to_bytes(ending, [row])
+      content = fuzz_formats.to_bytes(ending, [record])
     except (pyarrow.ArrowException, UnicodeError, OverflowError):
       ending = ".jsonl"
-      content = fuzz_formats.to_bytes(ending, [row])
+      content = fuzz_formats.to_bytes(ending, [record])
   file = file.with_suffix(ending)
   file.write_bytes(content)
   return file
@@ -337,20 +347,20 @@ def write(file: pathlib.Path, ending: str, row: Any) -> pathlib.Path:
 def fuzz(
   count: int, seed: int, faults: fuzz_faults.Faults
 ) -> dict[str, collections.Counter[str]]:
-  """Outcomes by kind of so many mutated rows, each in a file of its own."""
+  """Outcomes by kind of so many mutated records, each in a file of its own."""
   table = collections.defaultdict(collections.Counter)
   with tempfile.TemporaryDirectory() as folder:
     for number in range(count):
       rng = random.Random(f"row {seed} {number}")
       name = tuple(KINDS)[number % len(KINDS)]
       kind = KINDS[name]
-      row = make_row(rng)
-      mutated = kind.mutate(row, rng)
+      record = make_record(rng)
+      mutated = kind.mutate(record, rng)
       ending = rng.choice(kind.endings)
       file = write(pathlib.Path(folder) / f"{number % 50}", ending, mutated)
       with contextlib.ExitStack() as stack:
         stack.callback(file.unlink)
-        outcome = _outcome(file, kind, row, mutated, name, faults)
+        outcome = _outcome(file, kind, record, mutated, name, faults)
       table[name][outcome] += 1
       if outcome not in kind.outcomes:
         faults.add(name, f"outcome {outcome}", f"{file.suffix} {mutated!r}")
@@ -360,12 +370,12 @@ def fuzz(
 def _outcome(
   file: pathlib.Path,
   kind: Kind,
-  row: Row,
+  record: Record,
   mutated: Any,
   name: str,
   faults: fuzz_faults.Faults,
 ) -> str:
-  tally = rows.Tally()
+  tally = records.Tally()
   shown = f"{file.suffix} {mutated!r}"
   try:
     examples = preference_files.read(str(file), _USER, tally)
@@ -377,7 +387,7 @@ def _outcome(
     faults.add(name, f"traceback {type(error).__name__}", f"{error} {shown}")
     return REFUSED
   lost = tally.broken.total() + tally.dropped.total()
-  if len(examples) + lost != tally.rows:
+  if len(examples) + lost != tally.records:
     faults.add(name, "silent loss", f"{tally} {shown}")
   for example in examples:
     texts = (example.chosen, *example.rejected)
@@ -389,24 +399,26 @@ def _outcome(
     return BROKEN
   if tally.dropped:
     return DROPPED
-  if kind.same and not _says(examples[0], mutated if name in _TEXTS else row):
+  if kind.same and not _says(
+    examples[0], mutated if name in _TEXTS else record
+  ):
     faults.add(name, "says something else", f"{examples[0]} {shown}")
   return NOTED if tally.noted else READ
 
 
-# Kinds whose mutated row is the one that must be read as it stands.
+# Kinds whose mutated record is the one that must be read as it stands.
 _TEXTS = ("answer that is data", "text that begins like a list")
 
 
-def _says(example, row: Row) -> bool:
-  """Whether a comparison says what a well-formed row does."""
+def _says(example, record: Record) -> bool:
+  """Whether a comparison says what a well-formed record does."""
 
   def last(reply):
     return reply if isinstance(reply, str) else reply[-1]["content"]
 
-  rejected = row["rejected"]
+  rejected = record["rejected"]
   several = isinstance(rejected, list) and isinstance(rejected[0], str)
-  dialogue = row.get("prompt", row["chosen"][:-1])
+  dialogue = record.get("prompt", record["chosen"][:-1])
   contents = (
     [dialogue]
     if isinstance(dialogue, str)
@@ -419,8 +431,8 @@ def _says(example, row: Row) -> bool:
   )
   return (
     prompt == contents
-    and example.chosen == last(row["chosen"])
+    and example.chosen == last(record["chosen"])
     and list(example.rejected)
     == [last(reply) for reply in (rejected if several else [rejected])]
-    and example.user_id == row[_USER]
+    and example.user_id == record[_USER]
   )

@@ -1,4 +1,4 @@
-"""Rows of data sets, and an account of what is left out."""
+"""Records of data sets, and an account of what is left out."""
 
 import collections
 import logging
@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-PlacedRows = Iterator[tuple[str, Row]]
+Record = dict[str, Any]
+PlacedRecords = Iterator[tuple[str, Record]]
 T = TypeVar("T")
 
-# Places of broken rows that an error names besides the first of each reason,
+# Places of broken records that an error names besides the first of each reason,
 # and names of things that are left out.
 _NAMED = 3
 _LISTED = 5
@@ -23,29 +23,29 @@ COLUMN = "column without a use"
 class Tally:
   """Counts what a loader read, left out or changed, by reason.
 
-  A *broken* row is one that should not be there: malformed, or of the wrong
-  type. A *dropped* row is whole, and left out by a rule of the data set or of
-  the configuration. What is *noted* is kept. *Not read* are things that are no
-  rows, such as files and columns.
+  A *broken* record is one that should not be there: malformed, or of the wrong
+  type. A *dropped* record is whole, and left out by a rule of the data set or
+  of the configuration. What is *noted* is kept. *Not read* are things that are
+  no records, such as files and columns.
   """
 
   def __init__(self):
-    self.rows = 0
+    self.records = 0
     self.broken: collections.Counter[str] = collections.Counter()
     self.dropped: collections.Counter[str] = collections.Counter()
     self.noted: collections.Counter[str] = collections.Counter()
     self.not_read: dict[str, dict[str, None]] = {}
     self._places: list[str] = []
 
-  def read(self, rows: int = 1) -> None:
-    self.rows += rows
+  def read(self, records: int = 1) -> None:
+    self.records += records
 
   def break_(self, place: str, reason: str, detail: str = "") -> None:
-    """Counts a broken row.
+    """Counts a broken record.
 
     Args:
       place: file and line, such as "choices.jsonl:12".
-      reason: a few words, the same for all rows of this kind.
+      reason: a few words, the same for all records of this kind.
       detail: what is wrong with this one.
     """
     self.broken[reason] += 1
@@ -68,24 +68,26 @@ class Tally:
     """Logs what was broken.
 
     Raises:
-      ValueError: if it is more than this share of all rows, naming the first
+      ValueError: if it is more than this share of all records, naming the first
         places.
     """
     bad = self.broken.total()
     if not bad:
       return
-    what = f"{bad:,} of {self.rows:,} rows are broken: {_listed(self.broken)}"
+    summary = (
+      f"{bad:,} of {self.records:,} records are broken: {_listed(self.broken)}"
+    )
     first = "\n  ".join(self._places)
-    if bad > max_bad_share * self.rows:
+    if bad > max_bad_share * self.records:
       raise ValueError(
-        f"{what}. More than data.max_bad_share {max_bad_share:g} allows; mend "
-        f"them or raise it. The first:\n  {first}"
+        f"{summary}. More than data.max_bad_share {max_bad_share:g} allows; "
+        f"mend them or raise it. The first:\n  {first}"
       )
-    logger.warning("%s; they are left out. The first:\n  %s", what, first)
+    logger.warning("%s; they are left out. The first:\n  %s", summary, first)
 
   def lines(self) -> list[str]:
     """What was read, and what became of it, a line a kind."""
-    lines = [f"{self.rows:,} rows"]
+    lines = [f"{self.records:,} records"]
     for name in ("broken", "dropped", "noted"):
       counts = getattr(self, name)
       if counts:
@@ -148,16 +150,16 @@ def load_hub(path: str, name: str | None = None, split: str | None = None):
 
 def read_hub(
   path: str, tally: Tally, *, name: str | None = None, split: str
-) -> PlacedRows:
-  """Yields place and row of a split of a hub data set; see `load_hub`."""
+) -> PlacedRecords:
+  """Yields place and record of a split of a hub data set; see `load_hub`."""
   where = path if name is None else f"{path}/{name}"
   try:
     loaded = load_hub(path, name, split)
   except ValueError as error:
     raise ValueError(f"data.path: {error}") from error
-  for number, row in enumerate(loaded):
+  for number, record in enumerate(loaded):
     tally.read()
-    yield f"{where}/{split}:{number}", row
+    yield f"{where}/{split}:{number}", record
 
 
 def check_header(
@@ -172,53 +174,53 @@ def check_header(
       )
 
 
-class BrokenRow(ValueError):
-  """A row that should not be there; see `Tally.break_`."""
+class BrokenRecord(ValueError):
+  """A record that should not be there; see `Tally.break_`."""
 
   def __init__(self, reason: str, detail: str = ""):
     super().__init__(f"{reason}: {detail}")
     self.reason, self.detail = reason, detail
 
 
-def field(row: Row, name: str, kind: type[T]) -> T:
-  """The value of a field that the row must have.
+def field(record: Record, name: str, kind: type[T]) -> T:
+  """The value of a field that the record must have.
 
   Raises:
-    BrokenRow: if it is missing, or of another type, or a text that has no
+    BrokenRecord: if it is missing, or of another type, or a text that has no
       UTF-8. A bool is no number.
   """
-  if name not in row:
-    raise BrokenRow("missing field", name)
-  value = row[name]
+  if name not in record:
+    raise BrokenRecord("missing field", name)
+  value = record[name]
   if not isinstance(value, kind) or (
     isinstance(value, bool) and kind is not bool
   ):
-    raise BrokenRow(
+    raise BrokenRecord(
       "wrong type", f"{name} {value!r:.60} must be {kind.__name__}"
     )
   if isinstance(value, str):
     try:
       value.encode()
     except UnicodeEncodeError as error:  # JSON may escape half a character.
-      raise BrokenRow("invalid UTF-8", f"{name}: {error}") from error
+      raise BrokenRecord("invalid UTF-8", f"{name}: {error}") from error
   return value
 
 
-def optional(row: Row, name: str, kind: type[T]) -> T | None:
+def optional(record: Record, name: str, kind: type[T]) -> T | None:
   """As `field`, but None where it is missing or null."""
-  return None if row.get(name) is None else field(row, name, kind)
+  return None if record.get(name) is None else field(record, name, kind)
 
 
 def parse(
-  found: Iterable[tuple[str, Row]],
-  make: Callable[[Row, str], T],
+  placed: Iterable[tuple[str, Record]],
+  make: Callable[[Record, str], T],
   tally: Tally,
 ) -> Iterator[T]:
-  """Yields what `make` makes of rows and places; counts what is broken."""
-  for place, row in found:
+  """Yields what `make` makes of records and places; counts what is broken."""
+  for place, record in placed:
     try:
-      made = make(row, place)
-    except BrokenRow as broken:
+      value = make(record, place)
+    except BrokenRecord as broken:
       tally.break_(place, broken.reason, broken.detail)
     else:
-      yield made
+      yield value
