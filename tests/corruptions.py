@@ -139,7 +139,7 @@ def _kept_scores(run: pathlib.Path, originals: list[str]) -> Any:
 def _train_again(run: pathlib.Path) -> Any:
   """What the training command reads before it goes on."""
   config = _config(run)
-  run_folder.open_run(config)
+  run_folder.begin_or_continue(config)
   dataset = run_lib.load_dataset(config, None, run)
   sft.check_data(run / run_folder.BASE, dataset.digest)
   metrics.Writer(run / config_lib.PDPO, 3).close()

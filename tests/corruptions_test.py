@@ -1,6 +1,7 @@
 """Every file of a run, damaged in every way, and what the commands say."""
 
 import fnmatch
+import json
 import os
 import re
 import shutil
@@ -42,6 +43,29 @@ def test_every_file_of_a_run_is_in_the_list(run):
     if not any(fnmatch.fnmatchcase(name, each) for each in run_folder.FILES)
   ]
   assert not unknown
+
+
+def test_files_with_what_people_wrote_or_their_ids_are_named_as_such(run):
+  (said, *_) = (
+    json.loads(line)["prompt"]
+    for line in (run / run_folder.ANSWERS).read_text().splitlines()
+  )
+  # As it stands in JSON, in a page, and in a text; and what names users.
+  signs = [said.splitlines()[2].encode(), b'"user_id"', b'"by_user"']
+  holds = {
+    name
+    for name in corruptions.files_of(run)
+    if any(sign in (run / name).read_bytes() for sign in signs)
+  }
+  named = {
+    name
+    for name in corruptions.files_of(run)
+    if any(fnmatch.fnmatchcase(name, each) for each in run_folder.PERSONAL)
+  }
+  assert holds >= {"answers.jsonl", "judgements.jsonl", "results.json"}
+  assert holds <= named
+  # Orbax compresses what it writes.
+  assert any(name.startswith("pdpo/checkpoints/") for name in named)
 
 
 # One of each kind: another step, digest or process has the same readers.

@@ -191,7 +191,7 @@ def test_a_run_is_exported_with_its_newest_checkpoint(tmp_path):
   config = tiny.tiny_config(tmp_path / "run")
   config.train.epochs = 1
   config.lora.targets = ("q_proj", "wte")
-  run_folder.open_run(config)
+  run_folder.begin_or_continue(config)
   parts = tiny.tiny_parts(config)
   base_lib.write_base(config.folder / "base", parts[0])
   policy = tiny.train(config, parts)

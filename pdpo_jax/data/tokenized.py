@@ -77,8 +77,9 @@ class TokenizedDataset:
     def renumber(example):
       row = example.user_row
       user_id = self.users.ids[row - 1] if row else None
-      row = users.row_of(user_id) if user_id in users else 0
-      return dataclasses.replace(example, user_row=row)
+      return dataclasses.replace(
+        example, user_row=users.row_or_generic(user_id)
+      )
 
     splits = {
       name: dataclasses.replace(

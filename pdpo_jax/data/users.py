@@ -28,7 +28,7 @@ class UserIndex:
   """The map from user ids to rows of the user table, for one run.
 
   Row 0 is the generic user, who has no id (None); rows 1, 2, ... belong to
-  `ids`, in the given order. Nothing else in the project reads a user id.
+  `ids`, in the given order.
 
   Args:
     ids: of users who are trained on; a row that nobody trains would say
@@ -107,7 +107,16 @@ class UserIndex:
   def __contains__(self, user_id: str | None) -> bool:
     return user_id in self._rows
 
+  def row_or_generic(self, user_id: str | None) -> int:
+    """The user's row, or the generic one of whoever is unknown."""
+    return self._rows.get(user_id, 0)
+
   def row_of(self, user_id: str | None) -> int:
+    """The user's row, or the generic one of nobody in particular (None).
+
+    Raises:
+      ValueError: if the user is unknown, naming ids that are near.
+    """
     if user_id is None:
       return 0
     row = self._rows.get(user_id)

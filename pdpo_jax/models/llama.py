@@ -268,7 +268,7 @@ class Block(nnx.Module):
 
 
 class Llama(nnx.Module):
-  """The language model in three calls: `embed`, `hidden`, `logits`.
+  """The language model in four calls: `embed`, `hidden`, `logits` and `head`.
 
   Args:
     arch: sizes.

@@ -86,7 +86,7 @@ def run(config: config_lib.Config) -> Outcome:
   Raises:
     ValueError: as `prepare`, or if the run folder holds another run.
   """
-  folder = run_folder.open_run(config)
+  folder = run_folder.begin_or_continue(config)
   clock = Clock()
   dataset, base, prepared = _prepare_base(config, folder, clock)
   earlier.check_base(config, folder, base)

@@ -51,29 +51,21 @@ _FOLDERS = (
 )
 # What a run makes, besides its description.
 _MADE = (BASE, *_TRAININGS)
-# Every file of a run folder, as patterns of `fnmatch`.
-FILES = (
-  CONFIG,
-  VERSIONS,
+# Files that hold people's ids, texts, choices, or what was learnt from them, as
+# patterns of `fnmatch`. Whoever erases a person has to look into each.
+PERSONAL = (
+  CONFIG,  # `answers.users`
   USER_TEXTS,
   HELD_OUT,
   ANSWERS,
   RESULTS,
   JOURNAL,
-  _NOTE,
-  locks.LOCK,
-  locks.HOLDER,
-  *(str(pathlib.PurePath(name, kept.CHECKSUMS)) for name in _FOLDERS),
+  "data_report.txt",
   "responses/base_*.jsonl",
   *(
     f"{training}/{name}"
-    for training in _MADE
-    for name in (
-      "metrics.jsonl",
-      "tensorboard/events.out.tfevents.*",
-      "checkpoints/*",
-      "checkpoints_unreadable/*",
-    )
+    for training in _TRAININGS
+    for name in ("checkpoints/*", "checkpoints_unreadable/*")
   ),
   *(
     f"{training}/{name}"
@@ -84,6 +76,27 @@ FILES = (
       "responses/*.jsonl",
     )
   ),
+  f"{REPORT}/index.html",
+  f"{REPORT}/report.md",
+  f"{REPORT}/report.json",
+  f"{REPORT}/figures/*.png",
+)
+# Every file of a run folder.
+FILES = (
+  *PERSONAL,
+  VERSIONS,
+  "data_report.png",
+  _NOTE,
+  locks.LOCK,
+  locks.HOLDER,
+  *(str(pathlib.PurePath(name, kept.CHECKSUMS)) for name in _FOLDERS),
+  *(
+    f"{training}/{name}"
+    for training in _MADE
+    for name in ("metrics.jsonl", "tensorboard/events.out.tfevents.*")
+  ),
+  f"{BASE}/checkpoints/*",
+  f"{BASE}/checkpoints_unreadable/*",
   f"{BASE}/data.txt",
   f"{BASE}/config.json",
   f"{BASE}/generation_config.json",
@@ -93,10 +106,6 @@ FILES = (
   f"{BASE}/chat_template.jinja",
   f"{BASE}/*.safetensors",
   f"{BASE}/model.safetensors.index.json",
-  f"{REPORT}/index.html",
-  f"{REPORT}/report.md",
-  f"{REPORT}/report.json",
-  f"{REPORT}/figures/*.png",
 )
 # What may change when a run goes on.
 _FREE = ("workdir", "cache", "mesh.")
@@ -129,7 +138,7 @@ def check_processes(config: config_lib.Config) -> None:
   processes.agree("versions", versions())
 
 
-def open_run(config: config_lib.Config) -> pathlib.Path:
+def begin_or_continue(config: config_lib.Config) -> pathlib.Path:
   """Makes the run folder, or goes on in one with the same config.
 
   Raises:

@@ -142,10 +142,6 @@ class Trained:
   def policy(self) -> policy_lib.Policy:
     return self._loaded.policy.merge()
 
-  def row_of(self, user_id: str | None) -> int:
-    """The user's row, or the generic one of whoever is unknown."""
-    return self.users.row_of(user_id) if user_id in self.users else 0
-
   def read_for(self, run: config_lib.Config, workdir: pathlib.Path) -> None:
     """Has it evaluated on what a run holds out that started from it.
 
@@ -217,7 +213,7 @@ class Trained:
     """
     return responses_lib.make(
       examples,
-      self.row_of,
+      lambda user_id: self.users.row_or_generic(user_id),
       lambda: self.policy,
       self._base,
       self.config.data,

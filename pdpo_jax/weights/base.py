@@ -102,7 +102,10 @@ class Base:
 
   @property
   def stop_tokens(self) -> tuple[int, ...]:
-    """All tokens that end an answer; the first is the tokenizer's own."""
+    """All tokens that end an answer; the first is the tokenizer's own.
+
+    `PromptEncoder.end_id`, which a template may have besides, comes on top.
+    """
     return tuple(
       dict.fromkeys((self.tokenizer.eos_token_id, *self.end_of_turn))
     )

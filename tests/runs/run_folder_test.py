@@ -10,7 +10,7 @@ from pdpo_jax.runs import run_folder
 
 def test_a_run_folder_says_what_was_run_and_on_what(tmp_path):
   config = config_lib.Config(workdir=str(tmp_path / "run"), seed=5)
-  folder = run_folder.open_run(config)
+  folder = run_folder.begin_or_continue(config)
   assert run_folder.read_config(folder) == config
   versions = json.loads((folder / "versions.json").read_text())
   assert {"python", "jax", "flax", "devices"} <= set(versions)
@@ -18,31 +18,31 @@ def test_a_run_folder_says_what_was_run_and_on_what(tmp_path):
 
 def test_the_same_config_goes_on_and_another_is_an_error(tmp_path):
   config = config_lib.Config(workdir=str(tmp_path / "run"))
-  folder = run_folder.open_run(config)
-  run_folder.open_run(config)
+  folder = run_folder.begin_or_continue(config)
+  run_folder.begin_or_continue(config)
   config.loss.beta = 0.25
   # Nothing is there yet that was made with another value.
-  run_folder.open_run(config)
+  run_folder.begin_or_continue(config)
   (folder / "pdpo").mkdir()
   config.loss.beta = 0.5
   with pytest.raises(
     ValueError, match=re.escape("loss.beta is 0.25 there and 0.5 here")
   ):
-    run_folder.open_run(config)
+    run_folder.begin_or_continue(config)
 
 
 def test_a_run_from_before_a_field_was_there_goes_on(tmp_path):
   config = config_lib.Config(workdir=str(tmp_path))
-  run_folder.open_run(config)
+  run_folder.begin_or_continue(config)
   (tmp_path / "pdpo").mkdir()
   file = tmp_path / "config.json"
   described = json.loads(file.read_text())
   del described["loss"]["chosen_nll"]
   kept.write_json(file, described)
-  run_folder.open_run(config)
+  run_folder.begin_or_continue(config)
   config.loss.chosen_nll = 0.5
   with pytest.raises(ValueError, match=r"chosen_nll is 0\.0 there and 0\.5"):
-    run_folder.open_run(config)
+    run_folder.begin_or_continue(config)
 
 
 def test_a_damaged_description_is_named(tmp_path):
@@ -50,7 +50,7 @@ def test_a_damaged_description_is_named(tmp_path):
   (tmp_path / "config.json").write_text('{"name": ')
   config = config_lib.Config(workdir=str(tmp_path))
   for opened in (
-    lambda: run_folder.open_run(config),
+    lambda: run_folder.begin_or_continue(config),
     lambda: run_folder.read_config(tmp_path),
   ):
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
@@ -61,13 +61,13 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
   (tmp_path / "file").write_text("")
   config = config_lib.Config(workdir=str(tmp_path / "file" / "run"))
   with pytest.raises(ValueError, match=r"cannot be written .*choose another"):
-    run_folder.open_run(config)
+    run_folder.begin_or_continue(config)
 
 
 def test_a_read_only_file_system_is_an_error():
   config = config_lib.Config(workdir="/proc/run")
   with pytest.raises(ValueError, match="cannot be written"):
-    run_folder.open_run(config)
+    run_folder.begin_or_continue(config)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
@@ -98,10 +98,10 @@ def test_a_folder_that_processes_do_not_share_is_an_error(
   monkeypatch.setattr(processes, "agree", lambda what, values: None)
   config = config_lib.Config(workdir=str(tmp_path))
   with pytest.raises(ValueError, match="is another one on process 1; check"):
-    run_folder.open_run(config)
+    run_folder.begin_or_continue(config)
   (tmp_path / ".processes").write_text("of the first")
   token = iter([tmp_path, "of the first"])
-  assert run_folder.open_run(config) == tmp_path
+  assert run_folder.begin_or_continue(config) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_a_config_that_is_none_is_an_error_with_file_and_field(
 
 def test_a_config_that_is_gone_does_not_let_another_run_go_on(tmp_path):
   config = config_lib.Config(workdir=str(tmp_path))
-  run_folder.open_run(config)
+  run_folder.begin_or_continue(config)
   (tmp_path / "pdpo").mkdir()
   (tmp_path / "config.json").unlink()
   config.loss.beta = 0.25
   with pytest.raises(kept.Damaged, match=r"config\.json is missing; put it"):
-    run_folder.open_run(config)
+    run_folder.begin_or_continue(config)
 
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
@@ -152,7 +152,7 @@ def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
   ]
   for file in left:
     file.write_text("half")
-  run_folder.open_run(config)
+  run_folder.begin_or_continue(config)
   assert not any(file.exists() for file in left)
 
 
@@ -167,7 +167,7 @@ def test_a_record_of_what_is_held_out_that_is_none_is_an_error(tmp_path, text):
 
 def test_what_a_run_keeps_is_its_owners_alone(tmp_path):
   folder = tmp_path / "runs" / "run"
-  run_folder.open_run(config_lib.Config(workdir=str(folder)))
+  run_folder.begin_or_continue(config_lib.Config(workdir=str(folder)))
   run_folder.write_user_texts(folder, {"a": "I am old."})
   paths = [folder.parent, folder, *folder.iterdir()]
   assert all(path.stat().st_mode & 0o077 == 0 for path in paths)

@@ -24,7 +24,7 @@ def run_and_policy(tmp_path_factory):
   config = tiny.tiny_config(tmp_path_factory.mktemp("run") / "run")
   config.seed = 3
   config.train.epochs = 1
-  run_folder.open_run(config)
+  run_folder.begin_or_continue(config)
   parts = tiny.tiny_parts(config)
   base_lib.write_base(config.folder / "base", parts[0])
   policy = tiny.train(config, parts)
