@@ -94,7 +94,7 @@ def test_the_released_variants_reach_what_they_configure():
     config_lib.validate(config)
     loss = pdpo.make_objective(config.recipe)
     assert (loss.kind, loss.beta, loss.mixing) == ("sigmoid", 0.5, "batch")
-    # Micro-batches of one row: its weight is alpha or 1 - alpha.
+    # Microbatches of one row: its weight is alpha or 1 - alpha.
     assert config.train.accumulation_steps == config.train.batch_size == 32
     assert config.train.epochs == 1 and config.lora.dropout == 0
     users = config.user
