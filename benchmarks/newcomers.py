@@ -152,11 +152,13 @@ def learn_people(base, folder, config: config_lib.Config, dataset) -> dict:
   )
   found = []
   for policy in (before, after):
-    ratios = scoring.heldout_ratios(
+    scored = scoring.score_held_out(
       policy, batches["heldout"], config.train.logits_chunk
     )
     examples = data.splits["heldout"].examples
-    found.append(accuracy.of_scores(scores_lib.make(examples, ratios)))
+    found.append(
+      accuracy.of_scores(scores_lib.make(examples, scored.differences()))
+    )
   return {
     "before": found[0].users,
     "after": found[1].users,

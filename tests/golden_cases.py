@@ -209,11 +209,11 @@ def all_losses(arrays, case) -> dict[str, float]:
     chosen = objective(label)
     pairs = jnp.zeros_like(weights)
     for branch, weight in chosen.branches():
-      ratios = losses.log_ratio_differences(
+      ratios = losses.log_ratios(
         jnp.asarray(arrays[f"{case}/logps/{branch}"]), examples.reference_logps
       )
       pairs += weight * losses.LOSSES[chosen.kind](
-        ratios, chosen.beta, chosen.label_smoothing
+        losses.differences(ratios), chosen.beta, chosen.label_smoothing
       )
     found[label] = float(jnp.sum(weights * pairs) / weights.sum())
   return found

@@ -12,7 +12,7 @@ from pdpo_jax.core import display, processes, structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out, prompts, tokenized
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.inference import respond
+from pdpo_jax.inference import likelihoods, respond
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import answers, earlier, run_folder
 from pdpo_jax.runs import config as config_lib
@@ -108,8 +108,12 @@ def run(config: config_lib.Config) -> Outcome:
   with clock.stage("sft_answers"):
     nobody = policy_lib.base_policy(base.lm)
     texts = _answer(config, nobody, base, prepared.prompts, {"S": 0}) | texts
+  with clock.stage("likelihoods"):
+    likely = likelihoods.under_base(
+      base, prepared.prompts, texts, config.data, config.train.logits_chunk
+    )
   answers.write(
-    folder / run_folder.ANSWERS, prepared.prompts, texts, config.seed
+    folder / run_folder.ANSWERS, prepared.prompts, texts, likely, config.seed
   )
   return Outcome(base, dataset, prepared.prompts, texts, scores, clock)
 

@@ -13,10 +13,11 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NotRequired
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from typing_extensions import TypedDict
 
 from pdpo_jax.core import kept, processes, structs
@@ -32,6 +33,9 @@ class Line(TypedDict):
   sample: str
   user_id: str | None
   ratios: list[float]
+  # Not in older runs.
+  chosen: NotRequired[float]
+  chosen_tokens: NotRequired[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +46,23 @@ class Scores:
     examples: the key of each, the same in every run.
     user_ids: whose choice it was.
     ratios: `[examples, M]`, NaN where an example has no such pair.
+    chosen: `[examples]`, the chosen response's own log-ratio d, in nats, a sum
+      over its tokens; None where an older run did not keep it.
+    chosen_tokens: `[examples]`, of the chosen response, likewise.
   """
 
   examples: list[str]
   user_ids: list[str | None]
   ratios: np.ndarray
+  chosen: np.ndarray | None = None
+  chosen_tokens: np.ndarray | None = None
+
+  @property
+  def chosen_per_token(self) -> float | None:
+    """As `scoring.HeldOut.chosen_per_token`."""
+    if self.chosen is None:
+      return None
+    return float(self.chosen.sum() / self.chosen_tokens.sum())
 
 
 def example_key(example: structs.PreferenceExample) -> str:
@@ -60,12 +76,16 @@ def example_key(example: structs.PreferenceExample) -> str:
 def make(
   examples: Sequence[structs.PreferenceExample],
   ratios: Float[np.ndarray, "examples M"],
+  chosen: Float[np.ndarray, " examples"] | None = None,
+  chosen_tokens: Int[np.ndarray, " examples"] | None = None,
 ) -> Scores:
-  """Scores of examples in their order."""
+  """Scores of examples in their order; see `Scores`."""
   return Scores(
     [example_key(example) for example in examples],
     [example.user_id for example in examples],
     ratios,
+    chosen,
+    chosen_tokens,
   )
 
 
@@ -81,10 +101,13 @@ def compute(
   Args:
     batches: of `examples`.
   """
-  ratios = scoring.heldout_ratios(
-    policy, batches, recipe.train.logits_chunk, recipe.loss.length_normalized
+  scored = scoring.score_held_out(policy, batches, recipe.train.logits_chunk)
+  scores = make(
+    examples,
+    scored.differences(recipe.loss.length_normalized),
+    scored.log_ratios[:, 0],
+    scored.lengths[:, 0],
   )
-  scores = make(examples, ratios)
   write(file, scores)
   return scores
 
@@ -106,20 +129,21 @@ def file_of(
 def write(file: pathlib.Path, scores: Scores) -> None:
   """Writes them, the whole file or nothing."""
   if processes.is_first():
-    kept.write_jsonl(
-      file,
-      (
-        {
-          "sample": key,
-          "user_id": user_id,
-          # The fewest digits that are read back as the same float32.
-          "ratios": [float(str(x)) for x in row[~np.isnan(row)]],
-        }
-        for key, user_id, row in zip(
-          scores.examples, scores.user_ids, scores.ratios, strict=True
-        )
-      ),
+    kept.write_jsonl(file, _lines(scores))
+
+
+def _lines(scores: Scores) -> Iterator[Line]:
+  for place, ratios in enumerate(scores.ratios):
+    line = Line(
+      sample=scores.examples[place],
+      user_id=scores.user_ids[place],
+      # The fewest digits that are read back as the same float32.
+      ratios=[float(str(x)) for x in ratios[~np.isnan(ratios)]],
     )
+    if scores.chosen is not None:
+      line["chosen"] = float(str(scores.chosen[place]))
+      line["chosen_tokens"] = int(scores.chosen_tokens[place])
+    yield line
 
 
 def read(file: pathlib.Path) -> list[Line] | None:
@@ -139,10 +163,16 @@ def from_lines(lines: Sequence[Line]) -> Scores:
   ratios = np.full((len(lines), most), np.nan, np.float32)
   for place, line in enumerate(lines):
     ratios[place, : len(line["ratios"])] = line["ratios"]
+  chosen = tokens = None
+  if all("chosen" in line for line in lines):
+    chosen = np.array([line["chosen"] for line in lines], np.float32)
+    tokens = np.array([line["chosen_tokens"] for line in lines], np.int32)
   return Scores(
     [line["sample"] for line in lines],
     [line["user_id"] for line in lines],
     ratios,
+    chosen,
+    tokens,
   )
 
 

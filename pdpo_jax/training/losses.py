@@ -58,12 +58,12 @@ LOSSES: dict[str, PairLoss] = {
 }
 
 
-def log_ratio_differences(
+def log_ratios(
   policy_logps: Float[Values, "B N"],
   reference_logps: Float[Values, "B N"],
   response_mask: Bool[Values, "B N R"] | None = None,
-) -> Float[Values, "B M"]:
-  """`d(chosen) - d(rejected)` in nats, for each of the M = N - 1 rejected.
+) -> Float[Values, "B N"]:
+  """`d(y) = log pi(y | x, u) - log ref(y | x)` of each response, in nats.
 
   Args:
     response_mask: if given, each d is a mean over its response's tokens.
@@ -71,6 +71,11 @@ def log_ratio_differences(
   ratios = policy_logps - reference_logps
   if response_mask is not None:
     ratios = ratios / response_mask.sum(-1).clip(1)
+  return ratios
+
+
+def differences(ratios: Float[Values, "B N"]) -> Float[Values, "B M"]:
+  """`d(chosen) - d(rejected)`, for each of the M = N - 1 rejected."""
   return ratios[:, :1] - ratios[:, 1:]
 
 

@@ -198,21 +198,22 @@ def loss_and_metrics(
   Returns:
     The loss, and metrics that add up over microbatches as well: `loss`, for
     each branch `reward_accuracy` (share of pairs whose chosen response has the
-    larger reward) and `margin` (mean difference of rewards), those of the
-    first branch without its name, and `example_loss` `[B]`.
+    larger reward), the mean `chosen_reward` and `rejected_reward` and their
+    difference, the `margin`, those of the first branch without its name, and
+    `example_loss` `[B]`.
   """
   pair_loss = losses.LOSSES[objective.kind]
   logps = branch_logps(policy, batch, objective, dropout_key, logits_chunk)
   pairs = jnp.zeros_like(scales)
   metrics = {}
   for place, (name, branch_weight) in enumerate(objective.branches()):
-    ratios = losses.log_ratio_differences(
+    log_ratios = losses.log_ratios(
       logps[name],
       batch.reference_logps,
       batch.response_mask if objective.length_normalized else None,
     )
     # A pair that does not exist must not contribute even a NaN, nor get one.
-    ratios = jnp.where(scales > 0, ratios, 0.0)
+    ratios = jnp.where(scales > 0, losses.differences(log_ratios), 0.0)
     pairs += branch_weight * pair_loss(
       ratios, objective.beta, objective.label_smoothing
     )
@@ -222,10 +223,16 @@ def loss_and_metrics(
       nll = -logps[name][:, :1] / length
       pairs += branch_weight * objective.chosen_nll * nll
     ratios = jax.lax.stop_gradient(ratios)
+    chosen = jnp.where(scales > 0, log_ratios[:, :1], 0.0)
     prefix = "generic_" if place else ""
-    accuracy = jnp.sum(scales * (ratios > 0))
     margin = objective.beta * jnp.sum(scales * ratios)
-    metrics |= {f"{prefix}reward_accuracy": accuracy, f"{prefix}margin": margin}
+    reward = objective.beta * jnp.sum(scales * jax.lax.stop_gradient(chosen))
+    metrics |= {
+      f"{prefix}reward_accuracy": jnp.sum(scales * (ratios > 0)),
+      f"{prefix}margin": margin,
+      f"{prefix}chosen_reward": reward,
+      f"{prefix}rejected_reward": reward - margin,
+    }
   example_loss = jnp.sum(scales * pairs, -1)
   loss = jnp.sum(example_loss)
   return loss, {"loss": loss, "example_loss": example_loss} | metrics

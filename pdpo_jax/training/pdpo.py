@@ -30,6 +30,10 @@ from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
 
+# Nats a token by which chosen responses may be less likely than under the base.
+# In the quickstart, text is whole above it and broken below (docs/results.md).
+_UNLIKELY = 0.1
+
 
 def make_objective(recipe: recipes.Recipe) -> objective_lib.LossConfig:
   """The objective of a training: `loss`, as far as its users go with it."""
@@ -69,6 +73,20 @@ def make_step(
     places=places,
   )
   return host_users.make_step(step) if sparse and on_host else step
+
+
+def _warn_of_broken_text(chosen_per_token: float, folder: pathlib.Path) -> None:
+  """Warns where even chosen responses become unlikely, at each evaluation."""
+  if chosen_per_token < -_UNLIKELY:
+    logger.warning(
+      "%s: held-out chosen responses are %.2f nats a token less likely than "
+      "under the base. The margin grows by making both responses unlikely, and "
+      "text breaks, whatever accuracy says: stop here, train fewer steps or "
+      "with lower learning rates, or hold chosen responses by "
+      "--config.loss.chosen_nll=0.2",
+      folder.name,
+      -chosen_per_token,
+    )
 
 
 def train(
@@ -137,12 +155,12 @@ def train(
 
   def evaluate(state):
     trained = dataclasses.replace(policy, trainable=state.trainable)
-    ratios = scoring.heldout_ratios(
-      trained,
-      heldout,
-      train_config.logits_chunk,
-      objective.length_normalized,
+    scored = scoring.score_held_out(trained, heldout, train_config.logits_chunk)
+    ratios = scored.differences(objective.length_normalized)
+    rewards = objective.beta * (
+      scored.per_token if objective.length_normalized else scored.log_ratios
     )
+    _warn_of_broken_text(scored.chosen_per_token, folder)
     pair_loss = losses.LOSSES[objective.kind](
       jnp.asarray(ratios), objective.beta, objective.label_smoothing
     )
@@ -150,6 +168,9 @@ def train(
       "loss": float(np.nanmean(pair_loss)),
       "reward_accuracy": float(np.mean(ratios[~np.isnan(ratios)] > 0)),
       "margin": objective.beta * float(np.nanmean(ratios)),
+      "chosen_reward": float(np.nanmean(rewards[:, 0])),
+      "rejected_reward": float(np.nanmean(rewards[:, 1:])),
+      "chosen_per_token": scored.chosen_per_token,
     }
 
   def describe(index):

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import tqdm
-from flax import nnx
 
 from pdpo_jax.core import kept, processes, structs
 from pdpo_jax.data import batching
-from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.training import policies, scoring
+from pdpo_jax.training import scoring
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
@@ -72,9 +70,6 @@ def reference_logps(
   missing = np.isnan(logps).any(1)
   if not missing.any():
     return logps
-  graphdef, params = nnx.split(policy_lib.base_policy(base.lm))
-  # Everyone is the generic user to a model without users.
-  policy = policies.SplitPolicy(graphdef, nnx.State({}), params)
   wanted = (
     batch
     for batch in tqdm.tqdm(
@@ -88,7 +83,9 @@ def reference_logps(
     if missing[batch.index[batch.index >= 0]].any()
   )
   saved = time.monotonic()
-  for batch, values in scoring.score_batches(policy, wanted, logits_chunk):
+  for batch, values in scoring.score_batches(
+    scoring.of_base(base), wanted, logits_chunk
+  ):
     rows = batch.index[batch.index >= 0]
     logps[rows] = 0.0  # also where an example has fewer responses than others
     logps[rows, : values.shape[1]] = values[batch.index >= 0]

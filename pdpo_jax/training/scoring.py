@@ -2,19 +2,28 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from flax import nnx
+from jaxtyping import Float, Int
 
 from pdpo_jax.core import processes, structs
 from pdpo_jax.data import batching
+from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import (
   host_users,
-  losses,
   policies,
   sharding,
 )
 from pdpo_jax.training import step as step_lib
+from pdpo_jax.weights import base as base_lib
+
+
+def of_base(base: base_lib.Base) -> policies.SplitPolicy:
+  """The base itself: no LoRA, and a prefix for nobody."""
+  graphdef, params = nnx.split(policy_lib.base_policy(base.lm))
+  return policies.SplitPolicy(graphdef, nnx.State({}), params)
 
 
 def score_batches(
@@ -38,35 +47,64 @@ def score_batches(
     yield batch, processes.fetch(score(trainable, policy.frozen, placed))
 
 
-def heldout_ratios(
+class HeldOut(NamedTuple):
+  """What a policy thinks of held-out examples, each read as its own user.
+
+  Attributes:
+    log_ratios: `d(y) = log pi(y | x, u) - log ref(y | x)` of each response, in
+      nats; NaN where an example has no such response.
+    lengths: of responses, in tokens.
+  """
+
+  log_ratios: Float[np.ndarray, "examples N"]
+  lengths: Int[np.ndarray, "examples N"]
+
+  @property
+  def chosen_per_token(self) -> float:
+    """How much more likely chosen responses are than under the reference.
+
+    In nats a token, over all of them. A margin also grows where this falls.
+    """
+    return float(self.log_ratios[:, 0].sum() / self.lengths[:, 0].sum())
+
+  @property
+  def per_token(self) -> Float[np.ndarray, "examples N"]:
+    return self.log_ratios / self.lengths.clip(1)
+
+  def differences(
+    self, length_normalized: bool = False
+  ) -> Float[np.ndarray, "examples M"]:
+    """`d(chosen) - d(rejected)`; NaN where an example has no such pair.
+
+    Args:
+      length_normalized: as `objective.LossConfig.length_normalized`.
+    """
+    ratios = self.per_token if length_normalized else self.log_ratios
+    return ratios[:, :1] - ratios[:, 1:]
+
+
+def score_held_out(
   policy: policies.SplitPolicy,
   batches: batching.PreferenceBatches,
   logits_chunk: int,
-  length_normalized: bool = False,
-) -> Float[np.ndarray, "examples M"]:
-  """Log-ratio differences of each example's pairs, read as its own user.
+) -> HeldOut:
+  """Scores held-out examples.
 
   Args:
+    batches: with reference log-probabilities.
     logits_chunk: as `recipes.TrainConfig.logits_chunk`.
-    length_normalized: as `objective.LossConfig.length_normalized`.
-
-  Returns:
-    `d(chosen) - d(rejected)` in nats; NaN where an example has no such pair.
   """
-  ratios_of = {}
+  scored = {}
   for batch, logps in score_batches(policy, batches.in_order(), logits_chunk):
-    ratios = losses.log_ratio_differences(
-      logps,
-      batch.reference_logps,
-      batch.response_mask if length_normalized else None,
-    )
-    exists = batch.response_mask[:, 1:].any(-1)
-    ratios = np.where(exists, ratios, np.nan)
+    lengths = batch.response_mask.sum(-1)
+    ratios = np.where(lengths > 0, logps - batch.reference_logps, np.nan)
     for row, index in enumerate(batch.index):
       if index >= 0:
-        ratios_of[int(index)] = ratios[row]
-  most = max(row.size for row in ratios_of.values())
-  out = np.full((len(ratios_of), most), np.nan, np.float32)
-  for index, row in ratios_of.items():
-    out[index, : row.size] = row
-  return out
+        scored[int(index)] = ratios[row], lengths[row]
+  shape = len(scored), max(lengths.size for _, lengths in scored.values())
+  log_ratios = np.full(shape, np.nan, np.float32)
+  lengths = np.zeros(shape, np.int32)
+  for index, (own_ratios, own_lengths) in scored.items():
+    log_ratios[index, : own_ratios.size] = own_ratios
+    lengths[index, : own_lengths.size] = own_lengths
+  return HeldOut(log_ratios, lengths)

@@ -85,4 +85,7 @@ def test_its_training_goes_on_to_what_it_ended_with(folder):
     assert after.examples == expected.examples
     # Tests compile without LLVM's optimizations, which that run had.
     np.testing.assert_allclose(after.ratios, expected.ratios, atol=1e-4)
-  assert answers.read(folder / run_folder.ANSWERS) == said
+  again = answers.read(folder / run_folder.ANSWERS)
+  assert (again.prompts, again.texts) == (said.prompts, said.texts)
+  assert said.likelihoods is None  # It kept none.
+  assert again.likelihoods.keys() == again.texts.keys()

@@ -23,6 +23,14 @@ def test_scores_come_back_as_they_were(tmp_path):
   found = scores.from_lines(scores.read(file))
   assert (found.examples, found.user_ids) == (made.examples, ["ann", None])
   np.testing.assert_array_equal(found.ratios, RATIOS)
+  assert found.chosen_per_token is None
+  chosen, tokens = np.array([-0.123456791, 4.25], np.float32), np.array([3, 1])
+  scores.write(file, scores.make(EXAMPLES, RATIOS, chosen, tokens))
+  found = scores.from_lines(scores.read(file))
+  np.testing.assert_array_equal(found.chosen, chosen)
+  np.testing.assert_array_equal(found.chosen_tokens, tokens)
+  assert found.chosen_per_token == pytest.approx((4.25 - 0.123456791) / 4)
+  np.testing.assert_array_equal(found.ratios, RATIOS)
   assert {each.name for each in file.parent.iterdir()} == {
     "heldout_75_ab12.jsonl",
     kept.CHECKSUMS,

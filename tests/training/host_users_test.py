@@ -84,8 +84,8 @@ def check(folder: pathlib.Path) -> None:
   ):
     assert rows_of(policy.trainable).devices() == {far}
     assert_same(
-      scoring.heldout_ratios(policy, heldout, 1024),
-      scoring.heldout_ratios(expected, heldout, 1024),
+      scoring.score_held_out(policy, heldout, 1024).log_ratios,
+      scoring.score_held_out(expected, heldout, 1024).log_ratios,
     )
     assert_same(answers(policy), answers(expected))
     own, other = (

@@ -47,7 +47,7 @@ def test_each_rejected_response_is_compared_with_the_chosen_one():
   policy = jnp.array([[-1.0, -4.0, -9.0], [-2.0, -3.0, -5.0]])
   reference = jnp.array([[-2.0, -3.0, -5.0], [-1.0, -1.0, -7.0]])
   # d is [1, -1, -4] and [-1, -2, 2].
-  found = losses.log_ratio_differences(policy, reference)
+  found = losses.differences(losses.log_ratios(policy, reference))
   np.testing.assert_array_equal(found, [[2.0, 5.0], [1.0, -3.0]])
 
 
@@ -64,5 +64,7 @@ def test_a_length_normalized_difference_is_of_means_over_tokens():
   lengths = np.array([[4, 2, 5], [2, 4, 0]])
   mask = np.arange(5) < lengths[..., None]
   # d is [2, -1, -4] and [-1, -2, -], over these lengths.
-  found = losses.log_ratio_differences(policy, reference, jnp.asarray(mask))
+  found = losses.differences(
+    losses.log_ratios(policy, reference, jnp.asarray(mask))
+  )
   np.testing.assert_allclose(found, [[1.0, 1.3], [0.0, -0.5]])

@@ -95,13 +95,22 @@ def test_metrics_equal_those_of_the_log_probabilities():
   weights = losses.pair_weights(batch.response_mask, batch.weight)
   reference = GOLDEN[f"{CASE}/logps/reference"]
   for name, prefix in (("user", ""), ("generic", "generic_")):
-    ratios = GOLDEN[f"{CASE}/logps/{name}"] - reference
-    ratios = ratios[:, :1] - ratios[:, 1:]
+    rewards = golden_cases.BETA * (GOLDEN[f"{CASE}/logps/{name}"] - reference)
+    ratios = (rewards[:, :1] - rewards[:, 1:]) / golden_cases.BETA
     share = np.average(ratios > 0, weights=weights)
     margin = np.average(golden_cases.BETA * ratios, weights=weights)
     assert 0 < share < 1
     found = metrics[f"{prefix}reward_accuracy"], metrics[f"{prefix}margin"]
     np.testing.assert_allclose(found, (share, margin), rtol=1e-4)
+    # One weight a pair, which of the chosen is that of each of its pairs.
+    chosen = np.broadcast_to(rewards[:, :1], weights.shape)
+    for metric, values in (("chosen", chosen), ("rejected", rewards[:, 1:])):
+      np.testing.assert_allclose(
+        metrics[f"{prefix}{metric}_reward"],
+        np.average(np.where(weights > 0, values, 0), weights=weights),
+        rtol=1e-4,
+        atol=1e-5,
+      )
   np.testing.assert_allclose(
     metrics["example_loss"].sum(), metrics["loss"], rtol=1e-6
   )

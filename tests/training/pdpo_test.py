@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -133,11 +134,44 @@ def test_new_users_take_the_place_of_rows_that_were_nobodys(run, kind):
   np.testing.assert_allclose(stranger, before.generic(), atol=1e-6)
 
 
-def test_heldout_ratios_have_a_row_for_each_example(run):
+@pytest.mark.parametrize(("limit", "warned"), [(1.0, False), (-1.0, True)])
+def test_chosen_responses_that_become_unlikely_are_warned_of(
+  tmp_path, monkeypatch, caplog, limit, warned
+):
+  # Nothing is as unlikely as 1 nat a token, and all is more than -1.
+  monkeypatch.setattr(pdpo, "_UNLIKELY", limit)
+  config = tiny.tiny_config(tmp_path)
+  tiny.train(config)
+  assert ("text breaks, whatever accuracy says" in caplog.text) == warned
+  lines = (config.folder / "pdpo" / "metrics.jsonl").read_text().splitlines()
+  evaluated = [
+    line for line in map(json.loads, lines) if "heldout_loss" in line
+  ]
+  assert evaluated
+  for line in evaluated:
+    assert line["heldout_margin"] == pytest.approx(
+      line["heldout_chosen_reward"] - line["heldout_rejected_reward"], abs=1e-5
+    )
+    assert abs(line["heldout_chosen_per_token"]) < 1
+
+
+def test_held_out_ratios_have_a_row_for_each_example(run):
   config, parts, _, policy = run
-  ratios = scoring.heldout_ratios(policy, parts[3], config.train.logits_chunk)
+  scored = scoring.score_held_out(policy, parts[3], config.train.logits_chunk)
+  assert scored.log_ratios.shape == (len(parts[4].heldout), 2)
+  assert np.isfinite(scored.log_ratios).all()
+  ratios = scored.differences()
   assert ratios.shape == (len(parts[4].heldout), 1)
-  assert np.isfinite(ratios).all()
+  np.testing.assert_array_equal(
+    ratios[:, 0], scored.log_ratios[:, 0] - scored.log_ratios[:, 1]
+  )
+  np.testing.assert_allclose(
+    scored.differences(length_normalized=True)[:, 0],
+    scored.per_token[:, 0] - scored.per_token[:, 1],
+  )
+  np.testing.assert_allclose(
+    scored.per_token * scored.lengths, scored.log_ratios, rtol=1e-6
+  )
 
 
 def test_a_host_table_is_refused_where_there_are_several_processes(

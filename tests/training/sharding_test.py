@@ -158,7 +158,7 @@ def _check_eight(folder: pathlib.Path) -> None:
   single = _train(config, _base(None, folder / "base"), data, folder / "one")
   losses = _losses(folder / "one")
   assert len(losses) >= 10 and losses[-1] != losses[0]
-  scores = scoring.heldout_ratios(single, data[2], 128)
+  scores = scoring.score_held_out(single, data[2], 128).log_ratios
   for sizes in MESHES:
     mesh = sharding.make_mesh(sharding.MeshConfig(*sizes))
     name = "x".join(map(str, sizes))
@@ -166,7 +166,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     policy = _train(config, on_mesh, data, folder / name)
     _close(_losses(folder / name), losses, f"losses on {name}")
     _close(_values(policy), _values(single), f"weights on {name}")
-    found = scoring.heldout_ratios(policy, data[2], 128)
+    found = scoring.score_held_out(policy, data[2], 128).log_ratios
     # Sums over a whole response, of a model that has learnt.
     np.testing.assert_allclose(found, scores, atol=1e-3)
     _check_places(policy, mesh)
@@ -195,13 +195,13 @@ def _check_eight(folder: pathlib.Path) -> None:
   odd = dataclasses.replace(config.train, batch_size=6)
   config = dataclasses.replace(config, train=odd)
   split = tiny.tiny_split(config, base, data[0], "heldout")
-  found = scoring.heldout_ratios(
+  found = scoring.score_held_out(
     loaded,
     branch_batches.with_reference(
       config.recipe, base, split, config.cache_folder
     ),
     128,
-  )
+  ).log_ratios
   np.testing.assert_allclose(found, scores, atol=1e-3)
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
   assert sharding.logits_chunk(0, mesh) == 4 * 128

@@ -25,6 +25,8 @@ class Scored:
     accuracy: over pairs and by user.
     groups: mean accuracy over the users of each group that has any.
     gain: beyond the baseline; None for the baseline itself.
+    chosen_per_token: how much more likely chosen responses are than under the
+      base, in nats a token; None where it is not known.
   """
 
   name: str
@@ -33,6 +35,7 @@ class Scored:
   accuracy: accuracy.Accuracy
   groups: dict[str, float]
   gain: accuracy.Gain | None
+  chosen_per_token: float | None = None
 
   @property
   def users(self) -> int:
@@ -48,6 +51,8 @@ class Scored:
       **self.accuracy.to_json(),
       "groups": self.groups,
     }
+    if self.chosen_per_token is not None:
+      fields["chosen_per_token"] = self.chosen_per_token
     if self.gain:
       fields["gain"] = dataclasses.asdict(self.gain)
     return fields
@@ -101,7 +106,9 @@ class Findings:
       "How often, in percent, a policy gives the response that a user chose "
       "more implicit reward than one they rejected; half of it is chance. A "
       "user without a row of their own is read as the generic one. Brackets "
-      "are 95% intervals, bootstrapped over users; gains are paired by user."
+      "are 95% intervals, bootstrapped over users; gains are paired by user. A "
+      'margin also grows by making both responses unlikely: "chosen" is how '
+      "much more likely the chosen one is than under the base."
     )
     tables = [
       _table(of_split, title, self.baseline, self.oracles.get(split))
@@ -201,6 +208,7 @@ def compare(
           of_policy,
           {group: mean for group, mean in means.items() if mean is not None},
           gain,
+          scores[name][split].chosen_per_token,
         )
       )
   return compared
@@ -299,7 +307,7 @@ def _table(
   )
   columns = (f"{title}", "users", "pairs", "accuracy, all pairs")
   columns += ("mean over users", f"beyond {baseline or 'vanilla'}, points")
-  columns += ("worst decile", "margin, nats", *groups)
+  columns += ("worst decile", "margin, nats", "chosen, nats a token", *groups)
   table = page.Table(columns)
   for scored in of_split:
     of_policy, known = scored.accuracy, bool(scored.accuracy.by_user)
@@ -317,6 +325,9 @@ def _table(
       page.points(scored.gain),
       worst,
       margin,
+      "–"
+      if scored.chosen_per_token is None
+      else f"{scored.chosen_per_token:+z.3f}",
       *(page.percent(scored.groups.get(name)) for name in groups),
     )
   if oracle is not None:

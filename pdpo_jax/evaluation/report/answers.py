@@ -2,18 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NotRequired
 
 from matplotlib import patches
 from typing_extensions import TypedDict
 
 from pdpo_jax.core import processes
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.evaluation import lengths, statistics, texts
+from pdpo_jax.evaluation import lengths, statistics, text_health, texts
 from pdpo_jax.evaluation.report import charts, page
 from pdpo_jax.runs import answers, run_folder, trained
 
-# By speaker; `answers.OTHERS` are no users.
-Answers = Mapping[str, Sequence[str]]
+# By speaker; empty where it is not known.
+Health = Mapping[str, text_health.Health]
 
 
 class Speaker(TypedDict):
@@ -24,6 +25,7 @@ class Speaker(TypedDict):
   zero_length_share: float
   words_beyond_base: list[float]
   repetition_beyond_base: list[float]
+  health: NotRequired[dict[str, float]]
 
 
 class OfPolicy(TypedDict, total=False):
@@ -37,7 +39,7 @@ def _plus_minus(mean: statistics.Mean, factor: float = 1.0) -> str:
   return f"{factor * mean.mean:+z.1f} ± {factor * mean.standard_error:.1f}"
 
 
-def read(policies: Sequence[trained.Trained]) -> dict[str, Answers]:
+def read(policies: Sequence[trained.Trained]) -> dict[str, answers.Answers]:
   """What runs' own policies answered, by policy; controls are left out.
 
   Raises:
@@ -46,23 +48,46 @@ def read(policies: Sequence[trained.Trained]) -> dict[str, Answers]:
   return {
     policy.name: processes.from_first(
       lambda file=policy.workdir / run_folder.ANSWERS: answers.read(file)
-    )[1]
+    )
     for policy in policies
     if policy.is_own and not policy.control
   }
 
 
+def find_health(
+  policy: trained.Trained, answered: Mapping[str, answers.Answers]
+) -> Health:
+  """Of each speaker's text; empty for a run that kept no likelihoods."""
+  own = answered.get(policy.name)
+  if own is None or own.likelihoods is None:
+    return {}
+  limit = policy.config.answers.max_new_tokens
+  return text_health.examine(own.texts, own.likelihoods, "S", limit)
+
+
+def verdict(health: Health) -> str:
+  """Whose text is broken; empty where nobody's is."""
+  others = {name: own for name, own in health.items() if name != "S"}
+  return text_health.sentence(others, answers.OTHERS)
+
+
 def section(
-  by_policy: Mapping[str, Answers], dataset: dataset_lib.Dataset
+  by_policy: Mapping[str, answers.Answers],
+  dataset: dataset_lib.Dataset,
+  health: Health,
 ) -> page.Section:
-  """Of answers by policy, of which the first is shown in full."""
+  """Of answers by policy, of which the first is shown in full.
+
+  Args:
+    health: of the first.
+  """
   shown = next(iter(by_policy))
   words = {
-    speaker: lengths.count_words(answered)
-    for speaker, answered in by_policy[shown].items()
+    speaker: lengths.count_words(of_speaker)
+    for speaker, of_speaker in by_policy[shown].texts.items()
   }
   claims = lengths.claims(words, dataset.short_users, dataset.long_users)
-  speakers, table = _speakers(by_policy[shown], words)
+  speakers, table = _speakers(by_policy[shown].texts, words, health)
   distinctness, between = _between_users(by_policy)
   numbers: dict[str, OfPolicy] = {
     name: OfPolicy(distinctness=dataclasses.asdict(of_policy))
@@ -85,16 +110,21 @@ def section(
 
 
 def _speakers(
-  answered: Answers, words: Mapping[str, lengths.Words]
+  answered: Mapping[str, Sequence[str]],
+  words: Mapping[str, lengths.Words],
+  health: Health,
 ) -> tuple[dict[str, Speaker], page.Table]:
   """Length of each speaker's answers, and how they differ from the base's."""
   columns = ("answers as", "words", "empty, %", "words beyond the base")
   columns += ("repeated 3-grams beyond the base, points",)
-  table = page.Table(
-    columns,
+  notes = (
     f"{len(answered['S'])} held-out prompts, the same seed for every speaker; "
-    "mean ± standard error over prompts.",
+    "mean ± standard error over prompts."
   )
+  if health:
+    columns += ("nats a token under the base", "ended, %", "broken, %")
+    notes += f" {text_health.MEANING}"
+  table = page.Table(columns, notes)
   speakers = {}
   for speaker, of_speaker in words.items():
     drift = texts.drift(answered[speaker], answered["S"])
@@ -106,18 +136,25 @@ def _speakers(
       repetition_beyond_base=[*dataclasses.astuple(drift.repetition)],
     )
     is_base = speaker == "S"
+    cells = []
+    if health:
+      own = health[speaker]
+      speakers[speaker]["health"] = dataclasses.asdict(own)
+      cells = [f"{own.log_likelihood:.2f}"]
+      cells += [page.percent(own.ended), page.percent(own.broken)]
     table.add(
       answers.OTHERS.get(speaker, speaker),
       f"{of_speaker.mean:.1f} ± {of_speaker.standard_error:.1f}",
       page.percent(of_speaker.zero_share),
       "–" if is_base else _plus_minus(drift.words),
       "–" if is_base else _plus_minus(drift.repetition, factor=100.0),
+      *cells,
     )
   return speakers, table
 
 
 def _between_users(
-  by_policy: Mapping[str, Answers],
+  by_policy: Mapping[str, answers.Answers],
 ) -> tuple[dict[str, texts.Distinctness], page.Table]:
   """How answers differ between users, of the policies that have several."""
   table = page.Table(
@@ -128,8 +165,12 @@ def _between_users(
   )
   distinctness = {}
   for name, answered in by_policy.items():
-    users = [user for user in answered if user not in answers.OTHERS]
-    between = texts.distinctness({user: answered[user] for user in users})
+    users = {
+      speaker: of_speaker
+      for speaker, of_speaker in answered.texts.items()
+      if speaker not in answers.OTHERS
+    }
+    between = texts.distinctness(users)
     if between:
       distinctness[name] = between
       table.add(

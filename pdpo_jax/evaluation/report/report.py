@@ -44,6 +44,7 @@ def make_report(
   accuracies = accuracy.find(policies, scores, dataset, groups)
   numbers = accuracies.to_json()
   answered = answers.read(policies)
+  health = answers.find_health(first, answered)
   rates = None
   if judge:
     rates = judge_win_rates.of_run(
@@ -51,11 +52,12 @@ def make_report(
     )
     numbers |= win_rates.numbers(rates, judge)
   vectors = users.read_vectors(first, dataset)
-  verdict = accuracies.verdict()
+  verdict = f"{answers.verdict(health)} {accuracies.verdict()}".strip()
   # Then what describes and shows them.
   subjects = {
     "Reward accuracy": accuracies.section,
-    "Generated text": answered and (lambda: answers.section(answered, dataset)),
+    "Generated text": answered
+    and (lambda: answers.section(answered, dataset, health)),
     "Win rates": rates and (lambda: win_rates.section(rates, judge)),
     "Controls": lambda: controls.section(
       policies, accuracies, dataset, vectors

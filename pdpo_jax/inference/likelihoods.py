@@ -1,0 +1,98 @@
+"""How likely the base itself finds what its policies answer."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import batching
+from pdpo_jax.data import config as data_config
+from pdpo_jax.data import prompts as prompts_lib
+from pdpo_jax.training import scoring, sharding
+from pdpo_jax.weights import base as base_lib
+
+# Answers to a prompt that are scored in one pass.
+_TOGETHER = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+  """Of a speaker's answers, given their prompts.
+
+  Attributes:
+    sums: log-likelihood of each answer with its end token, in nats; NaN where
+      the base's template refuses it.
+    tokens: of each answer, its end token included.
+  """
+
+  sums: Float[np.ndarray, " prompts"]
+  tokens: Int[np.ndarray, " prompts"]
+
+  @property
+  def per_token(self) -> Float[np.ndarray, " prompts"]:
+    return self.sums / np.maximum(self.tokens, 1)
+
+  @property
+  def mean(self) -> float:
+    """Per token, over all answers; NaN where there are none."""
+    known = ~np.isnan(self.sums)
+    tokens = self.tokens[known].sum()
+    return float(self.sums[known].sum() / tokens) if tokens else float("nan")
+
+
+def under_base(
+  base: base_lib.Base,
+  prompts: Sequence[structs.PromptExample],
+  answers: Mapping[str, Sequence[str]],
+  data: data_config.DataConfig,
+  logits_chunk: int = 0,
+) -> dict[str, Likelihoods]:
+  """Log-likelihoods of answers under the base, by speaker.
+
+  Args:
+    prompts: that were answered; each is run once for all its answers.
+    answers: by speaker, in the order of the prompts.
+    data: how prompts are written.
+    logits_chunk: as `recipes.TrainConfig.logits_chunk`.
+  """
+  encoder = prompts_lib.make_encoder(base.tokenizer, data)
+  counts: collections.Counter[str] = collections.Counter()
+  encoded = encoder.encode_prompts(prompts, counts)
+  places = [p for p, prompt in enumerate(encoded) if prompt.ids is not None]
+  by_prompt = encoder.encode_responses(
+    [encoded[place] for place in places],
+    [[texts[place] for texts in answers.values()] for place in places],
+    counts,
+  )
+  sums = np.full((len(answers), len(prompts)), np.nan)
+  tokens = np.zeros(sums.shape, np.int64)
+  # Of each example to be scored: the place of its prompt, and its speakers.
+  examples, scored = [], []
+  for place, responses in zip(places, by_prompt, strict=True):
+    prompt = encoded[place].ids
+    known = [row for row, ids in enumerate(responses) if ids is not None]
+    for start in range(0, len(known), _TOGETHER):
+      rows = known[start : start + _TOGETHER]
+      ids = tuple(responses[row] for row in rows)
+      examples.append(structs.TokenizedExample(0, prompt, prompt, ids))
+      scored.append((rows, place))
+      tokens[rows, place] = [*map(len, ids)]
+  if examples:
+    devices = sharding.batch_shards(sharding.mesh_of(base.params))
+    batches = batching.PreferenceBatches(
+      examples, None, devices, 0, 0, devices=devices, pack=False
+    )
+    for batch, logps in scoring.score_batches(
+      scoring.of_base(base), batches.in_order(), logits_chunk
+    ):
+      for row, index in enumerate(batch.index):
+        if index >= 0:
+          rows, place = scored[int(index)]
+          sums[rows, place] = logps[row, : len(rows)]
+  return {
+    speaker: Likelihoods(sums[row], tokens[row])
+    for row, speaker in enumerate(answers)
+  }
