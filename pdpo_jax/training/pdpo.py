@@ -75,6 +75,31 @@ def make_step(
   return host_users.make_step(step) if sparse and on_host else step
 
 
+def held_out_metrics(
+  scored: scoring.HeldOut, objective: objective_lib.LossConfig
+) -> dict[str, float]:
+  """The user branch on held-out pairs, each of which counts the same.
+
+  `loss` is without `chosen_nll`. For the others see
+  `objective.loss_and_metrics` and `scoring.HeldOut`.
+  """
+  ratios = scored.differences(objective.length_normalized)
+  rewards = objective.beta * (
+    scored.per_token if objective.length_normalized else scored.log_ratios
+  )
+  pair_loss = losses.LOSSES[objective.kind](
+    jnp.asarray(ratios), objective.beta, objective.label_smoothing
+  )
+  return {
+    "loss": float(np.nanmean(pair_loss)),
+    "reward_accuracy": float(np.mean(ratios[~np.isnan(ratios)] > 0)),
+    "margin": objective.beta * float(np.nanmean(ratios)),
+    "chosen_reward": float(np.nanmean(rewards[:, 0])),
+    "rejected_reward": float(np.nanmean(rewards[:, 1:])),
+    "chosen_per_token": scored.chosen_per_token,
+  }
+
+
 def _warn_of_broken_text(chosen_per_token: float, folder: pathlib.Path) -> None:
   """Warns where even chosen responses become unlikely, at each evaluation."""
   if chosen_per_token < -_UNLIKELY:
@@ -156,22 +181,8 @@ def train(
   def evaluate(state):
     trained = dataclasses.replace(policy, trainable=state.trainable)
     scored = scoring.score_held_out(trained, heldout, train_config.logits_chunk)
-    ratios = scored.differences(objective.length_normalized)
-    rewards = objective.beta * (
-      scored.per_token if objective.length_normalized else scored.log_ratios
-    )
     _warn_of_broken_text(scored.chosen_per_token, folder)
-    pair_loss = losses.LOSSES[objective.kind](
-      jnp.asarray(ratios), objective.beta, objective.label_smoothing
-    )
-    return {
-      "loss": float(np.nanmean(pair_loss)),
-      "reward_accuracy": float(np.mean(ratios[~np.isnan(ratios)] > 0)),
-      "margin": objective.beta * float(np.nanmean(ratios)),
-      "chosen_reward": float(np.nanmean(rewards[:, 0])),
-      "rejected_reward": float(np.nanmean(rewards[:, 1:])),
-      "chosen_per_token": scored.chosen_per_token,
-    }
+    return held_out_metrics(scored, objective)
 
   def describe(index):
     # Generic rows, where they are examples of their own, come after the others.

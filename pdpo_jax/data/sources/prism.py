@@ -9,7 +9,6 @@ before, with the chosen responses as the assistant's turns.
 
 import dataclasses
 import itertools
-import logging
 import math
 import pathlib
 import random
@@ -22,8 +21,6 @@ from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import records
 from pdpo_jax.data.sources import formats, prism_authors, prism_survey
-
-logger = logging.getLogger(__name__)
 
 # Of the split in the paper's released code. A dialogue none of whose turns has
 # all its responses within that code's limit is not part of it.
@@ -97,7 +94,6 @@ def load(
       f"read: {tally}"
     )
   prompts = _prompts(answered, seed, num_prompts, tally)
-  logger.info("PRISM: %s", tally)
   return dataset_lib.Dataset(
     **splits, prompts=prompts, personas=personas, tally=tally
   )

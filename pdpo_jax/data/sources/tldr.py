@@ -7,7 +7,6 @@ some the shorter summary, the others the longer one; `choice` is not read.
 
 import collections
 import dataclasses
-import logging
 import pathlib
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -17,8 +16,6 @@ from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import records
 from pdpo_jax.data.sources import formats
-
-logger = logging.getLogger(__name__)
 
 # Of prompt and summary in the released code, which puts this text in front of
 # every prompt and counts it.
@@ -88,7 +85,6 @@ def load(
     )
     examples[split] = _prefer(of_users, users, measure, split, data, tally)
   _check_users(examples["train"], users, tally)
-  logger.info("TL;DR: %s", tally)
   names = users.values()
   return dataset_lib.Dataset(
     train=examples["train"],
