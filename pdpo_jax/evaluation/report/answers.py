@@ -55,14 +55,14 @@ def read(policies: Sequence[trained.Trained]) -> dict[str, answers.Answers]:
 
 
 def find_health(
-  policy: trained.Trained, answered: Mapping[str, answers.Answers]
+  answered: answers.Answers | None, max_new_tokens: int
 ) -> Health:
-  """Of each speaker's text; empty for a run that kept no likelihoods."""
-  own = answered.get(policy.name)
-  if own is None or own.likelihoods is None:
+  """Of each speaker's text; empty where no likelihoods were kept."""
+  if answered is None or answered.likelihoods is None:
     return {}
-  limit = policy.config.answers.max_new_tokens
-  return text_health.examine(own.texts, own.likelihoods, "S", limit)
+  return text_health.examine(
+    answered.texts, answered.likelihoods, "S", max_new_tokens
+  )
 
 
 def verdict(health: Health) -> str:

@@ -44,7 +44,9 @@ def make_report(
   accuracies = accuracy.find(policies, scores, dataset, groups)
   numbers = accuracies.to_json()
   answered = answers.read(policies)
-  health = answers.find_health(first, answered)
+  health = answers.find_health(
+    answered.get(first.name), first.config.answers.max_new_tokens
+  )
   rates = None
   if judge:
     rates = judge_win_rates.of_run(
