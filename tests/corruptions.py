@@ -157,6 +157,16 @@ def _known_verdicts(run: pathlib.Path, original: pathlib.Path) -> bool:
   return all(now[key] == before[key] for key in now.keys() & before.keys())
 
 
+def _answers(run: pathlib.Path) -> tuple[Any, ...]:
+  """All that is kept of answers, as values that can be compared."""
+  kept = answers.read(run / run_folder.ANSWERS)
+  likely = {
+    speaker: (own.sums.tolist(), own.tokens.tolist())
+    for speaker, own in kept.likelihoods.items()
+  }
+  return kept.prompts, kept.texts, likely
+
+
 def commands(
   run: pathlib.Path, original: pathlib.Path
 ) -> dict[str, Callable[[], Any]]:
@@ -171,7 +181,7 @@ def commands(
     "versions": lambda: sorted(run_folder.read_versions(run)),
     "user texts": lambda: run_folder.read_user_texts(run),
     "held out": lambda: run_folder.read_held_out(run),
-    "answers": lambda: answers.read(run / run_folder.ANSWERS),
+    "answers": lambda: _answers(run),
     "scores": lambda: _kept_scores(run, originals),
     "journal": lambda: _known_verdicts(run, original),
     _WRITES: lambda: _train_again(run),
