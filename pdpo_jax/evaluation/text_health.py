@@ -71,8 +71,8 @@ def sentence(health: Mapping[str, Health], names: Mapping[str, str]) -> str:
   return (
     "Text is broken, whatever accuracy says: of the answers as "
     f"{listed}{more}, so many are far less likely than what the base says, or "
-    "repeat themselves. Read answers.jsonl; train fewer steps, or with a lower "
-    "train.user_learning_rate."
+    "repeat themselves. Read answers.jsonl; a larger loss.beta holds the "
+    "policy to the base, and so do fewer steps."
   )
 
 

@@ -106,9 +106,8 @@ def _warn_of_broken_text(chosen_per_token: float, folder: pathlib.Path) -> None:
     logger.warning(
       "%s: held-out chosen responses are %.2f nats a token less likely than "
       "under the base. The margin grows by making both responses unlikely, and "
-      "text breaks, whatever accuracy says: stop here, train fewer steps or "
-      "with lower learning rates, or hold chosen responses by "
-      "--config.loss.chosen_nll=0.2",
+      "text breaks, whatever accuracy says: stop here, and hold the policy "
+      "to the base by a larger --config.loss.beta, or train fewer steps",
       folder.name,
       -chosen_per_token,
     )
