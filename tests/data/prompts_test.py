@@ -269,6 +269,18 @@ def test_a_response_ends_as_the_template_ends_a_turn():
     assert tokenizer.decode(ids) == expected
 
 
+def test_of_a_template_without_end_tokens_a_turn_ends_with_the_texts():
+  # What stands after a turn is before the next one, and no part of it.
+  named = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+  )
+  tokenizer = make_tokenizer(named)
+  prompt, ids, _ = encode_response(tokenizer, "chat", dialogue("a"), "sat")
+  assert tokenizer.decode(prompt) == "user: a\n\nassistant: "
+  assert tokenizer.decode(ids) == "sat<|endoftext|>"
+
+
 def test_prompt_and_response_are_what_the_template_writes():
   tokenizer = make_tokenizer(CHAT)
   turns = dialogue("the cat", "sat", "so?")

@@ -96,6 +96,12 @@ def test_an_unseen_user_is_the_generic_one_whatever_the_table(
   users = users_lib.UserIndex.of_dataset(dataset, config.data)
   assert users.ids == ("1", "2", "3")
   assert users.num_rows == (6 if in_table else 4)
+  # One who is among the unseen by mistake has a row already.
+  twice = dataclasses.replace(
+    dataset, unseen=[*dataset.unseen, dataset.train[0]]
+  )
+  again = users_lib.UserIndex.of_dataset(twice, config.data)
+  assert again.num_rows == users.num_rows
   data = tokenized.tokenize_dataset(dataset, config.data, base.tokenizer, users)
   assert {row.user_row for row in data.splits["unseen"].tokenized} == {0}
   assert {row.user_row for row in data.splits["train"].tokenized} == {1, 2, 3}
