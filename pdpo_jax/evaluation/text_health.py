@@ -89,7 +89,10 @@ def examine(
     max_new_tokens: limit of an answer.
   """
   own = likelihoods[base].per_token
-  least = np.nanquantile(own, _LEAST_LIKELY) - _BEYOND_NATS
+  known = own[~np.isnan(own)]
+  least = -np.inf
+  if known.size:
+    least = np.quantile(known, _LEAST_LIKELY) - _BEYOND_NATS
   most = max(map(texts.repetition, answers[base])) + _BEYOND_REPETITION
   health = {}
   for name, of_speaker in answers.items():

@@ -60,6 +60,13 @@ def test_an_answer_without_a_likelihood_is_not_unlikely():
   assert found.log_likelihood == pytest.approx(-0.5)
 
 
+def test_a_base_without_any_likelihood_says_nothing_of_others():
+  nothing = likelihoods.Likelihoods(np.array([np.nan]), np.array([0]))
+  answers, scored = {"S": ["a"], "4": ["b"]}, {"S": nothing, "4": nothing}
+  found = text_health.examine(answers, scored, "S", 8)["4"]
+  assert (found.unlikely, found.broken) == (0, 0)
+
+
 def health(broken):
   return text_health.Health(-1.0, 1.0, broken, 0.0, broken)
 

@@ -1,8 +1,15 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
-from pdpo_jax.training import branch_batches, policies, scoring
+from pdpo_jax.training import (
+  branch_batches,
+  objective,
+  pdpo,
+  policies,
+  scoring,
+)
 from tests import tiny
 
 
@@ -35,3 +42,32 @@ def test_where_an_example_has_no_such_response_there_is_no_log_ratio(tmp_path):
   np.testing.assert_array_equal(
     scored.lengths[1], [len(response) for response in second.responses]
   )
+
+
+def test_chosen_responses_are_weighed_by_their_tokens():
+  scored = scoring.HeldOut(
+    np.array([[-6.0, -9.0], [1.0, 4.0]], np.float32),
+    np.array([[3, 3], [2, 1]], np.int32),
+  )
+  assert scored.chosen_per_token == -1.0  # Five nats less, of five tokens.
+  np.testing.assert_array_equal(scored.differences(), [[3.0], [-3.0]])
+  np.testing.assert_array_equal(scored.differences(True), [[1.0], [-3.5]])
+
+
+@pytest.mark.parametrize(
+  ("length_normalized", "chosen", "rejected"),
+  [(False, -1.25, -1.25), (True, -0.375, 0.25)],
+)
+def test_held_out_metrics_tell_rewards_apart(
+  length_normalized, chosen, rejected
+):
+  scored = scoring.HeldOut(
+    np.array([[-6.0, -9.0], [1.0, 4.0]], np.float32),
+    np.array([[3, 3], [2, 1]], np.int32),
+  )
+  loss = objective.LossConfig(beta=0.5, length_normalized=length_normalized)
+  found = pdpo.held_out_metrics(scored, loss)
+  assert found["chosen_reward"] == chosen
+  assert found["rejected_reward"] == rejected
+  assert found["margin"] == chosen - rejected
+  assert found["reward_accuracy"] == 0.5
