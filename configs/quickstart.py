@@ -10,14 +10,13 @@ summarised as S (the base), V (vanilla), G (P-DPO's generic user) and each
 worker.
 
 Hardware: 2 CPU cores, no accelerator, under 5 minutes.
-Expected: 4, 5 and 6 get empty summaries, the others long ones (E1), for the
-seeds 0, 1 and 2; G is about as long as V, and both are longer than S (E2).
-`results.json` says if they hold. Held-out reward accuracy: P-DPO 0.92 or more
-for every worker and 0.97 over all, vanilla DPO 0.67 over all.
+Expected: 4, 5 and 6 get empty summaries, the others long ones (E1); G is about
+as long as V, and both are longer than S (E2). `results.json` says if they hold.
+Held-out reward accuracy: P-DPO 0.91 or more for every worker and 0.97 over all,
+vanilla DPO 0.66 over all (docs/results.md has seeds and settings).
 
-Variants: `:cluster`, the same with the cluster model, where E1 holds for seed 0
-and not for every setting (docs/results.md); `:smoke`, a minute's run that only
-shows that everything works.
+Variants: `:cluster`, the same with the cluster model; `:smoke`, a minute's run
+that only shows that everything works.
 """
 
 from pdpo_jax.runs import config as config_lib
@@ -32,12 +31,15 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   config.data.synthetic.heldout_per_worker = 80
   config.data.max_shapes = 2
   config.data.pack = False
+  # Holds text in the language; at the paper's 0.5 accuracy is a point higher,
+  # and a quarter of the answers repeat themselves (docs/results.md).
+  config.loss.beta = 3.0
   # From scratch, in little time: larger steps than a real base would bear.
   config.lora.dropout = 0.0
   config.train.batch_size = 16
   config.train.epochs = 1
   config.train.learning_rate = 1.8e-3
-  config.train.user_learning_rate = 1e-2
+  config.train.user_learning_rate = 5e-2
   config.train.warmup_steps = 100
   config.train.eval_every = 250
   config.train.checkpoint_every = 125
@@ -49,7 +51,6 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.name = "quickstart-cluster"
     config.user.kind = "cluster"
     config.user.num_clusters = 4
-    config.train.user_learning_rate = 5e-2
   elif variant == "smoke":
     config.name = "quickstart-smoke"
     config.sft.width = 32
