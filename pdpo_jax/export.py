@@ -143,7 +143,7 @@ def write_users(
   folder: pathlib.Path, policy: policy_lib.Policy, users: users_lib.UserIndex
 ) -> None:
   """Writes the prefix of each row, and which row is whose."""
-  rows = jnp.arange(1 + len(users.ids))
+  rows = jnp.array([users.row_of(user_id) for user_id in (None, *users.ids)])
   model = host_users.on_one_device(policy.user_model)
   prefixes = np.asarray(model(rows), np.float32)
   tensor = tensor_files.LazyTensor(

@@ -71,12 +71,12 @@ class TokenizedDataset:
 
     Whoever has no row there is the generic user.
     """
-    if users.ids == self.users.ids:
+    if users.rows == self.users.rows:
       return self
 
     def renumber(example):
       row = example.user_row
-      user_id = self.users.ids[row - 1] if row else None
+      user_id = self.users.rows[row - 1] if row else None
       return dataclasses.replace(
         example, user_row=users.row_or_generic(user_id)
       )

@@ -31,19 +31,25 @@ class UserIndex:
   `ids`, in the given order.
 
   Args:
-    ids: of users who are trained on; a row that nobody trains would say
-      nothing of its user.
-    spare: rows behind theirs that belong to nobody and are never read.
+    ids: of users who are trained on, in the order of their rows; a row that
+      nobody trains would say nothing of its user. None is a row of nobody's,
+      which is never read: of somebody who was erased.
+    spare: more rows of nobody's, behind theirs.
+
+  Attributes:
+    rows: ids in the order of rows 1, 2, ..., and None for those of nobody.
+    ids: those that are somebody's.
 
   Raises:
     ValueError: if an id is empty or given twice.
   """
 
-  def __init__(self, ids: Iterable[str], spare: int = 0):
-    self.ids = tuple(ids)
-    self.spare = spare
+  def __init__(self, ids: Iterable[str | None], spare: int = 0):
+    self.rows = (*ids, *[None] * spare)
     self._rows: dict[str, int] = {}
-    for row, user_id in enumerate(self.ids, start=1):
+    for row, user_id in enumerate(self.rows, start=1):
+      if user_id is None:
+        continue
       if not isinstance(user_id, str) or not user_id:
         raise ValueError(
           f"user id {user_id!r} (row {row}) must be a string that is not "
@@ -55,6 +61,7 @@ class UserIndex:
           f"user id {user_id!r} is given twice, for rows {first} and {row}; "
           "give each user one row"
         )
+    self.ids = tuple(self._rows)
 
   @classmethod
   def from_examples(
@@ -93,16 +100,28 @@ class UserIndex:
     return [user_id for user_id in self.ids if user_id in chosen]
 
   def extended(self, other: "UserIndex") -> "UserIndex":
-    """These users, and after them those of `other` who are not among them."""
+    """These users, and after them those of `other` who are not among them.
+
+    Rows of nobody's stay where somebody's come after them.
+    """
+    new = [user_id for user_id in other.ids if user_id not in self]
     return UserIndex(
-      [*self.ids, *(each for each in other.ids if each not in self)],
-      other.spare,
+      [*self.rows[: self.last_row], *new], len(other.rows) - other.last_row
     )
+
+  def without(self, user_id: str) -> "UserIndex":
+    """The same, with the user's row nobody's; all others keep theirs."""
+    return UserIndex(None if each == user_id else each for each in self.rows)
+
+  @property
+  def last_row(self) -> int:
+    """The last row that is somebody's; 0 without users."""
+    return max(self._rows.values(), default=0)
 
   @property
   def num_rows(self) -> int:
-    """The generic user, users, and spare rows."""
-    return 1 + len(self.ids) + self.spare
+    """The generic user, users, and rows of nobody's."""
+    return 1 + len(self.rows)
 
   def __contains__(self, user_id: str | None) -> bool:
     return user_id in self._rows
@@ -132,8 +151,8 @@ class UserIndex:
     return row
 
   def to_json(self) -> list[str | None]:
-    """The ids in row order, and null for each spare row."""
-    return [*self.ids, *[None] * self.spare]
+    """The ids in row order, and null for each row of nobody's."""
+    return [*self.rows]
 
   @classmethod
   def from_json(cls, ids: Any) -> "UserIndex":
@@ -141,5 +160,4 @@ class UserIndex:
       raise ValueError(
         f"user index must be a list of ids in row order, not {ids!r:.60}"
       )
-    spare = len(list(itertools.takewhile(lambda x: x is None, reversed(ids))))
-    return cls(ids[: len(ids) - spare], spare)
+    return cls(ids)

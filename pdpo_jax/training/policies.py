@@ -172,7 +172,7 @@ def begin_as(
     known: the users that it was trained for. Those who come after them begin
       as the generic user.
   """
-  taken = 1 + len(known.ids)
+  taken = 1 + known.last_row
 
   def extend(table, *, rows, is_offset):
     first = jnp.zeros_like(table[:1]) if is_offset else table[:1]

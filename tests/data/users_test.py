@@ -37,12 +37,26 @@ def test_rows_that_belong_to_nobody_lie_behind_and_pass_through_json():
   index = users.UserIndex(["a", "b"], spare=2)
   assert index.num_rows == 5
   again = users.UserIndex.from_json(json.loads(json.dumps(index.to_json())))
-  assert (again.ids, again.spare) == (index.ids, 2)
+  assert (again.ids, again.rows) == (index.ids, index.rows)
   with pytest.raises(ValueError, match="none of this run's 2 users"):
     index.row_of("stranger")
   # A new user takes the first of them.
   more = index.extended(users.UserIndex(["c", "a"]))
   assert (more.ids, more.num_rows) == (("a", "b", "c"), 4)
+
+
+def test_whoever_goes_leaves_a_row_of_nobodys_and_moves_no_other():
+  index = users.UserIndex(["a", "b", "c"]).without("b")
+  assert index.rows == ("a", None, "c")
+  assert (index.ids, index.num_rows) == (("a", "c"), 4)
+  assert "b" not in index and None not in index
+  assert (index.row_of("c"), index.row_or_generic("b")) == (3, 0)
+  again = users.UserIndex.from_json(json.loads(json.dumps(index.to_json())))
+  assert again.rows == index.rows
+  # Who comes later takes no row before the last that is somebody's.
+  more = index.extended(users.UserIndex(["b"]))
+  assert more.rows == ("a", None, "c", "b")
+  assert index.without("c").extended(users.UserIndex(["d"])).rows == ("a", "d")
 
 
 def test_json_that_is_no_list_is_an_error():
@@ -61,7 +75,7 @@ def test_unknown_user_is_told_near_ids_and_the_way_out():
   assert "generic answer" in message
 
 
-@pytest.mark.parametrize("bad", ["", None, 7])
+@pytest.mark.parametrize("bad", ["", 7])
 def test_empty_id_is_an_error(bad):
   with pytest.raises(ValueError, match="row 2"):
     users.UserIndex(iter(["a", bad]))
