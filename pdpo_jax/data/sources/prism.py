@@ -9,7 +9,6 @@ before, with the chosen responses as the assistant's turns.
 
 import dataclasses
 import itertools
-import math
 import pathlib
 import random
 from collections.abc import Container, Iterator, Sequence
@@ -20,7 +19,12 @@ from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import records
-from pdpo_jax.data.sources import formats, prism_authors, prism_survey
+from pdpo_jax.data.sources import (
+  dialogue_choices,
+  formats,
+  prism_authors,
+  prism_survey,
+)
 
 # Of the split in the paper's released code. A dialogue none of whose turns has
 # all its responses within that code's limit is not part of it.
@@ -28,39 +32,8 @@ _AUTHORS_SEED = 123
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
-  """An utterance after all that was said before, and the responses to it."""
-
-  number: int
-  prompt: tuple[structs.Message, ...]
-  chosen: str
-  rejected: tuple[str, ...]  # one or more, all different
-
-
-@dataclasses.dataclass(frozen=True)
-class Dialogue:
-  dialogue_id: str
-  user_id: str
-  turns: tuple[Turn, ...]  # those that are comparisons; may be empty
-  feedback: str  # what the user said of it afterwards; may be empty
+class Dialogue(dialogue_choices.Dialogue):
   authors_keep: bool  # whether it is part of the authors' split
-  place: str  # file and line
-
-
-@dataclasses.dataclass
-class _SpokenTurn:
-  """What was said in a turn, as it stands in the file."""
-
-  asked: list[str] = dataclasses.field(default_factory=list)
-  chosen: list[str] = dataclasses.field(default_factory=list)
-  rejected: list[str] = dataclasses.field(default_factory=list)
-
-  def within(self, limit: int) -> bool:
-    """Whether it is a comparison all of whose texts keep the limit."""
-    if not (self.asked and self.chosen and self.rejected):
-      return False
-    longest = max(map(len, [self.chosen[0], *self.rejected]))
-    return len(self.asked[0]) + longest <= limit
 
 
 def load(
@@ -85,17 +58,14 @@ def load(
       text = texts[dialogue.user_id]
       examples = splits[split_of[dialogue.dialogue_id]]
       examples.extend(_examples(dialogue, text, data.prism, seed, tally))
-  answered = splits["heldout"] or splits["unseen"]
-  if not splits["train"] or not answered:
-    raise ValueError(
-      f"{data.path} leaves {len(splits['train'])} examples for training "
-      f"and {len(answered)} to be answered; use more dialogues, or change "
-      "data.prism.unseen_users and data.prism.heldout_dialogues. What was "
-      f"read: {tally}"
-    )
-  prompts = _prompts(answered, seed, num_prompts, tally)
-  return dataset_lib.Dataset(
-    **splits, prompts=prompts, personas=personas, tally=tally
+  return dialogue_choices.make_dataset(
+    splits,
+    personas,
+    tally,
+    path=data.path,
+    options=("data.prism.unseen_users", "data.prism.heldout_dialogues"),
+    seed=seed,
+    num_prompts=num_prompts,
   )
 
 
@@ -152,16 +122,16 @@ def _read_dialogues(
     if user_id not in texts:
       raise records.BrokenRecord("user is not in the survey", repr(user_id))
     spoken = _spoken_turns(records.field(record, "conversation_history", list))
+    feedback = dialogue_choices.answer(record, "open_feedback")
+    for turn in spoken:
+      turn.feedback = feedback
     seen.add(dialogue_id)
     return Dialogue(
       dialogue_id=dialogue_id,
       user_id=user_id,
-      turns=tuple(_comparisons(spoken, tally)),
-      feedback=prism_survey.text(record, "open_feedback"),
-      authors_keep=any(
-        turn.within(prism_authors.EXAMPLE_LIMIT) for turn in spoken
-      ),
+      turns=tuple(dialogue_choices.comparisons(spoken, tally)),
       place=place,
+      authors_keep=any(map(_within_limit, spoken)),
     )
 
   placed = _read(data.path, "conversations", tally)
@@ -177,9 +147,17 @@ def _new_id(record: records.Record, name: str, known: Container[str]) -> str:
   return value
 
 
-def _spoken_turns(history: list) -> list[_SpokenTurn]:
+def _within_limit(turn: dialogue_choices.SpokenTurn) -> bool:
+  """Whether it is a comparison all of whose texts keep the authors' limit."""
+  if not (turn.asked and turn.chosen and turn.rejected):
+    return False
+  longest = max(map(len, [turn.chosen[0], *turn.rejected]))
+  return len(turn.asked[0]) + longest <= prism_authors.EXAMPLE_LIMIT
+
+
+def _spoken_turns(history: list) -> list[dialogue_choices.SpokenTurn]:
   """What was said, by turns."""
-  spoken: list[_SpokenTurn] = []
+  spoken: list[dialogue_choices.SpokenTurn] = []
   for message in history:
     if not isinstance(message, dict):
       raise records.BrokenRecord("wrong type", f"message {message!r:.60}")
@@ -187,7 +165,7 @@ def _spoken_turns(history: list) -> list[_SpokenTurn]:
     if not 0 <= number < len(history):
       raise records.BrokenRecord("turn out of range", str(number))
     while len(spoken) <= number:
-      spoken.append(_SpokenTurn())
+      spoken.append(dialogue_choices.SpokenTurn())
     turn = spoken[number]
     role = records.field(message, "role", str)
     content = records.field(message, "content", str)
@@ -200,61 +178,6 @@ def _spoken_turns(history: list) -> list[_SpokenTurn]:
     else:
       turn.rejected.append(content)
   return spoken
-
-
-def _comparisons(
-  spoken: Sequence[_SpokenTurn], tally: records.Tally
-) -> Iterator[Turn]:
-  """The turns that are comparisons, each after the history before it.
-
-  A turn without one utterance or a chosen response leaves a gap in the history,
-  and so ends the dialogue. One that only lacks a rejected response does not.
-  """
-  history: list[structs.Message] = []
-  for number, turn in enumerate(spoken):
-    chosen = [text for text in turn.chosen if not _is_missing(text)]
-    if len(turn.asked) != 1 or _is_missing(turn.asked[0]):
-      gap = "turns without one utterance"
-    elif not chosen:
-      gap = "turns without a chosen response"
-    else:
-      gap = ""
-    if gap:
-      tally.drop(gap)
-      tally.drop("turns after a gap", len(spoken) - number - 1)
-      return
-    # After the first turn, several chosen responses are the same text.
-    if len(chosen) > 1:
-      tally.note("turns with several chosen responses")
-    history.append(structs.Message("user", turn.asked[0]))
-    rejected = _different(turn.rejected, chosen, tally)
-    if rejected:
-      yield Turn(number, tuple(history), chosen[0], rejected)
-    else:
-      tally.drop("turns without a rejected response")
-    history.append(structs.Message("assistant", chosen[0]))
-
-
-def _different(
-  rejected: Sequence[str], chosen: Sequence[str], tally: records.Tally
-) -> tuple[str, ...]:
-  """Rejected responses that differ, and not only in the space around them."""
-  taken = {text.strip() for text in chosen}
-  kept: dict[str, str] = {}
-  for text in rejected:
-    if _is_missing(text):
-      tally.drop("rejected responses without text")
-    elif text.strip() in taken:
-      tally.drop("rejected responses equal to the chosen one")
-    elif text.strip() in kept:
-      tally.drop("rejected responses equal to another")
-    else:
-      kept[text.strip()] = text
-  return tuple(kept.values())
-
-
-def _is_missing(text: str) -> bool:
-  return text.strip() in ("", "EMPTY STRING")
 
 
 def _split(
@@ -278,7 +201,8 @@ def _split(
   by_user = _dialogues_by_user(texts, dialogues, prism.split, tally)
   users = order(by_user)
   shuffle(users)
-  num_seen = len(users) - _share(len(users), prism.unseen_users)
+  unseen = dialogue_choices.share(len(users), prism.unseen_users)
+  num_seen = len(users) - unseen
   everything = itertools.chain.from_iterable(by_user.values())
   split_of = {each.dialogue_id: "unseen" for each in everything}
   for user_id in users[:num_seen]:
@@ -288,7 +212,8 @@ def _split(
       tally.note("users with one dialogue")
       continue
     # However large the share, one dialogue is left for training.
-    cut = max(1, len(ids) - _share(len(ids), prism.heldout_dialogues))
+    held = dialogue_choices.share(len(ids), prism.heldout_dialogues)
+    cut = max(1, len(ids) - held)
     usable = {each.dialogue_id for each in by_user[user_id] if each.turns}
     if usable.isdisjoint(ids[:cut]):
       tally.note("users with no comparison for training")
@@ -327,15 +252,6 @@ def _dialogues_by_user(
   return kept
 
 
-def _share(count: int, share: float) -> int:
-  """The share of a count, rounded up.
-
-  For a share of 0.1 this is `count - int(count * 0.9)`, as in the released
-  code. 9 decimals keep 0.07 * 100 = 7.000000000000001 from becoming 8.
-  """
-  return math.ceil(round(count * share, 9))
-
-
 def _examples(
   dialogue: Dialogue,
   user_text: str,
@@ -365,34 +281,5 @@ def _examples(
       rng = random.Random(f"rejected {place}")
       grouped = [(rng.choice(rejected),)]
     for texts in grouped:
-      yield structs.PreferenceExample(
-        prompt=prompt,
-        chosen=turn.chosen,
-        rejected=texts,
-        user_id=dialogue.user_id,
-        user_text=user_text,
-        dialogue_id=dialogue.dialogue_id,
-        feedback=dialogue.feedback,
-        place=dialogue.place,
-      )
-
-
-def _prompts(
-  examples: Sequence[structs.PreferenceExample],
-  seed: int,
-  wanted: int,
-  tally: records.Tally,
-) -> list[structs.PromptExample]:
-  """Different prompts, one of each user before a second one of any."""
-  rng = random.Random(f"prompts {seed}")
-  by_user: dict[str | None, dict[structs.PromptExample, None]] = {}
-  for example in examples:
-    prompt = structs.PromptExample(example.prompt, example.user_text)
-    by_user.setdefault(example.user_id, {})[prompt] = None
-  shuffled = [rng.sample(list(each), len(each)) for each in by_user.values()]
-  rng.shuffle(shuffled)
-  rounds = itertools.zip_longest(*shuffled)
-  prompts = [each for round_ in rounds for each in round_ if each is not None]
-  if len(prompts) < wanted:
-    tally.note("prompts fewer than answers.num_prompts", wanted - len(prompts))
-  return prompts[:wanted]
+      cut = dataclasses.replace(turn, prompt=prompt, rejected=texts)
+      yield dialogue_choices.example(dialogue, cut, user_text)

@@ -5,7 +5,7 @@ from typing import Any
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import records
-from pdpo_jax.data.sources import prism_authors
+from pdpo_jax.data.sources import dialogue_choices, prism_authors
 
 _FACTS = (
   ("Age", "age"),
@@ -33,13 +33,6 @@ _ASPECTS = {
   "other": "",
 }
 
-# How the survey writes that there is no answer.
-_NO_ANSWER = ("", "empty string", "prefer not to say")
-
-
-def no_answer(text: str) -> bool:
-  return text.strip().casefold() in _NO_ANSWER
-
 
 def persona(record: records.Record) -> structs.Persona:
   """All that a record of the survey says of a participant.
@@ -47,11 +40,13 @@ def persona(record: records.Record) -> structs.Persona:
   Raises:
     records.BrokenRecord: if a field is of the wrong type. All may be missing.
   """
-  facts = {label: text(record, path) for label, path in _FACTS}
+  facts = {
+    label: dialogue_choices.answer(record, path) for label, path in _FACTS
+  }
   return structs.Persona(
     facts={label: fact for label, fact in facts.items() if fact},
-    self_description=text(record, "self_description"),
-    system_string=text(record, "system_string"),
+    self_description=dialogue_choices.answer(record, "self_description"),
+    system_string=dialogue_choices.answer(record, "system_string"),
     aspects=tuple(top_aspects(record, len(_ASPECTS), "stated")),
   )
 
@@ -70,13 +65,10 @@ def user_text(record: records.Record, config: data_config.PrismConfig) -> str:
     aspects = [name for name in _columns(record) if name in names]
     return prism_authors.user_text(record, aspects, config)
   known = persona(record)
-  facts = " ".join(
-    f"{label}: {fact.rstrip('.')}." for label, fact in known.facts.items()
-  )
   aspects = top_aspects(record, config.top_aspects, config.aspect_order)
   lines = []
-  if config.demographics and facts:
-    lines.append(f"About me. {facts}")
+  if config.demographics and known.facts:
+    lines.append(dialogue_choices.introduction(known.facts))
   if config.stated_preferences and aspects:
     listed = ", ".join(aspects)
     lines.append(f"What matters most to me in an answer: {listed}.")
@@ -99,7 +91,9 @@ def top_aspects(record: records.Record, count: int, order: str) -> list[str]:
       "shown", by the places on the page, whatever the values.
   """
   stated = records.optional(record, "stated_prefs", dict) or {}
-  phrases = dict(_ASPECTS, other=text(stated, "other_text").rstrip("."))
+  phrases = dict(
+    _ASPECTS, other=dialogue_choices.answer(stated, "other_text").rstrip(".")
+  )
   names = [name for name in _ranked(record, order) if phrases[name]]
   return [phrases[name] for name in names[:count]]
 
@@ -132,16 +126,3 @@ def _number(record: records.Record, name: str) -> int | float | None:
       "wrong type", f"{name} {value!r:.60} must be a number"
     )
   return value
-
-
-def text(record: records.Record, path: str) -> str:
-  """The text at a dotted path, on one line; "" where there is none.
-
-  Raises:
-    records.BrokenRecord: if what is there is no text.
-  """
-  *parents, name = path.split(".")
-  for parent in parents:
-    record = records.optional(record, parent, dict) or {}
-  text = records.optional(record, name, str) or ""
-  return "" if no_answer(text) else " ".join(text.split())
