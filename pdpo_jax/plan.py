@@ -59,8 +59,8 @@ _LARGEST = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_string("json", None, "File that gets the figures.")
 
-# People of PRISM, and responses of an example that has all of a first turn.
-_PRISM_USERS, _PRISM_RESPONSES = 1396, 4
+# People of PRISM, and responses of an example that has all of a turn.
+_PRISM_USERS, _FOUR_RESPONSES = 1396, 4
 
 
 def architecture(path: str, name: str | None) -> policy_lib.Architecture:
@@ -121,7 +121,9 @@ def batch_shape(
     "tldr": data.tldr.num_workers,
     "synthetic": data.synthetic.num_workers,
   }.get(data.source)
-  several = data.source == "prism" and data.prism.rejected == "all"
+  several = data.source == "community_alignment" or (
+    data.source == "prism" and data.prism.rejected == "all"
+  )
   if users is None:
     raise ValueError(
       f"data.source {data.source!r} does not tell how many users there are; "
@@ -134,7 +136,7 @@ def batch_shape(
       batching.MULTIPLE,
       config.user.prefix_length,
     ),
-    responses=responses or (_PRISM_RESPONSES if several else 2),
+    responses=responses or (_FOUR_RESPONSES if several else 2),
     response=batching.round_up(
       response or data.max_response_tokens, batching.MULTIPLE
     ),

@@ -227,6 +227,7 @@ def test_every_knob_is_set_by_a_flag(section):
 # What a section is called where it is read, besides its own name.
 CALLED = {
   "answers": ("spec",),
+  "community_alignment": ("config", "_config"),
   "config": ("Config",),
   "lora": ("LoraConfig",),
   "loss": ("objective",),

@@ -74,6 +74,8 @@ def test_users_and_responses_are_those_of_the_options():
   assert plan.batch_shape(config).responses == 4
   config.data.prism.rejected = "each"
   assert plan.batch_shape(config).responses == 2
+  config.data.source = "community_alignment"
+  assert plan.batch_shape(config, users=9).responses == 4
   config.data.source = "tldr"
   config.data.tldr.num_workers = 500
   assert plan.batch_shape(config).user_rows == 501

@@ -54,6 +54,25 @@ class PrismConfig(sections.Section):
 
 
 @dataclasses.dataclass
+class CommunityAlignmentConfig(sections.Section):
+  """Community Alignment; see `data/sources/community_alignment.py`."""
+
+  # Users that are kept from training, and first utterances of dialogues that
+  # are, whoever the dialogues are of.
+  unseen_users: sections.ShareBelowOne = 0.1
+  heldout_openings: sections.ShareBelowOne = 0.1
+  # Only dialogues of people who were assigned one of these ("en", "fr", "hi",
+  # "it", "pt"); all where empty.
+  languages: tuple[str, ...] = ()
+  # Only dialogues whose first utterance was given to the person. What people
+  # wrote themselves is not moderated.
+  pregenerated_only: bool = False
+  # Whether a user's text tells their age, gender, education, political leaning,
+  # ethnicity and country.
+  demographics: bool = True
+
+
+@dataclasses.dataclass
 class TldrConfig(sections.Section):
   """TL;DR with simulated taste in length; see `data/sources/tldr.py`."""
 
@@ -98,16 +117,20 @@ class FilesConfig(sections.Section):
   max_users: sections.CountOrNone = 0
   max_per_user: sections.CountOrNone = 0
   max_heldout_per_user: sections.CountOrNone = 0
-  # The column that holds the user's id, where it is not "user_id".
+  # The columns that hold the user's id and the prompt, where these are not
+  # "user_id" and "prompt".
   user_column: str = "user_id"
+  prompt_column: str = "prompt"
 
 
 @dataclasses.dataclass
 class DataConfig(sections.Section):
   """Who compared what."""
 
-  # "synthetic", "prism", "tldr" or "files"; each has a section below.
-  source: Literal["synthetic", "prism", "tldr", "files"] = "synthetic"
+  # Each has a section below.
+  source: Literal[
+    "synthetic", "prism", "community_alignment", "tldr", "files"
+  ] = "synthetic"
   # A local folder or file, or a hub id, for all but "synthetic".
   path: str = ""
   # In tokens. Of a dialogue, the oldest turns go first; with the template
@@ -151,6 +174,9 @@ class DataConfig(sections.Section):
     default_factory=SyntheticConfig
   )
   prism: PrismConfig = dataclasses.field(default_factory=PrismConfig)
+  community_alignment: CommunityAlignmentConfig = dataclasses.field(
+    default_factory=CommunityAlignmentConfig
+  )
   tldr: TldrConfig = dataclasses.field(default_factory=TldrConfig)
   files: FilesConfig = dataclasses.field(default_factory=FilesConfig)
 

@@ -8,7 +8,13 @@ from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out, records
-from pdpo_jax.data.sources import preference_files, prism, synthetic, tldr
+from pdpo_jax.data.sources import (
+  community_alignment,
+  preference_files,
+  prism,
+  synthetic,
+  tldr,
+)
 
 
 def load(
@@ -37,7 +43,11 @@ def load(
   elif data.source == "tldr":
     dataset = tldr.load(data, seed, num_prompts, count_tokens)
   else:
-    load_source = {"prism": prism.load, "files": preference_files.load}
+    load_source = {
+      "prism": prism.load,
+      "community_alignment": community_alignment.load,
+      "files": preference_files.load,
+    }
     dataset = load_source[data.source](data, seed, num_prompts)
   if before:
     dataset = held_out.keep_apart(dataset, before, num_prompts, seed)

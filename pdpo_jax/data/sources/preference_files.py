@@ -79,7 +79,12 @@ def load(
   )
 
 
-def read(path: str, user_column: str, tally: records.Tally) -> Examples:
+def read(
+  path: str,
+  user_column: str,
+  tally: records.Tally,
+  prompt_column: str = "prompt",
+) -> Examples:
   """The comparisons to train on at a path.
 
   Args:
@@ -87,13 +92,15 @@ def read(path: str, user_column: str, tally: records.Tally) -> Examples:
       two may be named behind a colon.
     user_column: where user ids are.
     tally: is told what is broken, dropped or not read.
+    prompt_column: where prompts are.
 
   Raises:
     ValueError: if nothing can be read, a column is missing, or user ids are of
       mixed type.
   """
   location = _find(path, "data.path")
-  return _read(location, location.training_split(), user_column, tally)
+  columns = user_column, prompt_column
+  return _read(location, location.training_split(), columns, tally)
 
 
 def _read_both(
@@ -103,13 +110,14 @@ def _read_both(
   location = _find(path, "data.path")
   training = location.training_split()
   heldout_split = None
-  train = _read(location, training, files.user_column, tally)
+  columns = files.user_column, files.prompt_column
+  train = _read(location, training, columns, tally)
   if files.heldout_path:
     other = _find(files.heldout_path, "data.files.heldout_path")
     split = other.heldout_split() or other.training_split()
-    heldout = _read(other, split, files.user_column, tally)
+    heldout = _read(other, split, columns, tally)
   elif (heldout_split := location.heldout_split()) is not None:
-    heldout = _read(location, heldout_split, files.user_column, tally)
+    heldout = _read(location, heldout_split, columns, tally)
     tally.note(
       f"held out, as the split {heldout_split!r} of data.path", len(heldout)
     )
@@ -133,14 +141,15 @@ def _find(path: str, option: str) -> locations.Location:
 def _read(
   location: locations.Location,
   split: str,
-  user_column: str,
+  columns: tuple[str, str],
   tally: records.Tally,
 ) -> Examples:
-  reader = preference_records.Reader(user_column, tally)
-  columns = {*preference_records.COLUMNS, user_column}
+  """The comparisons of a split; `columns` are those of users and prompts."""
+  reader = preference_records.Reader(*columns, tally)
+  wanted = {*preference_records.COLUMNS, *columns}
   read_records = (
     reader.read(place, record)
-    for place, record in location.records(split, tally, columns)
+    for place, record in location.records(split, tally, wanted)
   )
   examples = [example for example in read_records if example is not None]
   return user_ids.without_points(examples, tally)

@@ -7,19 +7,22 @@ from pdpo_jax.core import structs
 from pdpo_jax.data import records
 from pdpo_jax.data.sources import turns, user_ids
 
-# What is read of a record, besides the column of users.
-COLUMNS = ("prompt", "chosen", "rejected", "user_text")
+# What is read of a record, besides the columns of prompts and of users.
+COLUMNS = ("chosen", "rejected", "user_text")
 
 
 class Reader:
   """Makes comparisons of the records of one path, one after the other."""
 
-  def __init__(self, user_column: str, tally: records.Tally):
+  def __init__(
+    self, user_column: str, prompt_column: str, tally: records.Tally
+  ):
     self._user_column = user_column
+    self._prompt_column = prompt_column
     self._tally = tally
     self._ids = user_ids.Reader()
     self._file = ""
-    self._columns = {*COLUMNS, user_column}
+    self._columns = {*COLUMNS, user_column, prompt_column}
 
   def read(
     self, place: str, record: records.Record
@@ -57,17 +60,20 @@ class Reader:
         "record needs 'prompt', 'chosen' and 'rejected', and this one has "
         f"{columns}"
       )
-    if self._user_column != "user_id" and self._user_column not in record:
-      raise ValueError(
-        f"{place} has no {self._user_column!r} (data.files.user_column); it "
-        f"has {columns}"
-      )
+    for option, column, usual in (
+      ("user_column", self._user_column, "user_id"),
+      ("prompt_column", self._prompt_column, "prompt"),
+    ):
+      if column != usual and column not in record:
+        raise ValueError(
+          f"{place} has no {column!r} (data.files.{option}); it has {columns}"
+        )
 
   def _example(
     self, place: str, record: records.Record, notes: turns.Notes
   ) -> structs.PreferenceExample | None:
     """The comparison; None where all responses are equal."""
-    prompt, chosen, rejected = _parse(record, notes)
+    prompt, chosen, rejected = _parse(record, self._prompt_column, notes)
     user_id = self._ids.read(place, record.get(self._user_column), notes)
     user_text = _user_text(record.get("user_text"), notes)
     contents = (
@@ -92,12 +98,12 @@ class Reader:
 
 
 def _parse(
-  record: records.Record, notes: turns.Notes
+  record: records.Record, prompt_column: str, notes: turns.Notes
 ) -> tuple[structs.Prompt, str, list[str]]:
   """Prompt, chosen and rejected responses of a record."""
   chosen, rejected = _responses(record, notes)
   replies = [_dialogue(reply, notes) for reply in (chosen, *rejected)]
-  prompt = record.get("prompt")
+  prompt = record.get(prompt_column)
   if turns.is_missing(prompt):
     if any(isinstance(reply, str) for reply in replies):
       raise records.BrokenRecord("no prompt")

@@ -74,6 +74,40 @@ def test_the_user_column_may_have_another_name(tmp_path):
     read(file, user_column="who")
 
 
+@pytest.mark.parametrize("single", [True, False])
+def test_rows_of_personal_reward_bench_name_their_column_of_prompts(
+  tmp_path, single
+):
+  def reply(text):
+    message = {"role": "model", "content": text}
+    return message if single else [message]
+
+  row = {
+    "user_id": "user12",
+    "split": "val",
+    "context": [
+      {"role": "user", "content": "q0"},
+      {"role": "model", "content": "y0"},
+      {"role": "user", "content": "q1"},
+    ],
+    "chosen": reply("y1"),
+    "rejected": reply("r1"),
+  }
+  file = write_jsonl(tmp_path / "rows.jsonl", row, row | {"split": "train"})
+  tally = records.Tally()
+  (example, _) = preference_files.read(str(file), "user_id", tally, "context")
+  message = structs.Message
+  assert example == structs.PreferenceExample(
+    (message("user", "q0"), message("assistant", "y0"), message("user", "q1")),
+    "y1",
+    ("r1",),
+    "user12",
+  )
+  assert tally.not_read == {records.COLUMN: {"split": None}}
+  with pytest.raises(ValueError, match=r"no 'asked' \(data.files.prompt_col"):
+    preference_files.read(str(file), "user_id", tally, "asked")
+
+
 def test_several_rejected_responses_stay_together(tmp_path):
   assert one(tmp_path, rejected=["c", "d"]).rejected == ("c", "d")
 
