@@ -65,6 +65,78 @@ def _sizes(
   return np.array(prompts), np.array([*map(sum, responses)]), np.array(sizes)
 
 
+def padded_length(length: int) -> int:
+  """The least of 16, 24, 32, 48, 64, 96, ... that holds so many tokens.
+
+  Two lengths an octave keep both padding and compilations few, and the same
+  from call to call.
+  """
+  octave = 16
+  while 2 * octave < length:
+    octave *= 2
+  for size in (octave, octave * 3 // 2):
+    if length <= size:
+      return size
+  return 2 * octave
+
+
+def make_batch(
+  examples: Sequence[structs.TokenizedExample],
+  reference_logps: Float[np.ndarray, "examples N"] | None,
+  rows: Int[np.ndarray, " B"],
+  shape: Shape,
+  *,
+  packed: structs.Packed | None = None,
+  with_bare_prompt: bool = False,
+) -> structs.PreferenceBatch:
+  """Some of the examples as one batch.
+
+  Args:
+    reference_logps: as for `PreferenceBatches`.
+    rows: which of them; -1 for a row that only fills the batch.
+    shape: P, N and R, at least as large as theirs.
+    packed: room for their real positions, where these are to run side by side.
+    with_bare_prompt: as for `PreferenceBatches`.
+  """
+  prompt_size, num_responses, response_size = shape
+  batch = structs.PreferenceBatch(
+    index=rows.astype(np.int32),
+    user_row=np.zeros(len(rows), np.int32),
+    prompt=np.zeros((len(rows), prompt_size), np.int32),
+    prompt_mask=np.zeros((len(rows), prompt_size), bool),
+    responses=np.zeros((len(rows), num_responses, response_size), np.int32),
+    response_mask=np.zeros((len(rows), num_responses, response_size), bool),
+    reference_logps=np.zeros((len(rows), num_responses), np.float32),
+    weight=(rows >= 0).astype(np.float32),
+    packed=packed,
+  )
+  if with_bare_prompt:
+    batch = dataclasses.replace(
+      batch,
+      bare_prompt=np.zeros_like(batch.prompt),
+      bare_prompt_mask=np.zeros_like(batch.prompt_mask),
+    )
+  for place in np.flatnonzero(rows >= 0):
+    example = examples[rows[place]]
+    batch.user_row[place] = example.user_row
+    start = prompt_size - len(example.prompt)
+    batch.prompt[place, start:] = example.prompt
+    batch.prompt_mask[place, start:] = True
+    if with_bare_prompt:
+      start = prompt_size - len(example.bare_prompt)
+      batch.bare_prompt[place, start:] = example.bare_prompt
+      batch.bare_prompt_mask[place, start:] = True
+    for number, response in enumerate(example.responses):
+      batch.responses[place, number, : len(response)] = response
+      batch.response_mask[place, number, : len(response)] = True
+      batch.reference_logps[place, number] = (
+        np.nan
+        if reference_logps is None
+        else reference_logps[rows[place], number]
+      )
+  return batch
+
+
 class PreferenceBatches:
   """Batches of comparisons, packed or as padded rows.
 
@@ -163,43 +235,14 @@ class PreferenceBatches:
       yield self._make(number, rows)
 
   def _make(self, number, rows):
-    prompt_size, num_responses, response_size = self._shapes[number]
-    batch = structs.PreferenceBatch(
-      index=rows.astype(np.int32),
-      user_row=np.zeros(len(rows), np.int32),
-      prompt=np.zeros((len(rows), prompt_size), np.int32),
-      prompt_mask=np.zeros((len(rows), prompt_size), bool),
-      responses=np.zeros((len(rows), num_responses, response_size), np.int32),
-      response_mask=np.zeros((len(rows), num_responses, response_size), bool),
-      reference_logps=np.zeros((len(rows), num_responses), np.float32),
-      weight=(rows >= 0).astype(np.float32),
+    return make_batch(
+      self._examples,
+      self._reference_logps,
+      rows,
+      self._shapes[number],
       packed=self.rooms[number],
+      with_bare_prompt=self._with_bare_prompt,
     )
-    if self._with_bare_prompt:
-      batch = dataclasses.replace(
-        batch,
-        bare_prompt=np.zeros_like(batch.prompt),
-        bare_prompt_mask=np.zeros_like(batch.prompt_mask),
-      )
-    for place in np.flatnonzero(rows >= 0):
-      example = self._examples[rows[place]]
-      batch.user_row[place] = example.user_row
-      start = prompt_size - len(example.prompt)
-      batch.prompt[place, start:] = example.prompt
-      batch.prompt_mask[place, start:] = True
-      if self._with_bare_prompt:
-        start = prompt_size - len(example.bare_prompt)
-        batch.bare_prompt[place, start:] = example.bare_prompt
-        batch.bare_prompt_mask[place, start:] = True
-      for number, response in enumerate(example.responses):
-        batch.responses[place, number, : len(response)] = response
-        batch.response_mask[place, number, : len(response)] = True
-        batch.reference_logps[place, number] = (
-          np.nan
-          if self._reference_logps is None
-          else self._reference_logps[rows[place], number]
-        )
-    return batch
 
 
 class TextBatches:

@@ -91,6 +91,8 @@ def tokenize_examples(
   long_response: str = "error",
   max_bad_share: float = 0.0,
   kept_start: int | None = None,
+  *,
+  may_be_none: bool = False,
 ) -> Tokenized:
   """Token ids of comparisons, with the token that ends a response after each.
 
@@ -106,6 +108,7 @@ def tokenize_examples(
       or else dropped.
     max_bad_share: share of dialogues that the chat template may refuse; they
       are dropped.
+    may_be_none: whether it is no error that no comparison is left.
     kept_start: how many first tokens a prompt keeps where it and the longest
       response have more than that and `max_response_tokens` together; responses
       are cut if they still have. Without, limits are of each.
@@ -172,7 +175,7 @@ def tokenize_examples(
         )
   tokenized.counts[DROPPED] = len(examples) - len(tokenized.kept)
   refused.check(max_bad_share)
-  if not tokenized.examples:
+  if not tokenized.examples and not may_be_none:
     raise ValueError(
       f"none of {len(examples):,} comparisons is left ({tokenized}); raise "
       "data.max_prompt_tokens or data.max_response_tokens"

@@ -96,8 +96,14 @@ def tokenize_split(
   data: data_config.DataConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,
   users: users_lib.UserIndex,
+  *,
+  may_be_none: bool = False,
 ) -> TokenizedSplit:
-  """Token ids of one split; users that have no row are read as the generic."""
+  """Token ids of one split; users that have no row are read as the generic.
+
+  Args:
+    may_be_none: whether it is no error that no comparison is left.
+  """
   known = [
     example
     if example.user_id in users
@@ -112,6 +118,7 @@ def tokenize_split(
     data.long_response,
     data.max_bad_share,
     data.max_prompt_tokens if data.truncation == "keep_start" else None,
+    may_be_none=may_be_none,
   )
   kept = [examples[place] for place in result.kept]
   return TokenizedSplit(name, kept, result.examples, result.counts)

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from pdpo_jax.core import processes, sections
+from pdpo_jax.data import batching
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.training import host_users
@@ -22,21 +23,6 @@ class Request:
   prompt: np.ndarray  # int32 [tokens], user text included; one or more
   user_row: int = 0  # row of the user table; 0 is the generic user
   seed: int = 0  # 0 to MAX_SEED; the same seed gives the same answer
-
-
-def padded_length(length: int) -> int:
-  """The least of 16, 24, 32, 48, 64, 96, ... that holds a prompt.
-
-  Two lengths an octave keep both padding and compilations few, and the same
-  from call to call.
-  """
-  octave = 16
-  while 2 * octave < length:
-    octave *= 2
-  for size in (octave, octave * 3 // 2):
-    if length <= size:
-      return size
-  return 2 * octave
 
 
 def rows_per_batch(num_requests: int, batch_size: int) -> int:
@@ -107,7 +93,9 @@ def _check(policy, requests, spec, stop_tokens, pad_id, batch_size):
 def _run_batch(graphdef, state, requests, spec, stop_tokens, pad_id, rows):
   """Answers one batch; copies of its last request fill it up."""
   filled = list(requests) + [requests[-1]] * (rows - len(requests))
-  width = padded_length(max(len(request.prompt) for request in requests))
+  width = batching.padded_length(
+    max(len(request.prompt) for request in requests)
+  )
   prompt = np.full((rows, width), pad_id, np.int32)
   mask = np.zeros((rows, width), bool)
   for row, request in enumerate(filled):

@@ -140,7 +140,11 @@ class IndividualUsers(nnx.Module):
   def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B T D"]:
     known = (user_rows > 0)[:, None, None]
     offsets = jnp.where(known, self.offsets[...][user_rows], 0.0)
-    return self.generic_prefix[...] + offsets
+    return self.prefixes(offsets)
+
+  def prefixes(self, rows: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Of people whose rows need not be in the table."""
+    return self.generic_prefix[...] + rows
 
   def generic(self) -> Float[Array, "T D"]:
     return self.generic_prefix[...]
@@ -167,12 +171,18 @@ class ClusterUsers(nnx.Module):
     return self.centers.shape[1]
 
   def __call__(self, user_rows: Int[Array, " B"]) -> Float[Array, "B T D"]:
-    return jnp.einsum("bc,ctd->btd", self.mixing(user_rows), self.centers[...])
+    return self.prefixes(self.weights[...][user_rows])
+
+  def prefixes(self, rows: Float[Array, "B C"]) -> Float[Array, "B T D"]:
+    """Of people whose rows need not be in the table."""
+    return jnp.einsum("bc,ctd->btd", self._mixing_of(rows), self.centers[...])
 
   def mixing(self, user_rows: Int[Array, " B"]) -> Float[Array, "B C"]:
     """The weights w_i of users' centers."""
-    weights = self.weights[...][user_rows]
-    return jax.nn.softmax(weights, -1) if self.softmax else weights
+    return self._mixing_of(self.weights[...][user_rows])
+
+  def _mixing_of(self, rows):
+    return jax.nn.softmax(rows, -1) if self.softmax else rows
 
   def generic(self) -> Float[Array, "T D"]:
     return self(jnp.zeros((1,), jnp.int32))[0]
@@ -202,6 +212,8 @@ def make_user_model(
   Returns:
     A module with two calls: `model(user_rows) -> [B, T, D]` and
     `model.generic() -> [T, D]`, and with its `num_rows` U and `num_tokens` T.
+    Where it has rows, `model.prefixes(rows) -> [B, T, D]` takes such as are
+    not in its table.
   """
   if num_rows < 1:
     raise ValueError(f"num_rows {num_rows} must be 1 (generic) or more")

@@ -20,6 +20,7 @@ from pdpo_jax.training import (
   branch_batches,
   checkpoint,
   checkpoint_meta,
+  people,
   policies,
 )
 from pdpo_jax.weights import base as base_lib
@@ -141,6 +142,20 @@ class Trained:
   @functools.cached_property
   def policy(self) -> policy_lib.Policy:
     return self._loaded.policy.merge()
+
+  @functools.cached_property
+  def learner(self) -> people.Learner:
+    """Learns who somebody is from a few choices.
+
+    Raises:
+      ValueError: if it has no user model, or no users.
+    """
+    return people.Learner(
+      self._trained.recipe,
+      self._base,
+      self._loaded.policy,
+      num_users=len(self.users.ids),
+    )
 
   def read_for(self, run: config_lib.Config, workdir: pathlib.Path) -> None:
     """Has it evaluated on what a run holds out that started from it.

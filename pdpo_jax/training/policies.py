@@ -5,12 +5,14 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Shaped
 
 from pdpo_jax.core import processes, sections
 from pdpo_jax.data import users as users_lib
@@ -192,6 +194,37 @@ def begin_as(
       )
       value = extended(value)
     trainable.append((path, variable.replace(value)))
+  return dataclasses.replace(policy, trainable=nnx.from_flat_state(trainable))
+
+
+def with_rows(
+  policy: SplitPolicy, rows: Sequence[Shaped[np.ndarray, "..."]]
+) -> SplitPolicy:
+  """The policy with more people behind those of its table.
+
+  Args:
+    rows: of each; the first has number U, the length of the table before.
+  """
+  if not rows:
+    return policy
+  trainable = []
+  for path, variable in nnx.to_flat_state(policy.trainable):
+    if isinstance(variable, user_model.UserRowParam):
+      table = variable.get_value()
+      more = np.stack(rows).astype(table.dtype)
+      place = table.sharding
+      if isinstance(place, jax.sharding.NamedSharding):
+        # A split of rows that was even need not be so with more of them.
+        place = sharding.place_of(
+          ".".join(map(str, path)),
+          (len(table) + len(more), *table.shape[1:]),
+          place.mesh,
+        )
+      join = jax.jit(
+        lambda table, more: jnp.concatenate([table, more]), out_shardings=place
+      )
+      variable = variable.replace(join(table, more))
+    trainable.append((path, variable))
   return dataclasses.replace(policy, trainable=nnx.from_flat_state(trainable))
 
 

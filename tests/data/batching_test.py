@@ -11,6 +11,15 @@ from pdpo_jax.training import objective as objective_lib
 from tests.data import random_batches
 
 
+def test_padded_lengths_hold_the_prompt_and_are_few():
+  sizes = [batching.padded_length(length) for length in range(1, 1025)]
+  assert all(size >= i + 1 for i, size in enumerate(sizes))
+  assert all(2 * (i + 1) > size for i, size in enumerate(sizes) if i >= 8)
+  assert sorted(set(sizes)) == (
+    [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
+  )
+
+
 def test_bare_prompts_are_padded_left_like_prompts():
   examples = random_batches.make_examples(20)
   plain, both = (

@@ -75,15 +75,6 @@ def test_prompts_are_run_with_others_of_their_length(traces):
   assert traces == [(2, 64), (2, 24), (2, 16)]
 
 
-def test_padded_lengths_hold_the_prompt_and_are_few():
-  sizes = [generate.padded_length(length) for length in range(1, 1025)]
-  assert all(size >= i + 1 for i, size in enumerate(sizes))
-  assert all(2 * (i + 1) > size for i, size in enumerate(sizes) if i >= 8)
-  assert sorted(set(sizes)) == (
-    [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
-  )
-
-
 def test_batches_are_even():
   assert generate.rows_per_batch(65, 64) == 40
   assert generate.rows_per_batch(64, 64) == 64

@@ -1,0 +1,160 @@
+"""From choices to where a person most likely is: the numbers alone.
+
+The objective of person a, in nats, is
+
+    J(z) = 1/2 |z|^2 - sum over their choices of log P(choice | margin(z)).
+
+Axes: A people · B choices of all of them · k coordinates of a person.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import special
+
+Margins = Float[np.ndarray, " B"]
+# (choices, coordinates of each one's owner) -> margins, and their gradients.
+MarginsOf = Callable[
+  [Int[np.ndarray, " B"], Float[np.ndarray, "B k"]],
+  tuple[Float[np.ndarray, " B"], Float[np.ndarray, "B k"]],
+]
+
+# A search ends where J can fall by no more nats than this,
+TOLERANCE = 1e-3
+# or by no more than this, and does not: so much is noise of low precision.
+_NOISE = 0.05
+_MAX_ITERATIONS, _MAX_DAMPING = 50, 1e4
+
+
+def probability(margin: Margins, lapse: float) -> Margins:
+  """Of a choice: `sigma(margin)`, but for a share that is made by chance."""
+  return lapse / 2 + (1 - lapse) * special.expit(margin)
+
+
+def negative_log(margin: Margins, lapse: float) -> Margins:
+  """Minus the log of the probability, in nats."""
+  if not lapse:  # Exact where the probability is 0 in floating point.
+    return -special.log_expit(margin)
+  return -np.log(probability(margin, lapse))
+
+
+def rise(margin: Margins, lapse: float) -> Margins:
+  """Derivative of the log of the probability by the margin."""
+  if not lapse:
+    return special.expit(-margin)
+  plain = special.expit(margin)
+  return (1 - lapse) * plain * (1 - plain) / probability(margin, lapse)
+
+
+def information(margin: Margins, lapse: float) -> Margins:
+  """Fisher's, of a choice on its margin; p (1 - p) without lapse."""
+  plain = special.expit(margin)
+  variance = plain * special.expit(-margin)
+  if not lapse:
+    return variance
+  noisy = probability(margin, lapse)
+  return np.square((1 - lapse) * variance) / (noisy * (1 - noisy))
+
+
+@dataclasses.dataclass
+class Found:
+  """Where people are.
+
+  Attributes:
+    z: their coordinates.
+    objective: J there.
+    slope: the gradient of J.
+    curvature: Gauss and Newton's, `I + sum of information g g^T`, with g the
+      gradient of a margin.
+    iterations: evaluations after the first.
+    converged: whether J is as low as it gets, up to a tolerance.
+  """
+
+  z: Float[np.ndarray, "A k"]
+  objective: Float[np.ndarray, " A"]
+  slope: Float[np.ndarray, "A k"]
+  curvature: Float[np.ndarray, "A k k"]
+  iterations: Int[np.ndarray, " A"]
+  converged: Bool[np.ndarray, " A"]
+
+
+def maximize(
+  margins_of: MarginsOf,
+  owner: Int[np.ndarray, " B"],
+  start: Float[np.ndarray, "A k"],
+  lapse: float,
+) -> Found:
+  """Damped Gauss-Newton (Levenberg and Marquardt), for all people at once.
+
+  J never rises. Somebody who is found is not evaluated again.
+
+  Args:
+    margins_of: is given some of the choices, by their places in `owner`.
+    owner: of each choice, a place in `start`.
+    start: where the search begins.
+    lapse: share of choices that are made by chance.
+  """
+  count, size = start.shape
+  found = Found(
+    start.astype(np.float64),
+    np.full(count, np.inf),
+    np.zeros((count, size)),
+    np.zeros((count, size, size)),
+    np.zeros(count, np.int64),
+    np.zeros(count, bool),
+  )
+  damping = np.zeros(count)
+  move(found, found.z, np.arange(count), margins_of, owner, lapse)
+  going = np.arange(count)
+  while True:
+    # How far J would fall, were it as its curvature says.
+    newton = _solve(found.curvature[going], found.slope[going])
+    fall = 0.5 * np.sum(newton * found.slope[going], -1)
+    enough = np.where(damping[going] > 0, _NOISE, TOLERANCE)
+    found.converged[going] = fall <= enough
+    going = going[(fall > enough) & (damping[going] < _MAX_DAMPING)]
+    if not going.size or found.iterations.max() >= _MAX_ITERATIONS:
+      return found
+    damped = found.curvature[going] + damping[going, None, None] * np.eye(size)
+    trial = found.z.copy()
+    trial[going] -= _solve(damped, found.slope[going])
+    better = move(found, trial, going, margins_of, owner, lapse)
+    weaker = np.where(damping[going] > 0.1, damping[going] / 10, 0.0)
+    stronger = np.maximum(10 * damping[going], 1.0)
+    damping[going] = np.where(better, weaker, stronger)
+    found.iterations[going] += 1
+
+
+def move(
+  found: Found,
+  z: Float[np.ndarray, "A k"],
+  people: Int[np.ndarray, " some"],
+  margins_of: MarginsOf,
+  owner: Int[np.ndarray, " B"],
+  lapse: float,
+) -> Bool[np.ndarray, " some"]:
+  """Moves those people to `z` for whom J is less there; says for whom."""
+  count, size = z.shape
+  mine = np.flatnonzero(np.isin(owner, people))
+  owner = owner[mine]
+  margins, gradients = margins_of(mine, z[owner])
+  objective = 0.5 * np.square(z).sum(1)
+  np.add.at(objective, owner, negative_log(margins, lapse))
+  slope = z.copy()
+  np.add.at(slope, owner, -rise(margins, lapse)[:, None] * gradients)
+  curvature = np.repeat(np.eye(size)[None], count, 0)
+  weighted = information(margins, lapse)[:, None, None] * gradients[:, None]
+  np.add.at(curvature, owner, weighted * gradients[..., None])
+  better = objective[people] < found.objective[people]
+  chosen = people[better]
+  found.z[chosen] = z[chosen]
+  found.objective[chosen] = objective[chosen]
+  found.slope[chosen] = slope[chosen]
+  found.curvature[chosen] = curvature[chosen]
+  return better
+
+
+def _solve(matrices, vectors):
+  return np.linalg.solve(matrices, vectors[..., None])[..., 0]

@@ -1,0 +1,190 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdpo_jax.data import batching
+from pdpo_jax.training import losses, policies, posterior
+from pdpo_jax.training import objective as objective_lib
+from pdpo_jax.training import people as people_lib
+from tests import loading, tiny
+
+KINDS = ("individual", "cluster")
+# So that margins of an untrained model, which hardly looks at its prefix, are
+# as large as those of a trained one.
+BETA = 300.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("people")
+
+
+@functools.cache
+def make_parts(kind, folder, **loss):
+  """A learner of random users, and choices of three people."""
+  config = tiny.tiny_config(folder)
+  config.user.kind = kind
+  config.user.num_clusters = 2
+  config.user.init_std = 0.5
+  config.loss.beta = BETA
+  for name, value in loss.items():
+    setattr(config.loss, name, value)
+  dataset = loading.load(config)
+  base = tiny.tiny_base(dataset)
+  policy = policies.make_policy(config.recipe, base, 5)
+  learner = people_lib.Learner(config.recipe, base, policy)
+  return learner, learner.prepare(dataset.train[:15]), dataset, policy, base
+
+
+@pytest.fixture(params=KINDS)
+def parts(request, folder):
+  return make_parts(request.param, folder)
+
+
+def of_user(choices, user_id):
+  return [choice for choice in choices if choice.user_id == user_id]
+
+
+def make_log_posterior(learner, policy, choices):
+  """By the objective's own functions, padded in another way; differentiable."""
+  population = learner.population
+  examples = [choice.example for choice in choices]
+  logps = np.array([choice.reference_logps for choice in choices])
+  prompt = max(len(x.prompt) for x in examples)
+  response = max(len(y) for x in examples for y in x.responses)
+  batch = batching.make_batch(
+    examples, logps, np.arange(len(examples)), (prompt, 2, response)
+  )
+  batch = jax.tree.map(jnp.asarray, batch)
+
+  @jax.jit
+  def log_posterior(z):
+    row = population.mean + z @ population.directions
+    rows = jnp.tile(row, (len(choices), 1)).reshape(-1, *population.shape)
+    merged = policy.merge()
+    logps = objective_lib.response_logps(
+      merged, batch, merged.user_model.prefixes(rows), 1024
+    )
+    ratios = losses.differences(logps - batch.reference_logps)
+    prior = -0.5 * jnp.square(z).sum()
+    return prior - losses.sigmoid(ratios, BETA, 0.0).sum()
+
+  return log_posterior
+
+
+def test_the_gradient_is_that_of_the_log_posterior(parts):
+  learner, prepared, _, policy, _ = parts
+  mine = of_user(prepared.choices, "1")[:3]
+  z = np.linspace(-0.5, 0.7, learner.population.size)
+  margins, gradients = learner.margins(mine, np.tile(z, (3, 1)))
+  found = -z + posterior.rise(margins, 0.0) @ gradients
+  log_posterior = make_log_posterior(learner, policy, mine)
+  expected = jax.grad(log_posterior)(jnp.asarray(z, jnp.float32))
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+  assert np.abs(expected).max() > 0.1
+
+
+def test_learning_ends_at_the_top_of_the_log_posterior(parts):
+  learner, prepared, _, policy, _ = parts
+  mine = of_user(prepared.choices, "1")
+  person = learner.learn(mine)["1"]
+  value = make_log_posterior(learner, policy, mine)
+  best = float(value(jnp.asarray(person.z, jnp.float32)))
+  assert person.converged
+  assert best > float(value(jnp.zeros(len(person.z)))) + 0.1
+  rng = np.random.default_rng(0)
+  for step in rng.normal(size=(8, len(person.z))) * 0.3:
+    found = float(value(jnp.asarray(person.z + step, jnp.float32)))
+    assert found < best + 2 * posterior.TOLERANCE
+  np.testing.assert_allclose(
+    person.row, learner.population.row(person.z), rtol=1e-6
+  )
+
+
+def test_many_people_at_once_are_each_as_if_alone(parts):
+  learner, prepared, *_ = parts
+  together = learner.learn(prepared.choices, ["nobody's"])
+  assert set(together) == {"1", "2", "3", "nobody's"}
+  for user_id in "123":
+    alone = learner.learn(of_user(prepared.choices, user_id))[user_id]
+    for name in ("z", "covariance", "log_evidence"):
+      np.testing.assert_allclose(
+        getattr(together[user_id], name),
+        getattr(alone, name),
+        # The search ends within a tolerance.
+        atol=1e-2,
+      )
+    assert together[user_id].choices == alone.choices == 5
+
+
+def test_without_choices_a_person_is_the_population(parts):
+  learner, *_ = parts
+  person = learner.learn([], ["ann"])["ann"]
+  np.testing.assert_array_equal(person.z, 0.0)
+  np.testing.assert_array_equal(person.covariance, np.eye(len(person.z)))
+  assert (person.choices, person.iterations, person.log_evidence) == (0, 0, 0)
+  np.testing.assert_array_equal(person.row.reshape(-1), learner.population.mean)
+
+
+def test_the_more_choices_the_surer(parts):
+  learner, prepared, *_ = parts
+  mine = of_user(prepared.choices, "1")
+  few, many = (learner.learn(mine[:n])["1"] for n in (1, 5))
+  assert (
+    np.linalg.slogdet(many.covariance)[1] < np.linalg.slogdet(few.covariance)[1]
+  )
+  outlook = learner.outlook(few, mine)
+  # Doubt draws a probability towards a half.
+  plain = posterior.probability(outlook.margin, 0.0)
+  assert np.all(np.abs(outlook.probability - 0.5) <= np.abs(plain - 0.5))
+  assert outlook.deviation.max() > 0
+
+
+def test_choices_between_equal_texts_are_counted_and_left_out(parts):
+  learner, _, dataset, *_ = parts
+  example = dataset.train[0]
+  alike = dataclasses.replace(example, rejected=(example.chosen,))
+  prepared = learner.prepare([alike])
+  assert prepared.choices == []
+  assert prepared.counts["comparisons dropped"] == 1
+  mixed = dataclasses.replace(
+    example, rejected=(example.chosen, *example.rejected, " other words")
+  )
+  prepared = learner.prepare([alike, mixed])
+  assert [choice.place for choice in prepared.choices] == [1, 1]
+  with pytest.raises(ValueError, match="user_id"):
+    learner.learn([dataclasses.replace(prepared.choices[0], user_id=None)])
+
+
+def test_a_thousand_choices_run_in_pieces(folder):
+  learner, prepared, *_ = make_parts("cluster", folder)
+  choices = prepared.choices * 5
+  sizes = [
+    len(x.index) for x in learner._batches([c.example for c in choices], None)
+  ]
+  assert max(sizes) == 16
+  assert sum(sizes) >= len(choices)
+  once = learner.learn(of_user(prepared.choices, "1"))["1"]
+  five = learner.learn(of_user(choices, "1"))["1"]
+  assert five.choices == 25
+  # More of the same evidence leaves less of the prior.
+  assert np.linalg.norm(five.z) > np.linalg.norm(once.z)
+
+
+def test_rows_behind_the_table_are_answered_like_the_person(parts):
+  learner, prepared, _, policy, _ = parts
+  person = learner.learn(of_user(prepared.choices, "1"))["1"]
+  longer = policies.with_rows(policy, [person.row, person.row])
+  before, after = policy.merge().user_model, longer.merge().user_model
+  assert after.num_rows == before.num_rows + 2
+  rows = jnp.arange(before.num_rows)
+  np.testing.assert_array_equal(after(rows), before(rows))
+  np.testing.assert_allclose(
+    after(jnp.array([before.num_rows])),
+    before.prefixes(jnp.asarray(person.row)[None]),
+    rtol=1e-6,
+  )
