@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = (
-  "main", "generate", "evaluate", "export", "preview", "plan", "convert"
+  "main", "generate", "evaluate", "users", "export", "preview", "plan",
+  "convert",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from pdpo_jax.core import display, processes, sections
 from pdpo_jax.evaluation.judge import config as judge_config
+from pdpo_jax.runs import again, run_folder
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.training import loop
 
@@ -67,7 +68,8 @@ def config_flag() -> flags.FlagHolder:
     "config",
     None,
     "The experiment: a shipped config by name, as in quickstart or "
-    "prism:authors, or a file, as in my/config.py or my/config.py:variant.",
+    "prism:authors, or a file, as in my/config.py or my/config.py:variant, or "
+    "that of another run, as in runs/quickstart/config.json.",
   )
 
 
@@ -102,11 +104,14 @@ def config_file(value: str) -> str:
 
   Args:
     value: a path, or the bare name of a shipped config; either may be followed
-      by a colon and a variant.
+      by a colon and a variant. Or the `config.json` of a run.
 
   Raises:
     ValueError: if there is no such file.
   """
+  run = pathlib.Path(value)
+  if run.name == run_folder.CONFIG and run.is_file():
+    return f"{again.__file__}:{run.parent}"
   name, colon, variant = value.partition(":")
   shipped = shipped_configs()
   if "/" not in name and not name.endswith(".py"):
@@ -204,15 +209,25 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     return flags.FLAGS(_with_config_files(arguments))
 
 
-def run(main: Callable[[], None], *, distributed: bool = False) -> None:
+def run(
+  main: Callable[..., None],
+  *,
+  distributed: bool = False,
+  takes_words: bool = False,
+) -> None:
   """Runs a command; expected errors end it with one line and status 1.
 
   Args:
+    main: is called with the words of the command line, if it takes any.
     distributed: whether several processes can run it as one.
+    takes_words: whether there may be words between the flags and behind them;
+      after `--`, all are.
   """
+  # Flags may come after words.
+  flags.FLAGS.set_gnu_getopt(takes_words)
 
   def guarded(arguments):
-    if len(arguments) > 1:
+    if len(arguments) > 1 and not takes_words:
       sys.exit(f"error: unexpected argument {arguments[1]!r}; flags begin '--'")
     logging.set_verbosity(logging.WARNING)
     # What a run knows of people is its owner's alone, whoever writes the file.
@@ -222,7 +237,7 @@ def run(main: Callable[[], None], *, distributed: bool = False) -> None:
     try:
       if _DISTRIBUTED.value:
         _join(distributed)
-      main()
+      main(*([arguments[1:]] if takes_words else []))
     except loop.Interrupted as stop:
       status = _INTERRUPTED_STATUS.value
       if processes.is_first():

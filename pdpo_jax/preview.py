@@ -32,7 +32,7 @@ from pdpo_jax.data import batching, dataset, tokenize, tokenized
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.evaluation import personal_signal
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import earlier
+from pdpo_jax.runs import earlier, run_folder
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.training import branch_batches
 from pdpo_jax.weights import base as base_lib
@@ -195,7 +195,7 @@ def main() -> None:
     tokenizer = base_lib.read_tokenizer(config.source_path)
     loaded = run_lib.load_dataset(config, tokenizer, config.folder)
   else:
-    loaded = run_lib.load_dataset(config, None)
+    loaded = run_lib.load_dataset(config, None, config.folder)
     # The tokenizer that the base from scratch will have.
     texts = (prompt + answer for prompt, answer in loaded.sft_pairs)
     tokenizer = tokenize.train_tokenizer(texts, config.sft.vocab_size)
@@ -209,9 +209,9 @@ def main() -> None:
   print(text)
   folder = config.folder
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "data_report.txt").write_text(text)
+  (folder / run_folder.DATA_REPORT).write_text(text)
   counts = collections.Counter(example.user_id for example in loaded.train)
-  figure(folder / "data_report.png", lengths, list(counts.values()))
+  figure(folder / run_folder.DATA_FIGURE, lengths, list(counts.values()))
   print(f"Written: {folder}/data_report.txt and {folder}/data_report.png")
 
 

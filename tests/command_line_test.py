@@ -56,7 +56,7 @@ def test_an_unknown_command_is_an_error_that_lists_those_there_are(word):
     commands.main(["pdpo", word])
   assert stopped.value.code == (
     f"error: {word!r} is not a command; those are main, generate, evaluate, "
-    "export, preview, plan, convert"
+    "users, export, preview, plan, convert"
   )
 
 

@@ -28,7 +28,9 @@ FOLDERS = (
   "pdpo_jax", "tests", "configs", "docs", "benchmarks", "launch", "demos",
   ".ci", ".github",
 )  # fmt: skip
-FILE_ENDINGS = {"py", "json", "jsonl", "txt", "html", "md", "parquet"}
+FILE_ENDINGS = {
+  "py", "json", "jsonl", "txt", "html", "md", "parquet", "sqlite"
+}  # fmt: skip
 # A file that stands for any.
 PLACEHOLDERS = {"FILE.py"}
 # Names in other people's code.

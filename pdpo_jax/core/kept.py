@@ -109,12 +109,12 @@ def writing(file: pathlib.Path, *, summed: bool = True) -> Iterator[BinaryIO]:
         part.rename()
         return
       with _lock:
-        sums = _read_sums(file.parent)
+        sums = read_sums(file.parent)
         # The last of them is that of the file that is there, if it is whole.
         before = sums.get(file.name, [])[-1:]
-        _write_sums(file.parent, sums | {file.name: [*before, total]})
+        write_sums(file.parent, sums | {file.name: [*before, total]})
         part.rename()
-        _write_sums(file.parent, sums | {file.name: [total]})
+        write_sums(file.parent, sums | {file.name: [total]})
   except OSError as error:
     raise Unwritable(file, error) from error
 
@@ -174,16 +174,16 @@ def write_jsonl(file: pathlib.Path, records: Iterable[Mapping]) -> None:
 
 def was_written(file: pathlib.Path) -> bool:
   """Whether a file is there, or should be."""
-  return file.name in _read_sums(file.parent) or file.is_file()
+  return file.name in read_sums(file.parent) or file.is_file()
 
 
 def remove(file: pathlib.Path) -> None:
   """Removes a file, and its sum."""
   with _lock:
-    sums = _read_sums(file.parent)
+    sums = read_sums(file.parent)
     file.unlink(missing_ok=True)
     if sums.pop(file.name, None):
-      _write_sums(file.parent, sums)
+      write_sums(file.parent, sums)
 
 
 def read(file: pathlib.Path, remedy: str = _REMEDY) -> bytes:
@@ -198,7 +198,7 @@ def read(file: pathlib.Path, remedy: str = _REMEDY) -> bytes:
   with _reading(file, remedy) as opened:
     content = opened.read()
   # Read after the file, whose sum was there before it.
-  sums = _read_sums(file.parent).get(file.name)
+  sums = read_sums(file.parent).get(file.name)
   if sums and hashlib.sha256(content).hexdigest() not in sums:
     raise Damaged(file, _CHANGED, remedy)
   return content
@@ -223,7 +223,7 @@ def check(folder: pathlib.Path, remedy: str = _REMEDY) -> None:
   Raises:
     Damaged: if one is missing, or is not what was written.
   """
-  for name, sums in _read_sums(folder).items():
+  for name, sums in read_sums(folder).items():
     file = folder / name
     with _reading(file, remedy) as opened:
       total = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -366,7 +366,12 @@ def _describe(error: pydantic.ValidationError) -> str:
   return f"is damaged ({place + ': ' if place else ''}{first['msg']}: {shown})"
 
 
-def _read_sums(folder: pathlib.Path) -> dict[str, list[str]]:
+def read_sums(folder: pathlib.Path) -> dict[str, list[str]]:
+  """The sums of a folder's files by name, the last of each being the newest.
+
+  Raises:
+    Damaged: if they cannot be read.
+  """
   file = folder / CHECKSUMS
   try:
     return _parse(dict[str, list[str]], file.read_bytes())
@@ -381,7 +386,8 @@ def _read_sums(folder: pathlib.Path) -> dict[str, list[str]]:
     ) from error
 
 
-def _write_sums(folder: pathlib.Path, sums: Mapping[str, list[str]]) -> None:
+def write_sums(folder: pathlib.Path, sums: Mapping[str, list[str]]) -> None:
+  """Writes them, the whole file or nothing."""
   with _part(folder / CHECKSUMS) as part:
     text = json.dumps(sums, indent=2, sort_keys=True) + "\n"
     part.out.write(text.encode())

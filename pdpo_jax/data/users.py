@@ -140,15 +140,19 @@ class UserIndex:
       return 0
     row = self._rows.get(user_id)
     if row is None:
-      near = difflib.get_close_matches(
-        str(user_id), itertools.islice(self.ids, _SEARCHED)
-      )
+      near = self.near(str(user_id))
       hint = f"; near: {', '.join(map(repr, near))}" if near else ""
       raise ValueError(
         f"user id {user_id!r} is none of this run's {len(self.ids):,} users"
         f"{hint}. Leave the user away to get the generic answer"
       )
     return row
+
+  def near(self, user_id: str) -> list[str]:
+    """Ids that somebody may have meant by this one."""
+    return difflib.get_close_matches(
+      user_id, itertools.islice(self.ids, _SEARCHED)
+    )
 
   def to_json(self) -> list[str | None]:
     """The ids in row order, and null for each row of nobody's."""

@@ -14,7 +14,7 @@ from pdpo_jax.data import held_out, prompts, tokenized
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.inference import likelihoods, respond
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.runs import answers, earlier, run_folder
+from pdpo_jax.runs import answers, earlier, roster, run_folder
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs import scores as scores_lib
@@ -86,6 +86,7 @@ def run(config: config_lib.Config) -> Outcome:
   Raises:
     ValueError: as `prepare`, or if the run folder holds another run.
   """
+  processes.from_first(lambda: roster.check_whole(config.folder))
   folder = run_folder.begin_or_continue(config)
   clock = Clock()
   dataset, base, prepared = _prepare_base(config, folder, clock)

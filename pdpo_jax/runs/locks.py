@@ -34,7 +34,9 @@ _TRY_SECONDS = 1.0
 
 @contextlib.contextmanager
 def writing(
-  folder: pathlib.Path, others: Iterable[pathlib.Path] = ()
+  folder: pathlib.Path,
+  others: Iterable[pathlib.Path] = (),
+  command: str | None = None,
 ) -> Iterator[None]:
   """Is the one command that writes to a run folder, or to several.
 
@@ -44,17 +46,18 @@ def writing(
   Args:
     folder: made if it is missing.
     others: left alone where they cannot be written.
+    command: what others are told of this one; default: its command line.
 
   Raises:
     ValueError: if another process has one of them, naming it.
     kept.Unwritable: if `folder` cannot be written.
   """
   with contextlib.ExitStack() as stack:
-    processes.from_first(lambda: _take_all(stack, folder, others))
+    processes.from_first(lambda: _take_all(stack, folder, others, command))
     yield
 
 
-def _take_all(stack, folder, others) -> None:
+def _take_all(stack, folder, others, command) -> None:
   kept.make_folder(folder)
   resolved = folder.resolve()
   # In the same order everywhere, so that no two wait for each other.
@@ -62,14 +65,14 @@ def _take_all(stack, folder, others) -> None:
     if place != resolved and not place.is_dir():
       continue
     try:
-      stack.enter_context(_holding(place))
+      stack.enter_context(_holding(place, command))
     except kept.Unwritable:
       if place == resolved:
         raise
 
 
 @contextlib.contextmanager
-def _holding(folder: pathlib.Path) -> Iterator[None]:
+def _holding(folder: pathlib.Path, command: str | None) -> Iterator[None]:
   lease = filelock.SoftFileLease(
     folder / LOCK,
     mode=0o600,
@@ -83,7 +86,9 @@ def _holding(folder: pathlib.Path) -> Iterator[None]:
     _take(lease, holder)
     try:
       with kept.writing(holder, summed=False) as out:
-        out.write(json.dumps(_describe_self(), indent=2).encode() + b"\n")
+        out.write(
+          json.dumps(_describe_self(command), indent=2).encode() + b"\n"
+        )
     except BaseException:
       lease.release()
       raise
@@ -147,11 +152,11 @@ def _is_empty(lease: filelock.SoftFileLease) -> bool:
     return False
 
 
-def _describe_self() -> dict[str, str | int]:
+def _describe_self(command: str | None) -> dict[str, str | int]:
   return {
     "pid": os.getpid(),
     "host": socket.gethostname(),
-    "command": shlex.join(sys.orig_argv),
+    "command": command or shlex.join(sys.orig_argv),
     "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
   }
 

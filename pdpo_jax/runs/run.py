@@ -11,7 +11,7 @@ from pdpo_jax.core import processes
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import sources, tokenize
 from pdpo_jax.runs import config as config_lib
-from pdpo_jax.runs import earlier, run_folder, trained
+from pdpo_jax.runs import earlier, roster, run_folder, trained
 from pdpo_jax.training import sharding
 from pdpo_jax.weights import base as base_lib
 
@@ -61,6 +61,8 @@ def load_dataset(
     count_tokens=count_tokens,
     before=earlier.held_out(config, folder),
   )
+  if folder is not None:
+    dataset = roster.without_erased(dataset, folder)
   if config.user.prefix_length and not any(
     example.user_id for example in dataset.train
   ):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import jax
 
-from pdpo_jax.core import kept, processes, sections
+from pdpo_jax.core import kept, processes, sections, together
 from pdpo_jax.data import held_out
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import locks
@@ -33,6 +33,9 @@ USER_TEXTS, HELD_OUT = "user_texts.json", "held_out.json"
 ANSWERS, RESULTS = "answers.jsonl", "results.json"
 JOURNAL = "judgements.jsonl"
 BASE, BEFORE, REPORT = "base", "before", "report"
+DATA_REPORT, DATA_FIGURE = "data_report.txt", "data_report.png"
+# People who came after training; and who is left since somebody was erased.
+PEOPLE, ROSTER = "people.sqlite", "roster.json"
 _TRAININGS = (config_lib.VANILLA, config_lib.PDPO)
 # Told by the first process to the others, and gone once they have seen it.
 _NOTE = ".processes"
@@ -60,7 +63,9 @@ PERSONAL = (
   ANSWERS,
   RESULTS,
   JOURNAL,
-  "data_report.txt",
+  DATA_REPORT,
+  PEOPLE,
+  ROSTER,
   "responses/base_*.jsonl",
   *(
     f"{training}/{name}"
@@ -81,11 +86,13 @@ PERSONAL = (
   f"{REPORT}/report.json",
   f"{REPORT}/figures/*.png",
 )
-# Every file of a run folder.
+# Every file of a run folder, but those of a change that was interrupted.
 FILES = (
   *PERSONAL,
   VERSIONS,
-  "data_report.png",
+  DATA_FIGURE,
+  # Beside a database that is in use.
+  *(f"{PEOPLE}-{name}" for name in ("journal", "wal", "shm")),
   _NOTE,
   locks.LOCK,
   locks.HOLDER,
@@ -192,6 +199,7 @@ def remove_unfinished(folder: pathlib.Path) -> None:
   for name in _FOLDERS:
     for part in (folder / name).glob(f".*{kept.UNFINISHED}"):
       part.unlink(missing_ok=True)
+  together.abandon(folder)
 
 
 def _check_same(folder: pathlib.Path, config: config_lib.Config) -> None:
@@ -232,6 +240,11 @@ def read_config(
 
 
 def _read_config(folder: pathlib.Path) -> config_lib.Config:
+  if together.is_unfinished(folder):
+    raise ValueError(
+      f"somebody is being erased from {folder}, or that was interrupted; "
+      f"`python -m pdpo_jax.users --workdir={folder} list` finishes it"
+    )
   file = folder / CONFIG
   remedy = "put it back from a copy, or name another folder"
   text = kept.read_text(file, remedy)

@@ -22,6 +22,7 @@ from pdpo_jax.training import (
   checkpoint_meta,
   people,
   policies,
+  rows,
 )
 from pdpo_jax.weights import base as base_lib
 
@@ -133,6 +134,16 @@ class Trained:
   @functools.cached_property
   def _digest(self) -> str:
     return self._loaded.policy.digest()
+
+  @functools.cached_property
+  def shared_digest(self) -> str:
+    """Names what people's rows are learnt with; weights are not read.
+
+    Raises:
+      ValueError: as `described`.
+    """
+    _ = self.described
+    return rows.shared_digest(self._trained.user, self.folder)
 
   @functools.cached_property
   def users(self) -> users_lib.UserIndex:

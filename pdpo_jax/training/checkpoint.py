@@ -179,6 +179,10 @@ class Checkpoints:
   def meta(self, step: int) -> dict[str, Any]:
     return self._meta_and_sums(step)[0]
 
+  def sums(self, step: int) -> dict[str, Any]:
+    """Of the items of a step; empty in one of an earlier version."""
+    return self._meta_and_sums(step)[1]
+
   def _meta_and_sums(self, step: int) -> tuple[dict, dict[str, Any]]:
     """`meta` as it was saved, and the sums of the other items.
 

@@ -124,6 +124,12 @@ def note_alike(ids: Iterable[str | None], tally: records.Tally) -> None:
     )
 
 
+def near(user_id: str, ids: Iterable[str]) -> list[str]:
+  """Those of `ids` that only case, space, form or invisible letters tell."""
+  looks = _looks(user_id)
+  return [each for each in ids if each != user_id and _looks(each) == looks]
+
+
 def _looks(user_id: str) -> str:
   text = unicodedata.normalize("NFKC", user_id).casefold()
   seen = (c for c in text if unicodedata.category(c) != "Cf")

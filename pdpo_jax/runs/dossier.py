@@ -1,0 +1,212 @@
+"""All that a run holds of a person, and how another run takes it up.
+
+What people have a right to see and to take with them.
+"""
+
+import dataclasses
+import fnmatch
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pydantic
+
+# Pydantic refuses that of `typing` before Python 3.12.
+from typing_extensions import TypedDict
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.runs import answers, run_folder
+from pdpo_jax.runs import people as people_lib
+from pdpo_jax.runs import run as run_lib
+from pdpo_jax.training import rows
+
+_FORMAT = 1
+# Files of which lines with a person's id are theirs.
+_LINES = (
+  run_folder.ANSWERS,
+  run_folder.JOURNAL,
+  "responses/*.jsonl",
+  "*/scores/*.jsonl",
+  "*/responses/*.jsonl",
+)
+
+
+class LearntFields(TypedDict):
+  """`people.Learnt`, as JSON has it."""
+
+  row: list[float]
+  place: list[float]
+  covariance: list[list[float]]
+  num_choices: int
+  log_evidence: float
+  policy: str
+  learnt_at: str
+
+
+class Dossier(TypedDict):
+  """Of a person, for the person.
+
+  Attributes:
+    choices: kept in the database of people.
+    comparisons: by split, that the run's data has; null where that cannot be
+      read.
+    row: in the table that was trained; null where the person has none there.
+    policy: that the row belongs to, as `rows.shared_digest`.
+    files: lines about the person, by file.
+  """
+
+  format: int
+  person: str
+  policy: str
+  row: list[float] | None
+  learnt: LearntFields | None
+  choices: list[dict[str, Any]]
+  comparisons: dict[str, list[dict[str, Any]]] | None
+  user_text: str
+  persona: dict[str, Any] | None
+  files: dict[str, list[Any]]
+
+
+def make(
+  run: run_lib.Run, user_id: str, dataset: dataset_lib.Dataset | None
+) -> Dossier:
+  """All that a run holds of a person.
+
+  Args:
+    dataset: of the run, if it can be read.
+
+  Raises:
+    ValueError: if that is nothing.
+  """
+  people = people_lib.People.of_run(run.workdir)
+  person = people.all().get(user_id)
+  user = run.config.user
+  row = None
+  if user.prefix_length:
+    row = rows.read(user, run.own.folder, user_id)
+  comparisons = persona = None
+  if dataset is not None:
+    comparisons = {
+      split: [
+        _fields(example)
+        for example in getattr(dataset, split)
+        if example.user_id == user_id
+      ]
+      for split in ("train", "heldout", "unseen")
+    }
+    if user_id in dataset.personas:
+      persona = dataclasses.asdict(dataset.personas[user_id])
+  dossier = Dossier(
+    format=_FORMAT,
+    person=user_id,
+    policy=run.own.shared_digest,
+    row=None if row is None else _floats(row),
+    learnt=None,
+    choices=[_fields(example) for example in people.choices(user_id)],
+    comparisons=comparisons,
+    user_text=run.user_texts.get(user_id, ""),
+    persona=persona,
+    files=_lines_of(run.workdir, user_id),
+  )
+  if person is not None and person.learnt is not None:
+    fields = dataclasses.asdict(person.learnt)
+    arrays = ("row", "place", "covariance")
+    dossier["learnt"] = LearntFields(
+      **{k: v.tolist() if k in arrays else v for k, v in fields.items()}
+    )
+  if not _is_known(dossier, person):
+    near = run.own.users.near(user_id)
+    hint = f"; near: {', '.join(map(repr, near))}" if near else ""
+    raise ValueError(
+      f"user id {user_id!r} is none of the people of {run.workdir}{hint}"
+    )
+  return dossier
+
+
+def _is_known(dossier: Dossier, person: people_lib.Person | None) -> bool:
+  return bool(
+    person is not None
+    or dossier["row"] is not None
+    or any((dossier["comparisons"] or {}).values())
+    or dossier["user_text"]
+    or dossier["persona"]
+    or dossier["files"]
+  )
+
+
+def _floats(array: np.ndarray) -> list[float]:
+  # The fewest digits that are read back as the same float32.
+  return [float(str(x)) for x in np.asarray(array, np.float32).ravel()]
+
+
+def _fields(example: structs.PreferenceExample) -> dict[str, Any]:
+  return json.loads(people_lib.comparison_of(example))
+
+
+def _lines_of(folder: pathlib.Path, user_id: str) -> dict[str, list[Any]]:
+  """Lines about a person, by the name of their file."""
+  lines: dict[str, list[Any]] = {}
+  for file in sorted(folder.rglob("*.jsonl")):
+    name = file.relative_to(folder).as_posix()
+    if not any(fnmatch.fnmatchcase(name, each) for each in _LINES):
+      continue
+    for line in file.read_bytes().splitlines():
+      try:
+        fields = json.loads(line)
+      except ValueError:
+        continue  # Cut off by a kill.
+      speaker = fields.get("speaker")
+      is_speaker = speaker == user_id and speaker not in answers.OTHERS
+      if is_speaker or fields.get("user_id") == user_id:
+        lines.setdefault(name, []).append(fields)
+  return lines
+
+
+def read(file: pathlib.Path) -> Dossier:
+  """What `make` gave, of whichever run.
+
+  Raises:
+    ValueError: if it is none.
+  """
+  try:
+    dossier = pydantic.TypeAdapter(Dossier).validate_json(file.read_bytes())
+  except OSError as error:
+    raise ValueError(f"{file} cannot be read ({error.strerror})") from error
+  except pydantic.ValidationError as error:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    raise ValueError(
+      f"{file} is none that `export` wrote ({place}: {first['msg']})"
+    ) from error
+  if dossier["format"] != _FORMAT:
+    raise ValueError(
+      f"{file} is of format {dossier['format']}, and this program reads "
+      f"{_FORMAT}"
+    )
+  return dossier
+
+
+def examples(dossier: Dossier) -> list[structs.PreferenceExample]:
+  """The choices that a person can be learnt from, each once."""
+  fields = [
+    *dossier["choices"],
+    *(dossier["comparisons"] or {}).get("train", []),
+  ]
+  return [
+    people_lib.example_of(json.dumps(each), dossier["person"])
+    for each in fields
+  ]
+
+
+def learnt(dossier: Dossier) -> people_lib.Learnt | None:
+  """What was learnt of them, after training."""
+  fields = dossier["learnt"]
+  if fields is None:
+    return None
+  arrays = {
+    name: np.asarray(fields[name], np.float32)
+    for name in ("row", "place", "covariance")
+  }
+  return people_lib.Learnt(**(fields | arrays))

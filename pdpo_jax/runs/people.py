@@ -1,0 +1,398 @@
+"""People who come after training: their choices, and what these say of them.
+
+One database, in the run folder by default. SQLAlchemy's addresses name others,
+such as that of a PostgreSQL server. Each call is a transaction: interrupted,
+all of it happened, or nothing.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import sqlalchemy
+from sqlalchemy import event, exc, pool
+
+from pdpo_jax.core import kept, structs
+from pdpo_jax.runs import run_folder
+
+# Of the tables below. Another version refuses to read them.
+_VERSION = 1
+_metadata = sqlalchemy.MetaData()
+_version = sqlalchemy.Table(
+  "schema_version",
+  _metadata,
+  sqlalchemy.Column("version", sqlalchemy.Integer, primary_key=True),
+)
+_people = sqlalchemy.Table(
+  "people",
+  _metadata,
+  sqlalchemy.Column("id", sqlalchemy.Text, primary_key=True),
+  # The rest is null until they are learnt. Arrays are float32.
+  sqlalchemy.Column("row", sqlalchemy.LargeBinary),
+  sqlalchemy.Column("place", sqlalchemy.LargeBinary),
+  sqlalchemy.Column("covariance", sqlalchemy.LargeBinary),
+  sqlalchemy.Column("num_choices", sqlalchemy.Integer),
+  sqlalchemy.Column("log_evidence", sqlalchemy.Float),
+  sqlalchemy.Column("learnt_at", sqlalchemy.Text),
+  sqlalchemy.Column("policy", sqlalchemy.Text),
+)
+_choices = sqlalchemy.Table(
+  "choices",
+  _metadata,
+  sqlalchemy.Column("number", sqlalchemy.Integer, primary_key=True),
+  sqlalchemy.Column(
+    "person",
+    sqlalchemy.ForeignKey("people.id", ondelete="CASCADE", onupdate="CASCADE"),
+    index=True,
+    nullable=False,
+  ),
+  # As `example_of` reads it: a choice, without whose it is.
+  sqlalchemy.Column("comparison", sqlalchemy.Text, nullable=False),
+  sqlalchemy.Column("made_at", sqlalchemy.Text, nullable=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+  """What choices say of a person.
+
+  Attributes:
+    row: of the user table, flat where it was read: `[T D]`, or `[C]`.
+    place: among the run's users, `[k]`: z of `training/people.py`.
+    covariance: of that, `[k, k]`.
+    num_choices: that it was learnt from.
+    log_evidence: in nats.
+    policy: `rows.shared_digest` of the policy that it was learnt with.
+    learnt_at: a date and time.
+  """
+
+  row: np.ndarray
+  place: np.ndarray
+  covariance: np.ndarray
+  num_choices: int
+  log_evidence: float
+  policy: str
+  learnt_at: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+  """Somebody who came after training.
+
+  Attributes:
+    num_choices: that are kept.
+    learnt: None for somebody whose choices were not learnt from yet.
+  """
+
+  id: str
+  num_choices: int
+  learnt: Learnt | None
+
+  def is_answered(self, policy: str) -> bool:
+    """Whether they have a row that goes with this policy."""
+    return self.learnt is not None and self.learnt.policy == policy
+
+
+def now() -> str:
+  """The date and time, for people to read as well."""
+  return datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+
+
+def comparison_of(example: structs.PreferenceExample) -> str:
+  """A choice as JSON, without whose it is."""
+  prompt = example.prompt
+  if not isinstance(prompt, str):
+    prompt = [dataclasses.asdict(message) for message in prompt]
+  fields = {
+    "prompt": prompt,
+    "chosen": example.chosen,
+    "rejected": list(example.rejected),
+  }
+  if example.user_text:
+    fields["user_text"] = example.user_text
+  return json.dumps(fields, ensure_ascii=False)
+
+
+def example_of(comparison: str, user_id: str) -> structs.PreferenceExample:
+  """What `comparison_of` wrote."""
+  fields = json.loads(comparison)
+  prompt = fields["prompt"]
+  if not isinstance(prompt, str):
+    prompt = tuple(structs.Message(**message) for message in prompt)
+  return structs.PreferenceExample(
+    prompt,
+    fields["chosen"],
+    tuple(fields["rejected"]),
+    user_id,
+    fields.get("user_text", ""),
+  )
+
+
+class People:
+  """The people of one database, which is made when the first one comes.
+
+  Raises:
+    kept.Damaged: if it cannot be read; here, and by each call.
+  """
+
+  def __init__(self, url: str | sqlalchemy.URL):
+    self._url = sqlalchemy.make_url(url)
+    # Connections are closed at once, and with them the files.
+    self._engine = sqlalchemy.create_engine(self._url, poolclass=pool.NullPool)
+    self._is_sqlite = self._engine.dialect.name == "sqlite"
+    if self._is_sqlite:
+      event.listen(self._engine, "connect", _set_up_sqlite)
+
+  @classmethod
+  def of_run(cls, folder: pathlib.Path) -> "People":
+    """Those of a run."""
+    return cls(
+      sqlalchemy.URL.create("sqlite", database=str(folder / run_folder.PEOPLE))
+    )
+
+  @property
+  def _is_there(self) -> bool:
+    if self._is_sqlite and not pathlib.Path(self._url.database).is_file():
+      return False
+    with self._engine.connect() as connection:
+      return sqlalchemy.inspect(connection).has_table(_version.name)
+
+  @contextlib.contextmanager
+  def _reading(self) -> Iterator[sqlalchemy.Connection | None]:
+    """A transaction, or None where there is no database."""
+    with self._raising():
+      if not self._is_there:
+        yield None
+        return
+      with self._engine.begin() as connection:
+        self._check_version(connection)
+        yield connection
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[sqlalchemy.Connection]:
+    with self._raising():
+      if self._is_sqlite:
+        # Made for the owner alone.
+        flags = os.O_CREAT | os.O_WRONLY
+        os.close(os.open(self._url.database, flags, 0o600))
+      with self._engine.begin() as connection:
+        _metadata.create_all(connection)
+        if connection.execute(sqlalchemy.select(_version)).first() is None:
+          connection.execute(_version.insert().values(version=_VERSION))
+        self._check_version(connection)
+        yield connection
+
+  def _check_version(self, connection: sqlalchemy.Connection) -> None:
+    row = connection.execute(sqlalchemy.select(_version)).first()
+    if row is not None and row.version != _VERSION:
+      raise ValueError(
+        f"{self._name} is of version {row.version}, and this program reads "
+        f"version {_VERSION}; use the version of pdpo_jax that wrote it"
+      )
+
+  @contextlib.contextmanager
+  def _raising(self) -> Iterator[None]:
+    try:
+      yield
+    except exc.DBAPIError as error:
+      raise kept.Damaged(
+        pathlib.Path(self._name),
+        f"cannot be used ({error.orig})",
+        "put it back from a copy, or try again if it is in use",
+      ) from error
+
+  @property
+  def _name(self) -> str:
+    if self._is_sqlite:
+      return self._url.database
+    return self._url.render_as_string(hide_password=True)
+
+  def ids(self) -> list[str]:
+    """Everyone's id."""
+    with self._reading() as connection:
+      if connection is None:
+        return []
+      return [*connection.execute(sqlalchemy.select(_people.c.id)).scalars()]
+
+  def all(self) -> dict[str, Person]:
+    """Everyone, by id."""
+    with self._reading() as connection:
+      if connection is None:
+        return {}
+      counts = dict(
+        connection.execute(
+          sqlalchemy.select(
+            _choices.c.person, sqlalchemy.func.count()
+          ).group_by(_choices.c.person)
+        ).all()
+      )
+      rows = connection.execute(
+        sqlalchemy.select(_people).order_by(_people.c.id)
+      ).all()
+    return {
+      row.id: Person(row.id, counts.get(row.id, 0), _learnt_of(row))
+      for row in rows
+    }
+
+  def choices(self, user_id: str) -> list[structs.PreferenceExample]:
+    """A person's choices, in the order in which they were brought."""
+    with self._reading() as connection:
+      if connection is None:
+        return []
+      rows = connection.execute(
+        sqlalchemy.select(_choices.c.comparison)
+        .where(_choices.c.person == user_id)
+        .order_by(_choices.c.number)
+      ).all()
+    return [example_of(row.comparison, user_id) for row in rows]
+
+  def add(
+    self,
+    examples: Iterable[structs.PreferenceExample],
+    learnt: Learnt | None = None,
+  ) -> int:
+    """Keeps choices of people who may be new; those that are there stay once.
+
+    Args:
+      learnt: what they say of the person whose they all are.
+
+    Returns:
+      How many were new.
+    """
+    added, at = 0, now()
+    with self._writing() as connection:
+      for user_id, comparisons in _by_person(examples).items():
+        person = connection.execute(
+          sqlalchemy.select(_people.c.id).where(_people.c.id == user_id)
+        ).first()
+        if person is None:
+          connection.execute(_people.insert().values(id=user_id))
+        known = connection.execute(
+          sqlalchemy.select(_choices.c.comparison).where(
+            _choices.c.person == user_id
+          )
+        )
+        there = {*known.scalars()}
+        for comparison in dict.fromkeys(comparisons):
+          if comparison in there:
+            continue
+          connection.execute(
+            _choices.insert().values(
+              person=user_id, comparison=comparison, made_at=at
+            )
+          )
+          added += 1
+        if learnt is not None:
+          self._set_learnt(connection, user_id, learnt)
+    return added
+
+  def set_learnt(self, learnt: dict[str, Learnt]) -> None:
+    """Keeps what was learnt, but of whoever was erased meanwhile."""
+    with self._writing() as connection:
+      for user_id, of_person in learnt.items():
+        self._set_learnt(connection, user_id, of_person)
+
+  def _set_learnt(self, connection, user_id: str, learnt: Learnt) -> None:
+    connection.execute(
+      _people.update()
+      .where(_people.c.id == user_id)
+      .values(
+        row=np.asarray(learnt.row, np.float32).tobytes(),
+        place=np.asarray(learnt.place, np.float32).tobytes(),
+        covariance=np.asarray(learnt.covariance, np.float32).tobytes(),
+        num_choices=learnt.num_choices,
+        log_evidence=learnt.log_evidence,
+        learnt_at=learnt.learnt_at or now(),
+        policy=learnt.policy,
+      )
+    )
+
+  def rename(self, old: str, new: str) -> None:
+    """Gives a person another id, which must be nobody's."""
+    with self._writing() as connection:
+      connection.execute(
+        _people.update().where(_people.c.id == old).values(id=new)
+      )
+    self._compact()
+
+  def merge(self, user_id: str, into: str) -> None:
+    """Makes one person's choices another's, who is to be learnt again."""
+    with self._writing() as connection:
+      connection.execute(
+        _choices.update()
+        .where(_choices.c.person == user_id)
+        .values(person=into)
+      )
+      connection.execute(_people.delete().where(_people.c.id == user_id))
+    self._compact()
+
+  def erase(self, is_person: Callable[[str], bool]) -> None:
+    """Removes whoever it is, so that the file has none of their bytes.
+
+    Args:
+      is_person: says so of an id.
+    """
+    ids = [user_id for user_id in self.ids() if is_person(user_id)]
+    if ids:
+      with self._writing() as connection:
+        connection.execute(_people.delete().where(_people.c.id.in_(ids)))
+    # Also where it was interrupted before.
+    self._compact()
+
+  def _compact(self) -> None:
+    """Has SQLite write its file anew, without what was deleted."""
+    if not self._is_sqlite or not self._is_there:
+      return
+    with self._raising():
+      engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+      with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("VACUUM"))
+        # Of a file that a server put into that mode.
+        busy, *_ = connection.execute(
+          sqlalchemy.text("PRAGMA wal_checkpoint(TRUNCATE)")
+        ).one()
+    if busy:
+      raise ValueError(
+        f"{self._name} is in use, and its log may still have what was deleted; "
+        "stop whatever uses it, and give the same command again"
+      )
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _) -> None:
+  cursor = connection.cursor()
+  cursor.execute("PRAGMA foreign_keys = ON")
+  cursor.execute("PRAGMA secure_delete = ON")
+  cursor.execute("PRAGMA busy_timeout = 30000")
+  cursor.close()
+
+
+def _by_person(
+  examples: Iterable[structs.PreferenceExample],
+) -> dict[str, list[str]]:
+  comparisons = collections.defaultdict(list)
+  for example in examples:
+    comparisons[example.user_id].append(comparison_of(example))
+  return comparisons
+
+
+def _learnt_of(row: sqlalchemy.Row) -> Learnt | None:
+  if row.policy is None:
+    return None
+  place = np.frombuffer(row.place, np.float32)
+  covariance = np.frombuffer(row.covariance, np.float32)
+  return Learnt(
+    np.frombuffer(row.row, np.float32),
+    place,
+    covariance.reshape(place.size, place.size),
+    row.num_choices,
+    row.log_evidence,
+    row.policy,
+    row.learnt_at,
+  )

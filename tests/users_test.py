@@ -1,0 +1,161 @@
+"""The people of a run, by the command."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from pdpo_jax import users
+from pdpo_jax.core import kept
+from pdpo_jax.runs import locks, run_folder
+from pdpo_jax.runs import run as run_lib
+from pdpo_jax.runs.erasure import erase
+from tests.runs import people_run
+from tests.runs.people_run import ANN, BEA, CEM, DEE, EVE, mark
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  return people_run.make(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+  shutil.copytree(whole, tmp_path / "run")
+  return tmp_path / "run"
+
+
+def call(folder, *words, **values):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["tests"])
+  with flagsaver.flagsaver(workdir=str(folder), **values):
+    users.main(words)
+
+
+def test_everyone_is_listed_with_what_is_known_of_them(whole, capsys):
+  call(whole, "list")
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == [ANN, BEA, CEM, DEE, EVE]
+  assert all("trained" in line for line in lines[:3])
+  assert all("learnt from 8 of 8 choices" in line for line in lines[3:])
+
+
+def test_a_person_is_shown_in_short(whole, capsys):
+  call(whole, "show", ANN)
+  shown = capsys.readouterr().out
+  assert "row 1 of the trained table" in shown
+  assert "8 train, 3 heldout" in shown
+  assert "held-out pairs told right: 100%" in shown
+  assert f"I am {mark(ANN)}." in shown and mark(BEA) not in shown
+  call(whole, "show", DEE)
+  shown = capsys.readouterr().out
+  assert "-0.188 nats a choice" in shown and "trained table" not in shown
+
+
+def test_a_person_gets_all_that_the_run_holds_of_them(whole, tmp_path, capsys):
+  file = tmp_path / "bea.json"
+  call(whole, "export", BEA, to=str(file))
+  assert file.stat().st_mode & 0o077 == 0
+  held = json.loads(file.read_text())
+  assert (held["person"], len(held["row"])) == (BEA, 3 * 16)
+  assert {k: len(v) for k, v in held["comparisons"].items()} == {
+    "train": 8, "heldout": 3, "unseen": 0,
+  }  # fmt: skip
+  assert held["user_text"] == f"I am {mark(BEA)}."
+  assert {*held["files"]} >= {run_folder.ANSWERS, run_folder.JOURNAL}
+  for other in (ANN, CEM, DEE):
+    assert other not in file.read_text()
+  with pytest.raises(ValueError, match="name a new file"):
+    call(whole, "export", BEA, to=str(file))
+  capsys.readouterr()
+  call(whole, "export", DEE)
+  held = json.loads(capsys.readouterr().out)
+  assert len(held["choices"]) == 8 and held["row"] is None
+  assert held["learnt"]["policy"] == held["policy"]
+
+
+def test_whoever_leaves_is_told_what_cannot_be_undone(folder, capsys):
+  call(folder, "erase", BEA, retrain=True)
+  said = capsys.readouterr().out
+  assert "was trained on 8 choices of theirs" in said
+  assert "11 comparisons of theirs" in said and "train.jsonl:2" in said
+  assert "stay with those: 1." in said
+  assert f"pdpo_jax.evaluate --workdir={folder}" in said
+  assert f"--config={folder}/config.json" in said
+  call(folder, "list")
+  assert BEA not in capsys.readouterr().out
+  with pytest.raises(ValueError, match="is none of the people of"):
+    call(folder, "erase", BEA)
+  with pytest.raises(ValueError, match="is none of the people of"):
+    call(folder, "show", BEA)
+
+
+def test_the_next_command_finishes_what_was_interrupted(
+  folder, capsys, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    patch.setattr(erase, "finish", lambda folder: None)
+    call(folder, "erase", DEE)
+  with pytest.raises(ValueError, match="finishes it"):
+    run_lib.Run.open(folder)
+  capsys.readouterr()
+  call(folder, "list")
+  printed = capsys.readouterr()
+  assert "interrupted is finished" in printed.err
+  assert DEE not in printed.out and EVE in printed.out
+
+
+def test_others_are_told_which_command_writes_and_not_of_whom(
+  folder, monkeypatch
+):
+  told = []
+
+  def note(run, user_id):
+    told.append((run.workdir / locks.HOLDER).read_text())
+    with pytest.raises(ValueError, match=r"users --workdir=.* erase"):
+      call(folder, "erase", DEE)
+
+  monkeypatch.setattr(sys, "orig_argv", ["python", "erase", DEE])
+  command = users._COMMANDS["erase"]._replace(run=note)
+  monkeypatch.setitem(users._COMMANDS, "erase", command)
+  call(folder, "erase", DEE)
+  assert len(told) == 1 and DEE not in told[0]
+
+
+@pytest.mark.parametrize(
+  "words", [(), ("list", "x"), ("erase",), ("show", "a", "b"), ("remove", "a")]
+)
+def test_words_that_are_no_command_are_an_error(whole, words):
+  with pytest.raises(ValueError, match="it has list, show ID"):
+    call(whole, *words)
+
+
+def test_a_folder_that_is_no_run_is_an_error_and_stays_as_it_is(tmp_path):
+  with pytest.raises(ValueError, match="is no run folder"):
+    call(tmp_path / "none", "erase", "ann")
+  assert not (tmp_path / "none").exists()
+
+
+def test_a_run_without_users_has_none_and_half_a_run_says_so(folder, capsys):
+  config = json.loads((folder / "config.json").read_text())
+  config["user"]["kind"] = "none"
+  kept.write_json(folder / "config.json", config)
+  (folder / run_folder.PEOPLE).unlink()
+  call(folder, "list")
+  assert "knows nobody" in capsys.readouterr().out
+  # Their choices were trained on all the same.
+  call(folder, "erase", BEA)
+  assert "trained on 8 choices" in capsys.readouterr().out
+  shutil.rmtree(folder / "vanilla")
+  with pytest.raises(ValueError, match="no checkpoint"):
+    call(folder, "list")
+
+
+def test_ids_with_commands_for_a_terminal_are_shown_as_text(folder, capsys):
+  database = users.people_lib.People.of_run(folder)
+  database.rename(DEE, "dee\x1b[31m<b>\u202e")
+  call(folder, "list")
+  assert r"dee\x1b[31m<b>\u202e" in capsys.readouterr().out
