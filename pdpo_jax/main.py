@@ -14,7 +14,7 @@ from typing import Any
 from pdpo_jax import command_line
 from pdpo_jax.core import display, kept, processes, structs
 from pdpo_jax.evaluation import accuracy, lengths
-from pdpo_jax.evaluation.report import report
+from pdpo_jax.evaluation.report import familiarity, report
 from pdpo_jax.runs import answers, earlier, experiment, locks, run_folder
 from pdpo_jax.runs import config as config_lib
 
@@ -61,6 +61,11 @@ def summarize(
       name: {split: value.to_json() for split, value in by_split.items()}
       for name, by_split in accuracies.items()
     },
+    "familiarity": familiarity.find(
+      outcome.scores,
+      dataset,
+      "vanilla" if "vanilla" in outcome.scores else None,
+    ).to_json(),
     "seconds": outcome.clock.all(),
   }
   if processes.is_first():

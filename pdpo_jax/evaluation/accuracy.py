@@ -28,11 +28,13 @@ class Accuracy:
     by_user: the same for each user's pairs; unknown users are left out, and
       those without a pair.
     margin_by_user: by how much more, on average, in nats.
+    examples_by_user: how many of their choices have a pair.
   """
 
   pairs: float
   by_user: dict[str, float]
   margin_by_user: dict[str, float]
+  examples_by_user: dict[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def users(self) -> float:
@@ -54,6 +56,15 @@ class Accuracy:
     """95% interval of `users`, bootstrapped over users."""
     return statistics.bootstrap_interval(np.array(list(self.by_user.values())))
 
+  def user_interval(self, user_id: str) -> statistics.Interval:
+    """95% interval of one user's accuracy.
+
+    Of their choices rather than of pairs: those of one choice hang together.
+    """
+    return statistics.wilson_interval(
+      self.by_user[user_id], self.examples_by_user[user_id]
+    )
+
   def of(self, user_ids: Iterable[str]) -> float | None:
     """The mean over some users; None if none of them is there."""
     values = [self.by_user[u] for u in user_ids if u in self.by_user]
@@ -69,6 +80,8 @@ class Accuracy:
       "worst_decile": self.worst_decile,
       "margin": self.margin,
       "by_user": self.by_user,
+      "interval_by_user": {u: self.user_interval(u) for u in self.by_user},
+      "examples_by_user": self.examples_by_user,
       "margin_by_user": self.margin_by_user,
     }
 
@@ -136,6 +149,10 @@ def reward_accuracy(
     by_user={u: _share(of_user) for u, of_user in by_user.items()},
     margin_by_user={
       u: float(np.nanmean(of_user)) for u, of_user in by_user.items()
+    },
+    examples_by_user={
+      u: int((~np.isnan(of_user)).any(1).sum())
+      for u, of_user in by_user.items()
     },
   )
 

@@ -1,6 +1,7 @@
 """How sure a mean is: its standard error, its interval, and its p-value."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,17 @@ def bootstrap_interval(
     rng=np.random.default_rng(0),
   ).confidence_interval
   return float(low), float(high)
+
+
+def wilson_interval(share: float, count: int) -> Interval:
+  """95% interval of a share of so many independent choices (Wilson, 1927)."""
+  z = 1.96
+  middle = share + z * z / (2 * count)
+  half = z * math.sqrt(
+    share * (1 - share) / count + z * z / (4 * count * count)
+  )
+  whole = 1 + z * z / count
+  return (middle - half) / whole, (middle + half) / whole
 
 
 def sign_flip_p(gains: Float[np.ndarray, " users"]) -> float:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax.core import structs
-from pdpo_jax.evaluation import accuracy
+from pdpo_jax.evaluation import accuracy, statistics
 
 
 def test_accuracy_counts_pairs_and_skips_missing_ones():
@@ -14,6 +14,16 @@ def test_accuracy_counts_pairs_and_skips_missing_ones():
   assert found.margin_by_user == {"a": 0.0, "b": 2.0}
   assert found.margin == 1.0
   assert found.to_json()["by_user"] == {"a": 0.5, "b": 1.0}
+
+
+def test_an_interval_of_a_user_counts_choices_and_not_pairs():
+  ratios = np.full((4, 3), -1, np.float32)
+  ratios[:3] = 1
+  ratios[2, 1:] = np.nan
+  found = accuracy.reward_accuracy(ratios, ["a", "a", "a", None])
+  assert found.examples_by_user == {"a": 3}
+  assert found.user_interval("a") == statistics.wilson_interval(1.0, 3)
+  assert found.to_json()["interval_by_user"] == {"a": found.user_interval("a")}
 
 
 def test_differences_are_paired_by_user():

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from pdpo_jax.evaluation import statistics
 
@@ -49,6 +50,14 @@ def test_of_a_single_user_the_interval_is_a_point():
   assert statistics.bootstrap_interval(np.array([0.25])) == (0.25, 0.25)
   sums, counts = np.array([3.0]), np.array([4])
   assert statistics.bootstrap_interval(sums, counts) == (0.75, 0.75)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 3), (7, 10), (40, 40)])
+def test_an_interval_of_a_share_is_wilsons(right, count):
+  expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+  assert statistics.wilson_interval(right / count, count) == pytest.approx(
+    (expected.low, expected.high), abs=1e-5
+  )
 
 
 def test_a_mean_of_one_has_no_error():

@@ -86,13 +86,20 @@ class Findings:
       scored.name: scored for scored in self.scored if scored.split == split
     }
 
-  def verdict(self) -> str:
+  def verdict(
+    self, new_texts: Mapping[str, Mapping[str, Scored] | None]
+  ) -> str:
     """What a reader must know first: does the run's policy personalise?
 
-    Says "more" or "less accurate" only where the gain is sure.
+    Says "more" or "less accurate" only where the gain is sure, and "more" of
+    texts that are new to a person only where it is sure of those.
+
+    Args:
+      new_texts: by split and policy, what holds on pairs of such texts; no
+        policy where they are too few, None where all texts are new.
     """
     sentences = [
-      _sentence(scored, self.baseline)
+      _sentence(scored, self.baseline, new_texts.get(scored.split))
       for scored in self.scored
       if scored.name == self.name and scored.pairs
     ]
@@ -127,16 +134,6 @@ class Findings:
           "accuracy",
           "Mean over users, with its 95% interval bootstrapped over users.",
           lambda: draw_means(self.scored),
-        )
-      )
-    seen = self.on("heldout")
-    ours, baseline = seen.get(self.name), seen.get(self.baseline or "")
-    if ours and baseline and ours != baseline and ours.accuracy.by_user:
-      figures.append(
-        page.figure_or_note(
-          "by_user",
-          f"Seen users one by one: {self.name} against {self.baseline}.",
-          lambda: draw_users(ours, baseline),
         )
       )
     return figures
@@ -271,7 +268,11 @@ def _oracles(
   return oracles
 
 
-def _sentence(scored: Scored, baseline: str | None) -> str:
+def _sentence(
+  scored: Scored,
+  baseline: str | None,
+  new_texts: Mapping[str, Scored] | None,
+) -> str:
   users = accuracy.USERS_OF[scored.split]
   if scored.gain is None:
     share, why = scored.accuracy.pairs, "since no choice says who made it"
@@ -284,16 +285,46 @@ def _sentence(scored: Scored, baseline: str | None) -> str:
       f"{scored.name} gives the chosen response more reward in {share:.1%} of "
       f"held-out pairs of {users}; {why}, that does not say if it is personal"
     )
-  gain, (low, high) = scored.gain, scored.gain.interval
-  words, hedge = "no more accurate than", ", as far as these users can tell"
+  gain = scored.gain
+  words, hedge, also = "no more accurate than", f", {_HEDGE}", ""
   if gain.is_sure:
     words = "more accurate than" if gain.mean > 0 else "less accurate than"
     hedge = ""
+    if gain.mean > 0 and new_texts is not None:
+      hedge, also = _of_new_texts(new_texts.get(scored.name))
   return (
     f"For {scored.users:,} {users}, {scored.name} is {words} {baseline}"
-    f"{hedge}: {100 * gain.mean:+z.1f} points on held-out choices (95% "
-    f"interval {100 * low:+z.1f} to {100 * high:+z.1f}, p = {gain.p_value:.2g})"
+    f"{hedge}: {_told(gain)[0]} points on held-out choices ({_told(gain)[1]})"
+    f"{also}"
   )
+
+
+_HEDGE = "as far as these users can tell"
+
+
+def _told(gain: accuracy.Gain) -> tuple[str, str]:
+  """A gain in points, and how certain it is."""
+  low, high = gain.interval
+  return f"{100 * gain.mean:+z.1f}", (
+    f"95% interval {100 * low:+z.1f} to {100 * high:+z.1f}, "
+    f"p = {gain.p_value:.2g}"
+  )
+
+
+def _of_new_texts(scored: Scored | None) -> tuple[str, str]:
+  """What limits a gain of all pairs, and the gain on those of new texts."""
+  if scored is None:
+    return (
+      " on texts that they had compared before",
+      ", too few of which are between texts that are new to the person",
+    )
+  mean, certain = _told(scored.gain)
+  also = f", {mean} on those between texts new to the person ({certain})"
+  if not scored.gain.is_sure:
+    return f", but not, {_HEDGE}, on texts that are new to a person", also
+  if scored.gain.mean < 0:
+    return ", but less so on texts that are new to a person", also
+  return ", also on texts that are new to a person", also
 
 
 def _table(
@@ -359,29 +390,4 @@ def draw_means(scored: Sequence[Scored]) -> bytes:
     )
     axes.set_ylim(len(scored) - 0.5, -0.5)
     axes.set_xlabel("reward accuracy, mean over users with 95% interval")
-  return png.getvalue()
-
-
-def draw_users(ours: Scored, baseline: Scored) -> bytes:
-  """Each user's accuracy against the baseline's."""
-  users = list(ours.accuracy.by_user)
-  x = np.array([baseline.accuracy.by_user[user] for user in users])
-  y = np.array([ours.accuracy.by_user[user] for user in users])
-  low = min(x.min(), y.min()) - 0.03
-  diagonal = [low, 1.02]
-  with charts.chart(4.6, 4.4) as (axes, png):
-    axes.plot(diagonal, diagonal, color=charts.GRAY, linestyle=":", linewidth=1)
-    colors = np.where(y < x, charts.ORANGE, charts.GRAY)
-    colors = np.where(y > x, charts.GREEN, colors)
-    axes.scatter(x, y, s=22, color=colors, alpha=0.85, linewidths=0)
-    if len(users) <= 12:
-      charts.name_points(axes, users, x, y)
-    axes.set_xlabel(f"{charts.name(baseline.name)}, accuracy")
-    axes.set_ylabel(f"{charts.name(ours.name)}, accuracy")
-    above, below = int((y > x).sum()), int((y < x).sum())
-    axes.set_title(
-      f"each user: {above} above the line, {below} below",
-      fontsize=9,
-      loc="left",
-    )
   return png.getvalue()

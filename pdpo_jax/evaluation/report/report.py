@@ -11,7 +11,9 @@ from pdpo_jax.evaluation.judge import win_rates as judge_win_rates
 from pdpo_jax.evaluation.report import (
   accuracy,
   answers,
+  by_user,
   controls,
+  familiarity,
   page,
   provenance,
   users,
@@ -42,6 +44,7 @@ def make_report(
   groups = accuracy.taste_groups(dataset.short_users, dataset.long_users)
   scores = {policy.name: policy.scores(dataset) for policy in policies}
   accuracies = accuracy.find(policies, scores, dataset, groups)
+  familiar = familiarity.find(scores, dataset, accuracies.baseline)
   numbers = accuracies.to_json()
   answered = answers.read(policies)
   health = answers.find_health(
@@ -54,10 +57,13 @@ def make_report(
     )
     numbers |= win_rates.numbers(rates, judge)
   vectors = users.read_vectors(first, dataset)
-  verdict = f"{answers.verdict(health)} {accuracies.verdict()}".strip()
+  new_texts = {split: familiar.new_texts(split) for split in scores[first.name]}
+  verdict = f"{answers.verdict(health)} {accuracies.verdict(new_texts)}".strip()
   # Then what describes and shows them.
   subjects = {
     "Reward accuracy": accuracies.section,
+    "Users one by one": lambda: by_user.section(accuracies),
+    "Known and new texts": familiar.compared and familiar.section,
     "Generated text": answered
     and (lambda: answers.section(answered, dataset, health)),
     "Win rates": rates and (lambda: win_rates.section(rates, judge)),

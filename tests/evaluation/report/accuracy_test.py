@@ -9,8 +9,9 @@ from pdpo_jax.runs import scores as scores_lib
 USERS = list("aabbccddeeff")
 
 
-def verdict(scored, own, baseline):
-  return accuracy.Findings(scored, own, baseline, {}).verdict()
+def verdict(scored, own, baseline, new_texts=None):
+  found = accuracy.Findings(scored, own, baseline, {})
+  return found.verdict({"heldout": new_texts})
 
 
 def scored(*ratios, keys="1234567890+-"):
@@ -71,6 +72,45 @@ def test_the_verdict_says_only_what_the_interval_bears(ours, words):
   scores = {"P": {"heldout": ours}, "V": {"heldout": VANILLA}}
   compared = accuracy.compare(scores, {}, "V")
   assert words in verdict(compared, "P", "V")
+
+
+@pytest.mark.parametrize(
+  ("new", "words"),
+  [
+    (GOOD, "more accurate than V, also on texts that are new to a person: +50"),
+    (
+      VANILLA,
+      "more accurate than V, but not, as far as these users can tell, on texts "
+      "that are new to a person: +50.0 points on held-out choices (95% "
+      "interval +50.0 to +50.0, p = 0.031), +0.0 on those between texts new to "
+      "the person (95% interval +0.0 to +0.0, p = 1).",
+    ),
+    (
+      scored(-1, -1, -1, -1, -1, -1),
+      "more accurate than V, but less so on texts that are new to a person",
+    ),
+    (
+      None,
+      "more accurate than V on texts that they had compared before: +50.0 "
+      "points on held-out choices (95% interval +50.0 to +50.0, p = 0.031), "
+      "too few of which are between texts that are new to the person.",
+    ),
+  ],
+)
+def test_what_holds_on_known_texts_is_not_claimed_of_new_ones(new, words):
+  scores = {"P": {"heldout": GOOD}, "V": {"heldout": VANILLA}}
+  compared = accuracy.compare(scores, {}, "V")
+  on_new = {}
+  if new:
+    alike = {"P": {"heldout": new}, "V": {"heldout": VANILLA}}
+    on_new = {each.name: each for each in accuracy.compare(alike, {}, "V")}
+  assert words in verdict(compared, "P", "V", on_new)
+
+
+def test_where_nothing_is_gained_new_texts_are_not_spoken_of():
+  scores = {"P": {"heldout": VANILLA}, "V": {"heldout": VANILLA}}
+  compared = accuracy.compare(scores, {}, "V")
+  assert "new" not in verdict(compared, "P", "V", {})
 
 
 @pytest.mark.parametrize("users", ["a", "ab", "abcde"])

@@ -9,7 +9,7 @@ from matplotlib import pyplot
 
 from pdpo_jax.evaluation import accuracy as reward_accuracy
 from pdpo_jax.evaluation import lengths
-from pdpo_jax.evaluation.report import accuracy, answers, users
+from pdpo_jax.evaluation.report import accuracy, answers, by_user, users
 from tests.evaluation import hostile
 
 
@@ -29,7 +29,7 @@ def drawn(ids):
   features = np.eye(len(ids), dtype=np.float32)
   return [
     accuracy.draw_means([scored(name, values), scored("ann", values)]),
-    accuracy.draw_users(scored(name, values), scored("ann", values)),
+    by_user.draw_users(scored(name, values), scored("ann", values)),
     answers.draw_words(words("S", *ids), [name]),
     users.draw_cosines(ids, features),
     users.draw_projection(ids, features[:, :2], 0.5, {"minority": [name]}),
@@ -79,7 +79,7 @@ def test_any_number_of_users_is_drawn(count):
   features = np.zeros((count, 2), np.float32)
   for png in (
     accuracy.draw_means([scored("a", values), scored("b", two)]),
-    accuracy.draw_users(scored("a", values), scored("b", values)),
+    by_user.draw_users(scored("a", values), scored("b", values)),
     answers.draw_words(words(*ids[:200]), ()),
     users.draw_cosines(ids[:60], np.zeros((len(ids[:60]),) * 2, np.float32)),
     users.draw_projection(ids, features, 1.0, {}),

@@ -75,7 +75,14 @@ def test_a_run_ends_with_its_report(runs):
     before = results["reward_accuracy"][name]["heldout"]
     assert row["by_user"] == before["by_user"]
   assert found["oracle"] == {"heldout": 1.0}
+  # Some summaries of the little language are those of two posts.
+  for numbers in (found, results):
+    known = numbers["familiarity"]["heldout"]["person"]
+    assert known.keys() == {"none", "one"}
+    pairs = sum(stratum["num_pairs"] for stratum in known.values())
+    assert pairs == found["accuracy"][0]["num_pairs"]
   page = (report / "index.html").read_text()
+  assert "Known and new texts" in page
   assert page.count("data:image/png") == 5
   assert found["verdict"].split(":")[0] in page
 
