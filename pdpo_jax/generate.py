@@ -80,8 +80,7 @@ def main() -> None:
     )
   run = run_lib.Run.open(_WORKDIR.value)
   # Who and what is asked for is known before weights are read.
-  users = run.own.users
-  rows = {user_id: users.row_of(user_id) for user_id in _USERS.value}
+  rows = {user_id: run.own.row_of(user_id) for user_id in _USERS.value}
   rows = rows or {_UNKNOWN: 0}
   known = run.user_texts
   if _USER_TEXT.value is not None:

@@ -1,15 +1,24 @@
-r"""The people of a run: who they are, and how one of them leaves.
+r"""The people of a run: who come, are asked, are known, and leave.
 
   python -m pdpo_jax.users --workdir=RUN list
   python -m pdpo_jax.users --workdir=RUN show ID
+  python -m pdpo_jax.users --workdir=RUN learn --data=choices.jsonl
+  python -m pdpo_jax.users --workdir=RUN ask ID --data=pairs.jsonl
+  python -m pdpo_jax.users --workdir=RUN rename OLD NEW
+  python -m pdpo_jax.users --workdir=RUN merge ID INTO
   python -m pdpo_jax.users --workdir=RUN export ID --to=ann.json
+  python -m pdpo_jax.users --workdir=RUN import ann.json
   python -m pdpo_jax.users --workdir=RUN erase ID --retrain
 
-`export` gives all that the run holds of a person. `erase` leaves nothing of it,
-and says what it cannot undo (docs/privacy.md). An id that begins with a dash
-stands behind `--`.
+`learn` knows people from a few choices in seconds, without training
+(docs/people.md); without --data, it learns again whoever was learnt with other
+weights. `ask` says which pairs of responses a person should be shown. `export`
+gives all that the run holds of a person, which `import` takes up elsewhere.
+`erase` leaves nothing of it, and says what it cannot undo (docs/privacy.md). An
+id that begins with a dash stands behind `--`.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -21,14 +30,21 @@ from absl import flags
 
 from pdpo_jax import command_line
 from pdpo_jax.core import display, kept, together
+from pdpo_jax.data import tokenize
 from pdpo_jax.evaluation import accuracy
 from pdpo_jax.runs import dossier as dossier_lib
-from pdpo_jax.runs import locks, run_folder, scores
+from pdpo_jax.runs import learning, locks, run_folder, scores
 from pdpo_jax.runs import people as people_lib
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase as erase_lib
 
 _WORKDIR = command_line.workdir_flag()
+_DATA = flags.DEFINE_string(
+  "data",
+  None,
+  "learn, ask: comparisons, in any format that `data.path` of a training has.",
+)
+_COUNT = flags.DEFINE_integer("count", 1, "ask: how many pairs.", lower_bound=1)
 _TO = flags.DEFINE_string(
   "to", None, "export: a new file to write to; default: stdout."
 )
@@ -46,9 +62,7 @@ def _name(user_id: str) -> str:
 def list_people(run: run_lib.Run) -> None:
   """Prints everyone who has a row, or is to have one."""
   came = people_lib.People.of_run(run.workdir).all()
-  lines = [
-    (user_id, "trained") for user_id in run.own.users.ids if user_id not in came
-  ]
+  lines = [(user_id, "trained") for user_id in run.own.table.ids]
   lines += [(user_id, _state(run, came[user_id])) for user_id in came]
   width = max((len(_name(user_id)) for user_id, _ in lines), default=0)
   for user_id, state in lines:
@@ -99,6 +113,63 @@ def show(run: run_lib.Run, user_id: str) -> None:
   print("\n  ".join(lines))
 
 
+def learn(run: run_lib.Run) -> None:
+  """Learns people from choices, or those again who are to be."""
+  examples = learning.read_choices(run, _DATA.value) if _DATA.value else []
+  _print_lesson(run, learning.learn(run, examples))
+
+
+def _print_lesson(run: run_lib.Run, lesson: learning.Lesson) -> None:
+  if lesson.counts:
+    print(tokenize.listed(lesson.counts))
+  for user_id, learnt in lesson.people.items():
+    print(f"{_name(user_id)}: learnt from {learnt.num_choices:,} choices")
+  print(
+    f"{lesson.added:,} new choices kept, {len(lesson.people):,} people learnt; "
+    f"python -m pdpo_jax.generate --workdir={_place(run)} --user=ID answers "
+    "as one"
+  )
+
+
+def _place(run: run_lib.Run) -> str:
+  return display.for_shell(str(run.workdir))
+
+
+def ask(run: run_lib.Run, user_id: str) -> None:
+  """Prints the pairs whose answers tell most of a person, as JSON lines."""
+  if not _DATA.value:
+    raise ValueError(
+      "ask: --data is missing; name a file of comparisons to choose from"
+    )
+  candidates = learning.read_choices(run, _DATA.value)
+  for question in learning.ask(run, user_id, candidates, _COUNT.value):
+    line = dataclasses.asdict(question) | {"user_id": user_id}
+    print(display.visible(json.dumps(line, ensure_ascii=False)))
+
+
+def rename(run: run_lib.Run, old: str, new: str) -> None:
+  """Gives a person another id."""
+  new = learning.rename(run, old, new)
+  print(f"{_name(old)} is {_name(new)} now")
+
+
+def merge(run: run_lib.Run, user_id: str, into: str) -> None:
+  """Makes two people one."""
+  _print_lesson(run, learning.merge(run, user_id, into))
+
+
+def take_up(run: run_lib.Run, file: str) -> None:
+  """Takes up a person whom another run exported."""
+  dossier = dossier_lib.read(pathlib.Path(file).expanduser())
+  lesson = learning.take_up(
+    run,
+    dossier["person"],
+    dossier_lib.examples(dossier),
+    dossier_lib.learnt(dossier),
+  )
+  _print_lesson(run, lesson)
+
+
 def export(run: run_lib.Run, user_id: str) -> None:
   """Writes all that the run holds of a person."""
   dataset = erase_lib.read_dataset(run)
@@ -123,7 +194,7 @@ def export(run: run_lib.Run, user_id: str) -> None:
 def erase(run: run_lib.Run, user_id: str) -> None:
   """Removes a person from a run, and says what that does not undo."""
   erased = erase_lib.erase(run, user_id)
-  place = display.for_shell(str(run.workdir))
+  place = _place(run)
   print(f"Erased: nothing in {place} is {_name(user_id)}'s any more.")
   for line in _remarks(run, erased, place):
     print(f"- {line}")
@@ -216,7 +287,12 @@ class _Command(NamedTuple):
 _COMMANDS: Mapping[str, _Command] = {
   "list": _Command(list_people, (), False),
   "show": _Command(show, ("ID",), False),
+  "learn": _Command(learn, (), True),
+  "ask": _Command(ask, ("ID",), False),
+  "rename": _Command(rename, ("OLD", "NEW"), True),
+  "merge": _Command(merge, ("ID", "INTO"), True),
   "export": _Command(export, ("ID",), False),
+  "import": _Command(take_up, ("FILE",), True),
   "erase": _Command(erase, ("ID",), True),
 }
 

@@ -10,10 +10,10 @@ from absl.testing import flagsaver
 
 from pdpo_jax import users
 from pdpo_jax.core import kept
-from pdpo_jax.runs import locks, run_folder
+from pdpo_jax.runs import locks, run_folder, trained
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase
-from tests.runs import people_run
+from tests.runs import learning_test, people_run
 from tests.runs.people_run import ANN, BEA, CEM, DEE, EVE, mark
 
 
@@ -152,6 +152,33 @@ def test_a_run_without_users_has_none_and_half_a_run_says_so(folder, capsys):
   shutil.rmtree(folder / "vanilla")
   with pytest.raises(ValueError, match="no checkpoint"):
     call(folder, "list")
+
+
+def test_people_come_are_asked_and_move(folder, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(trained.Trained, "learner", learning_test.FakeLearner())
+  choices = tmp_path / "choices.jsonl"
+  lines = [
+    {"user_id": "flo", "prompt": "p", "chosen": "a", "rejected": "b"},
+    {"user_id": "flo", "prompt": "q", "chosen": "a", "rejected": "b"},
+  ]
+  choices.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  call(folder, "learn", data=str(choices))
+  said = capsys.readouterr().out
+  assert "flo: learnt from 2 choices" in said and "2 new choices" in said
+  call(folder, "learn")
+  assert "0 new choices kept, 0 people learnt" in capsys.readouterr().out
+  call(folder, "ask", "somebody", data=str(choices), count=2)
+  first, _ = map(json.loads, capsys.readouterr().out.splitlines())
+  assert (first["prompt"], first["responses"]) == ("p", ["a", "b"])
+  with pytest.raises(ValueError, match="--data is missing"):
+    call(folder, "ask", "flo")
+  call(folder, "export", "flo", to=str(tmp_path / "flo.json"))
+  call(folder, "rename", "flo", "flora")
+  call(folder, "import", str(tmp_path / "flo.json"))
+  call(folder, "merge", "flo", "flora")
+  assert "flora: learnt from 4 choices" in capsys.readouterr().out
+  call(folder, "list")
+  assert "learnt from 4 of 4 choices" in capsys.readouterr().out
 
 
 def test_ids_with_commands_for_a_terminal_are_shown_as_text(folder, capsys):

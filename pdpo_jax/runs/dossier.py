@@ -16,6 +16,7 @@ import pydantic
 from typing_extensions import TypedDict
 
 from pdpo_jax.core import structs
+from pdpo_jax.data import comparisons
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.runs import answers, run_folder
 from pdpo_jax.runs import people as people_lib
@@ -37,8 +38,7 @@ class LearntFields(TypedDict):
   """`people.Learnt`, as JSON has it."""
 
   row: list[float]
-  place: list[float]
-  covariance: list[list[float]]
+  posterior: dict[str, Any]
   num_choices: int
   log_evidence: float
   policy: str
@@ -86,9 +86,9 @@ def make(
   row = None
   if user.prefix_length:
     row = rows.read(user, run.own.folder, user_id)
-  comparisons = persona = None
+  of_data = persona = None
   if dataset is not None:
-    comparisons = {
+    of_data = {
       split: [
         _fields(example)
         for example in getattr(dataset, split)
@@ -105,17 +105,18 @@ def make(
     row=None if row is None else _floats(row),
     learnt=None,
     choices=[_fields(example) for example in people.choices(user_id)],
-    comparisons=comparisons,
+    comparisons=of_data,
     user_text=run.user_texts.get(user_id, ""),
     persona=persona,
     files=_lines_of(run.workdir, user_id),
   )
   if person is not None and person.learnt is not None:
     fields = dataclasses.asdict(person.learnt)
-    arrays = ("row", "place", "covariance")
-    dossier["learnt"] = LearntFields(
-      **{k: v.tolist() if k in arrays else v for k, v in fields.items()}
-    )
+    fields["row"] = _floats(fields["row"])
+    fields["posterior"] = {
+      name: array.tolist() for name, array in fields["posterior"].items()
+    }
+    dossier["learnt"] = LearntFields(**fields)
   if not _is_known(dossier, person):
     near = run.own.users.near(user_id)
     hint = f"; near: {', '.join(map(repr, near))}" if near else ""
@@ -142,7 +143,7 @@ def _floats(array: np.ndarray) -> list[float]:
 
 
 def _fields(example: structs.PreferenceExample) -> dict[str, Any]:
-  return json.loads(people_lib.comparison_of(example))
+  return json.loads(comparisons.to_json(example))
 
 
 def _lines_of(folder: pathlib.Path, user_id: str) -> dict[str, list[Any]]:
@@ -190,13 +191,10 @@ def read(file: pathlib.Path) -> Dossier:
 
 def examples(dossier: Dossier) -> list[structs.PreferenceExample]:
   """The choices that a person can be learnt from, each once."""
-  fields = [
-    *dossier["choices"],
-    *(dossier["comparisons"] or {}).get("train", []),
-  ]
+  of_data = (dossier["comparisons"] or {}).get("train", [])
   return [
-    people_lib.example_of(json.dumps(each), dossier["person"])
-    for each in fields
+    comparisons.from_json(json.dumps(each), dossier["person"])
+    for each in (*dossier["choices"], *of_data)
   ]
 
 
@@ -205,8 +203,6 @@ def learnt(dossier: Dossier) -> people_lib.Learnt | None:
   fields = dossier["learnt"]
   if fields is None:
     return None
-  arrays = {
-    name: np.asarray(fields[name], np.float32)
-    for name in ("row", "place", "covariance")
-  }
-  return people_lib.Learnt(**(fields | arrays))
+  posterior = {k: np.asarray(v) for k, v in fields["posterior"].items()}
+  row = np.asarray(fields["row"], np.float32)
+  return people_lib.Learnt(**(fields | {"row": row, "posterior": posterior}))

@@ -9,17 +9,18 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import json
+import io
 import os
 import pathlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import sqlalchemy
 from sqlalchemy import event, exc, pool
 
 from pdpo_jax.core import kept, structs
+from pdpo_jax.data import comparisons
 from pdpo_jax.runs import run_folder
 
 # Of the tables below. Another version refuses to read them.
@@ -34,10 +35,9 @@ _people = sqlalchemy.Table(
   "people",
   _metadata,
   sqlalchemy.Column("id", sqlalchemy.Text, primary_key=True),
-  # The rest is null until they are learnt. Arrays are float32.
-  sqlalchemy.Column("row", sqlalchemy.LargeBinary),
-  sqlalchemy.Column("place", sqlalchemy.LargeBinary),
-  sqlalchemy.Column("covariance", sqlalchemy.LargeBinary),
+  # The rest is null until they are learnt.
+  sqlalchemy.Column("row", sqlalchemy.LargeBinary),  # float32
+  sqlalchemy.Column("posterior", sqlalchemy.LargeBinary),  # arrays as NPZ
   sqlalchemy.Column("num_choices", sqlalchemy.Integer),
   sqlalchemy.Column("log_evidence", sqlalchemy.Float),
   sqlalchemy.Column("learnt_at", sqlalchemy.Text),
@@ -53,7 +53,7 @@ _choices = sqlalchemy.Table(
     index=True,
     nullable=False,
   ),
-  # As `example_of` reads it: a choice, without whose it is.
+  # As `data/comparisons.py` writes it.
   sqlalchemy.Column("comparison", sqlalchemy.Text, nullable=False),
   sqlalchemy.Column("made_at", sqlalchemy.Text, nullable=False),
 )
@@ -64,18 +64,17 @@ class Learnt:
   """What choices say of a person.
 
   Attributes:
-    row: of the user table, flat where it was read: `[T D]`, or `[C]`.
-    place: among the run's users, `[k]`: z of `training/people.py`.
-    covariance: of that, `[k, k]`.
-    num_choices: that it was learnt from.
+    row: of the user table; flat where it was read.
+    posterior: how sure that is: the other fields of `people.Person` of
+      `training/`, covariance among them, as arrays by name.
+    num_choices: that were kept when it was learnt.
     log_evidence: in nats.
     policy: `rows.shared_digest` of the policy that it was learnt with.
-    learnt_at: a date and time.
+    learnt_at: a date and time; empty: now.
   """
 
   row: np.ndarray
-  place: np.ndarray
-  covariance: np.ndarray
+  posterior: Mapping[str, np.ndarray]
   num_choices: int
   log_evidence: float
   policy: str
@@ -95,6 +94,12 @@ class Person:
   num_choices: int
   learnt: Learnt | None
 
+  def is_current(self, policy: str) -> bool:
+    """Whether their row is of this policy, and of all their choices."""
+    return self.is_answered(policy) and (
+      self.learnt.num_choices == self.num_choices
+    )
+
   def is_answered(self, policy: str) -> bool:
     """Whether they have a row that goes with this policy."""
     return self.learnt is not None and self.learnt.policy == policy
@@ -103,36 +108,6 @@ class Person:
 def now() -> str:
   """The date and time, for people to read as well."""
   return datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-
-
-def comparison_of(example: structs.PreferenceExample) -> str:
-  """A choice as JSON, without whose it is."""
-  prompt = example.prompt
-  if not isinstance(prompt, str):
-    prompt = [dataclasses.asdict(message) for message in prompt]
-  fields = {
-    "prompt": prompt,
-    "chosen": example.chosen,
-    "rejected": list(example.rejected),
-  }
-  if example.user_text:
-    fields["user_text"] = example.user_text
-  return json.dumps(fields, ensure_ascii=False)
-
-
-def example_of(comparison: str, user_id: str) -> structs.PreferenceExample:
-  """What `comparison_of` wrote."""
-  fields = json.loads(comparison)
-  prompt = fields["prompt"]
-  if not isinstance(prompt, str):
-    prompt = tuple(structs.Message(**message) for message in prompt)
-  return structs.PreferenceExample(
-    prompt,
-    fields["chosen"],
-    tuple(fields["rejected"]),
-    user_id,
-    fields.get("user_text", ""),
-  )
 
 
 class People:
@@ -251,7 +226,7 @@ class People:
         .where(_choices.c.person == user_id)
         .order_by(_choices.c.number)
       ).all()
-    return [example_of(row.comparison, user_id) for row in rows]
+    return [comparisons.from_json(row.comparison, user_id) for row in rows]
 
   def add(
     self,
@@ -268,7 +243,7 @@ class People:
     """
     added, at = 0, now()
     with self._writing() as connection:
-      for user_id, comparisons in _by_person(examples).items():
+      for user_id, of_person in _by_person(examples).items():
         person = connection.execute(
           sqlalchemy.select(_people.c.id).where(_people.c.id == user_id)
         ).first()
@@ -280,7 +255,7 @@ class People:
           )
         )
         there = {*known.scalars()}
-        for comparison in dict.fromkeys(comparisons):
+        for comparison in dict.fromkeys(of_person):
           if comparison in there:
             continue
           connection.execute(
@@ -305,8 +280,7 @@ class People:
       .where(_people.c.id == user_id)
       .values(
         row=np.asarray(learnt.row, np.float32).tobytes(),
-        place=np.asarray(learnt.place, np.float32).tobytes(),
-        covariance=np.asarray(learnt.covariance, np.float32).tobytes(),
+        posterior=_packed(learnt.posterior),
         num_choices=learnt.num_choices,
         log_evidence=learnt.log_evidence,
         learnt_at=learnt.learnt_at or now(),
@@ -376,21 +350,26 @@ def _set_up_sqlite(connection: sqlite3.Connection, _) -> None:
 def _by_person(
   examples: Iterable[structs.PreferenceExample],
 ) -> dict[str, list[str]]:
-  comparisons = collections.defaultdict(list)
+  of_people = collections.defaultdict(list)
   for example in examples:
-    comparisons[example.user_id].append(comparison_of(example))
-  return comparisons
+    of_people[example.user_id].append(comparisons.to_json(example))
+  return of_people
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+  out = io.BytesIO()
+  np.savez(out, **arrays)
+  return out.getvalue()
 
 
 def _learnt_of(row: sqlalchemy.Row) -> Learnt | None:
   if row.policy is None:
     return None
-  place = np.frombuffer(row.place, np.float32)
-  covariance = np.frombuffer(row.covariance, np.float32)
+  with np.load(io.BytesIO(row.posterior), allow_pickle=False) as arrays:
+    posterior = dict(arrays)
   return Learnt(
     np.frombuffer(row.row, np.float32),
-    place,
-    covariance.reshape(place.size, place.size),
+    posterior,
     row.num_choices,
     row.log_evidence,
     row.policy,

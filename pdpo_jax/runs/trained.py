@@ -13,6 +13,7 @@ from pdpo_jax.data import tokenized
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import people as people_lib
 from pdpo_jax.runs import responses as responses_lib
 from pdpo_jax.runs import run_folder
 from pdpo_jax.runs import scores as scores_lib
@@ -146,13 +147,68 @@ class Trained:
     return rows.shared_digest(self._trained.user, self.folder)
 
   @functools.cached_property
-  def users(self) -> users_lib.UserIndex:
-    """Of the newest checkpoint, whose tables and weights are not read."""
+  def table(self) -> users_lib.UserIndex:
+    """Whose the rows are that were trained."""
     return policies.read_users(self._trained.recipe, self.folder)
 
   @functools.cached_property
+  def _came(self) -> dict[str, people_lib.Person]:
+    """People who came after training, by id; those of the run's own policy."""
+    if not self.is_own or not self.config.user.prefix_length:
+      return {}
+    return processes.from_first(
+      lambda: people_lib.People.of_run(self.workdir).all()
+    )
+
+  @functools.cached_property
+  def _answered(self) -> dict[str, people_lib.Learnt]:
+    """Those who have a row that goes with this policy."""
+    answered = {
+      user_id: person.learnt
+      for user_id, person in self._came.items()
+      if user_id not in self.table and person.is_answered(self.shared_digest)
+    }
+    waiting = len(self._came) - len(answered)
+    if waiting:
+      logger.warning(
+        "%d people of %s are not learnt, or with other weights than it has "
+        "now; `python -m pdpo_jax.users --workdir=%s learn` does",
+        waiting,
+        self.workdir,
+        self.workdir,
+      )
+    return answered
+
+  @functools.cached_property
+  def users(self) -> users_lib.UserIndex:
+    """Who has a row; tables and weights are not read.
+
+    Rows of people who came after training are behind those of the newest
+    checkpoint.
+    """
+    return users_lib.UserIndex([*self.table.rows, *self._answered])
+
+  def row_of(self, user_id: str | None) -> int:
+    """As `UserIndex.row_of`, of `users`.
+
+    Raises:
+      ValueError: also if the user's choices are still to be learnt from.
+    """
+    if user_id in self._came and user_id not in self.users:
+      raise ValueError(
+        f"user id {user_id!r}: their choices are not learnt with the weights "
+        f"that {self.workdir} has now; `python -m pdpo_jax.users "
+        f"--workdir={self.workdir} learn` does"
+      )
+    return self.users.row_of(user_id)
+
+  @functools.cached_property
   def policy(self) -> policy_lib.Policy:
-    return self._loaded.policy.merge()
+    """With the rows of `users`."""
+    policy = self._loaded.policy
+    shape = policies.row_shape(policy)
+    rows = [learnt.row.reshape(shape) for learnt in self._answered.values()]
+    return policies.with_rows(policy, rows).merge()
 
   @functools.cached_property
   def learner(self) -> people.Learner:
@@ -165,7 +221,7 @@ class Trained:
       self._trained.recipe,
       self._base,
       self._loaded.policy,
-      num_users=len(self.users.ids),
+      num_users=self.table.last_row,
     )
 
   def read_for(self, run: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -208,7 +264,7 @@ class Trained:
     missing = [name for name in files if name not in scores]
     if missing:
       data = tokenized.tokenize_dataset(
-        dataset, self.config.data, self._base.tokenizer, self.users, missing
+        dataset, self.config.data, self._base.tokenizer, self.table, missing
       )
       recipe = self.config.recipe
       for name, split in data.splits.items():
@@ -239,7 +295,7 @@ class Trained:
     """
     return responses_lib.make(
       examples,
-      lambda user_id: self.users.row_or_generic(user_id),
+      lambda user_id: self.table.row_or_generic(user_id),
       lambda: self.policy,
       self._base,
       self.config.data,

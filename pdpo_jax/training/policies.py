@@ -197,6 +197,14 @@ def begin_as(
   return dataclasses.replace(policy, trainable=nnx.from_flat_state(trainable))
 
 
+def row_shape(policy: SplitPolicy) -> tuple[int, ...]:
+  """Of a user's row; empty without a user model."""
+  for _, variable in nnx.to_flat_state(policy.trainable):
+    if isinstance(variable, user_model.UserRowParam):
+      return variable.get_value().shape[1:]
+  return ()
+
+
 def with_rows(
   policy: SplitPolicy, rows: Sequence[Shaped[np.ndarray, "..."]]
 ) -> SplitPolicy:

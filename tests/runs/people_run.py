@@ -13,7 +13,7 @@ import tarfile
 import numpy as np
 
 from pdpo_jax.core import kept
-from pdpo_jax.data import held_out
+from pdpo_jax.data import comparisons, held_out
 from pdpo_jax.runs import people, run_folder
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs import scores as scores_lib
@@ -61,7 +61,7 @@ def make(place: pathlib.Path) -> pathlib.Path:
   for split in ("train", "heldout"):
     examples = [*map(renamed, getattr(dataset, split))]
     lines = [
-      {"user_id": x.user_id, **json.loads(people.comparison_of(x))}
+      {"user_id": x.user_id, **json.loads(comparisons.to_json(x))}
       for x in examples
     ]
     kept.write_jsonl(place / f"{split}.jsonl", lines)
@@ -160,4 +160,5 @@ def learnt(folder: pathlib.Path, num_choices: int) -> people.Learnt:
   """Something that was learnt of somebody."""
   row = np.arange(3 * 16, dtype=np.float32) / 7 + num_choices
   policy = run_lib.Run.open(folder).own.shared_digest
-  return people.Learnt(row, row[:2], np.eye(2), num_choices, -1.5, policy)
+  posterior = {"covariance": np.eye(2)}
+  return people.Learnt(row, posterior, num_choices, -1.5, policy)
