@@ -14,7 +14,7 @@ from typing import Any
 from pdpo_jax import command_line
 from pdpo_jax.core import display, kept, processes, structs
 from pdpo_jax.evaluation import accuracy, lengths
-from pdpo_jax.evaluation.report import familiarity, report
+from pdpo_jax.evaluation.report import familiarity, length_control, report
 from pdpo_jax.runs import answers, earlier, experiment, locks, run_folder
 from pdpo_jax.runs import config as config_lib
 
@@ -49,6 +49,7 @@ def summarize(
     }
     for name, by_split in outcome.scores.items()
   }
+  baseline = "vanilla" if "vanilla" in outcome.scores else None
   claims = lengths.claims(words, dataset.short_users, dataset.long_users)
   results = {
     "claims": claims,
@@ -61,11 +62,13 @@ def summarize(
       name: {split: value.to_json() for split, value in by_split.items()}
       for name, by_split in accuracies.items()
     },
-    "familiarity": familiarity.find(
-      outcome.scores,
-      dataset,
-      "vanilla" if "vanilla" in outcome.scores else None,
-    ).to_json(),
+    **{
+      name: find(outcome.scores, dataset, baseline).to_json()
+      for name, find in (
+        ("familiarity", familiarity.find),
+        ("length_control", length_control.find),
+      )
+    },
     "seconds": outcome.clock.all(),
   }
   if processes.is_first():

@@ -26,9 +26,9 @@ def strata(train, heldout, ratios=None, unseen=()):
       scores[split] = scores_lib.make(
         examples, pairs if ratios is None else ratios
       )
-  found = familiarity.strata({"P": scores}, dataset)
+  found = familiarity.divide({"P": scores}, dataset)
   return {
-    (each.split, each.known_to, each.kind): [
+    (each.split, each.by, each.kind): [
       tuple(place)
       for place in np.argwhere(~np.isnan(each.scores["P"].ratios)).tolist()
     ]
@@ -117,6 +117,6 @@ def test_other_values_of_scores_stay():
     np.ones(1, np.int32),
   )
   dataset = dataset_lib.Dataset(TRAIN, heldout, [])
-  first, *_ = familiarity.strata({"P": {"heldout": scores}}, dataset)
+  first, *_ = familiarity.divide({"P": {"heldout": scores}}, dataset)
   kept = first.scores["P"]
   assert dataclasses.replace(kept, ratios=scores.ratios) == scores

@@ -47,11 +47,12 @@ def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
   for old, new in zip(before["accuracy"], after["accuracy"], strict=True):
     for margins in (old, new):
       margins.pop("margin_by_user")
-    # Nor did it count choices, or tell known texts from new ones.
+    # Nor did it count choices, or tell pairs apart.
     assert new.pop("examples_by_user").keys() == new["by_user"].keys()
     assert new.pop("interval_by_user").keys() == new["by_user"].keys()
     assert old.pop("margin") == pytest.approx(new.pop("margin"), abs=1e-5)
-  assert after.pop("familiarity").keys() == {"heldout"}
+  for name in ("familiarity", "length_control"):
+    assert after.pop(name).keys() == {"heldout"}
   assert after == before
   assert (folder / run_folder.JOURNAL).read_bytes() == journal
   assert responses == {

@@ -14,6 +14,7 @@ from pdpo_jax.evaluation.report import (
   by_user,
   controls,
   familiarity,
+  length_control,
   page,
   provenance,
   users,
@@ -57,13 +58,20 @@ def make_report(
     )
     numbers |= win_rates.numbers(rates, judge)
   vectors = users.read_vectors(first, dataset)
-  new_texts = {split: familiar.new_texts(split) for split in scores[first.name]}
+  new_texts = {
+    split: familiarity.new_texts(familiar, split)
+    for split in scores[first.name]
+  }
+  length = length_control.find(scores, dataset, accuracies.baseline)
   verdict = f"{answers.verdict(health)} {accuracies.verdict(new_texts)}".strip()
   # Then what describes and shows them.
   subjects = {
     "Reward accuracy": accuracies.section,
     "Users one by one": lambda: by_user.section(accuracies),
-    "Known and new texts": familiar.compared and familiar.section,
+    "Known and new texts": familiar.compared
+    and (lambda: familiarity.section(familiar)),
+    "Controlled for length": length.compared
+    and (lambda: length_control.section(length)),
     "Generated text": answered
     and (lambda: answers.section(answered, dataset, health)),
     "Win rates": rates and (lambda: win_rates.section(rates, judge)),

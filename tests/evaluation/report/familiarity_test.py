@@ -2,7 +2,7 @@ import numpy as np
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.evaluation.report import accuracy, by_user, familiarity
+from pdpo_jax.evaluation.report import accuracy, by_user, familiarity, strata
 from pdpo_jax.runs import scores as scores_lib
 
 USERS = [f"u{number}" for number in range(8)]
@@ -56,7 +56,9 @@ def test_the_verdict_of_a_run_that_only_knows_texts_does_not_speak_of_taste():
   accuracies = accuracy.Findings(
     accuracy.compare(scores, {}, "V"), "P", "V", {}
   )
-  verdict = accuracies.verdict({"heldout": findings.new_texts("heldout")})
+  verdict = accuracies.verdict(
+    {"heldout": familiarity.new_texts(findings, "heldout")}
+  )
   assert "is more accurate than V, but not, as far as these" in verdict
   assert "+25.0 points on held-out choices" in verdict
   assert "+0.0 on those between texts new to the person" in verdict
@@ -64,12 +66,12 @@ def test_the_verdict_of_a_run_that_only_knows_texts_does_not_speak_of_taste():
 
 def test_too_few_pairs_of_new_texts_say_nothing():
   _, findings = found(known_right=4, new_right=1, new_texts=2)
-  assert findings.new_texts("heldout") == {}
+  assert familiarity.new_texts(findings, "heldout") == {}
   assert findings.to_json()["heldout"]["person"]["none"] == {
     "num_pairs": 16,
     "policies": {},
   }
-  (table,) = findings.section().tables
+  (table,) = familiarity.section(findings).tables
   assert table.lines[0][:3] == (
     "neither text the person compared in training",
     "–",
@@ -79,14 +81,14 @@ def test_too_few_pairs_of_new_texts_say_nothing():
 
 def test_where_all_texts_are_new_or_none_is_a_run_is_told_so():
   _, findings = found(known_right=4, new_right=1, new_texts=0)
-  assert findings.new_texts("heldout") == {}
-  nothing = familiarity.Findings((), "V", {"heldout": 32})
-  assert nothing.new_texts("heldout") is None
+  assert familiarity.new_texts(findings, "heldout") == {}
+  nothing = strata.Findings((), "V", {"heldout": 32})
+  assert familiarity.new_texts(nothing, "heldout") is None
 
 
 def test_a_table_has_each_policy_and_says_what_is_left_out():
   _, findings = found(known_right=4, new_right=4)
-  (table,) = findings.section().tables
+  (table,) = familiarity.section(findings).tables
   assert [line[:3] for line in table.lines] == [
     (f"{title} {who} compared in training", name, "32")
     for who in ("the person", "somebody")
@@ -94,8 +96,8 @@ def test_a_table_has_each_policy_and_says_what_is_left_out():
     for name in ("P", "V")
   ]
   assert "cannot be told" not in table.note
-  more = familiarity.Findings(findings.compared, "V", {"heldout": 70})
-  (table,) = more.section().tables
+  more = strata.Findings(findings.compared, "V", {"heldout": 70})
+  (table,) = familiarity.section(more).tables
   assert "6 pairs are in no line" in table.note
 
 

@@ -81,8 +81,10 @@ def test_a_run_ends_with_its_report(runs):
     assert known.keys() == {"none", "one"}
     pairs = sum(stratum["num_pairs"] for stratum in known.values())
     assert pairs == found["accuracy"][0]["num_pairs"]
+    by_length = numbers["length_control"]["heldout"]["length"].values()
+    assert sum(stratum["num_pairs"] for stratum in by_length) == pairs
   page = (report / "index.html").read_text()
-  assert "Known and new texts" in page
+  assert "Known and new texts" in page and "Controlled for length" in page
   assert page.count("data:image/png") == 5
   assert found["verdict"].split(":")[0] in page
 
