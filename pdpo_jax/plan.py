@@ -28,7 +28,7 @@ from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, planner, report, topologies
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import earlier
-from pdpo_jax.training import recipes
+from pdpo_jax.training import branch_batches, recipes
 from pdpo_jax.weights import hf_safetensors
 
 _CONFIG = command_line.config_flag()
@@ -46,6 +46,12 @@ _RESPONSE = flags.DEFINE_integer(
 )
 _RESPONSES = flags.DEFINE_integer(
   "responses", None, "N, of an example.", lower_bound=2
+)
+_TURNS = flags.DEFINE_integer(
+  "turns",
+  1,
+  "Examples of a dialogue, which share the prompt of the last as a trunk.",
+  lower_bound=1,
 )
 _USERS = flags.DEFINE_integer(
   "users",
@@ -102,6 +108,7 @@ def batch_shape(
   prompt: int | None = None,
   responses: int | None = None,
   response: int | None = None,
+  turns: int = 1,
 ) -> abstract.Shape:
   """The longest batch of the config; what is given goes before.
 
@@ -111,9 +118,11 @@ def batch_shape(
     prompt: P, in tokens.
     responses: N.
     response: R, in tokens.
+    turns: examples of a dialogue.
 
   Raises:
-    ValueError: if nobody knows how many users there are.
+    ValueError: if nobody knows how many users there are, or turns of a
+      dialogue share no trunk.
   """
   data = config.data
   users = users or {
@@ -128,6 +137,17 @@ def batch_shape(
     raise ValueError(
       f"data.source {data.source!r} does not tell how many users there are; "
       "add --users=N"
+    )
+  reason = branch_batches.why_separate(config.recipe)
+  most = config.train.batch_size // config.train.accumulation_steps
+  if turns > 1 and reason:
+    raise ValueError(
+      f"--turns {turns} share no trunk, as {reason}; leave the flag out"
+    )
+  if turns > most:
+    raise ValueError(
+      f"--turns {turns} are more than the {most} examples of a microbatch; "
+      "give fewer, or lower train.accumulation_steps"
     )
   return abstract.Shape(
     examples=config.train.batch_size,
@@ -144,6 +164,7 @@ def batch_shape(
     bare_prompt=config.recipe.learns_generic
     and not config.loss.generic_sees_text
     and config.loss.mixing == "sample",
+    turns=turns,
   )
 
 
@@ -208,6 +229,7 @@ def main() -> None:
     prompt=_PROMPT.value,
     responses=_RESPONSES.value,
     response=_RESPONSE.value,
+    turns=_TURNS.value,
   )
   plans = make_plans(config.recipe, arch, shape, topology)
   if _JSON.value:

@@ -82,7 +82,15 @@ def make_report(
     _describe_users(train, loaded),
     _histogram("prompts of training, in tokens", lengths.prompts),
     _histogram("responses of training, in tokens", lengths.responses),
-    _describe_batches(batches),
+    "\n".join(
+      filter(
+        None,
+        [
+          _describe_batches(batches),
+          branch_batches.describe_trunks(config.recipe, train, batches),
+        ],
+      )
+    ),
     *_rendered(config, train, rows, tokenizer),
   ]
   return "\n\n".join(blocks) + "\n", lengths

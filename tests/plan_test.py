@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from configs import prism
 from pdpo_jax import plan
 from pdpo_jax.models import policy
 from pdpo_jax.runs import config as config_lib
@@ -139,3 +140,15 @@ def test_an_error_is_one_line():
   assert done.returncode == 1
   (line,) = done.stderr.strip().splitlines()
   assert line.startswith("error: topology 'v5e-12' is not known; there are v4-")
+
+
+def test_turns_of_a_dialogue_share_its_prompt_or_are_an_error():
+  config = prism.get_config()
+  assert plan.batch_shape(config, turns=4).turns == 4
+  with pytest.raises(
+    ValueError, match="--turns 9 are more than the 8 examples"
+  ):
+    plan.batch_shape(config, turns=9)
+  config.data.share_trunks = False
+  with pytest.raises(ValueError, match="--turns 4 share no trunk"):
+    plan.batch_shape(config, turns=4)

@@ -117,3 +117,45 @@ def test_the_figure_is_written(made, tmp_path):
   counts = collections.Counter(e.user_id for e in made[1].train)
   report.figure(tmp_path / "report.png", lengths, list(counts.values()))
   assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def in_dialogue(*turns):
+  """A turn of ann's, and all that was said before it."""
+  asked = tuple(
+    structs.Message("assistant" if n % 2 else "user", text)
+    for n, text in enumerate(turns)
+  )
+  return structs.PreferenceExample(asked, "sat", ("ran",), "ann")
+
+
+@pytest.mark.parametrize(
+  ("changes", "line"),
+  [
+    (
+      {},
+      "trunks: 9 for 10 comparisons, 1 with several (2); 9.1% of positions "
+      "saved; not joined: 1 turns whose history has another answer than was "
+      "chosen",
+    ),
+    (
+      {"share_trunks": False},
+      "trunks: none, as data.share_trunks is off; 2 turns of dialogues are "
+      "rows of their own",
+    ),
+    ({"pack": False}, "trunks: none, as data.pack is off; 2 turns"),
+  ],
+)
+def test_the_report_says_what_dialogues_share(made, changes, line):
+  config, found, tokenizer = made
+  assert "trunks:" not in report.make_report(*made)[0]
+  for name, value in changes.items():
+    setattr(config.data, name, value)
+  config.train.batch_size = 2
+  dialogue = [
+    in_dialogue("the cat"),
+    in_dialogue("the cat", "sat", "I"),
+    in_dialogue("the cat", "ran", "I"),
+  ]
+  train = [*found.train[:7], *dialogue]
+  found = dataclasses.replace(found, train=train)
+  assert line in report.make_report(config, found, tokenizer)[0]

@@ -1,10 +1,10 @@
 """The data types that cross modules, and the axes their arrays have.
 
-B examples of a batch · N responses of an example (0 is the chosen one, 1.. are
-rejected) · P prompt positions · R response positions · T user tokens · D width
-· H query heads · K key/value heads · E head size · F feed-forward · V
-vocabulary · U user rows (row 0 is the generic user) · C clusters · r LoRA rank
-· L layers.
+B rows of a batch, examples or dialogues · N responses of a row (of an example,
+0 is the chosen one, 1.. are rejected) · P prompt positions · R response
+positions · T user tokens · D width · H query heads · K key/value heads · E head
+size · F feed-forward · V vocabulary · U user rows (row 0 is the generic user) ·
+C clusters · r LoRA rank · L layers.
 """
 
 import dataclasses
@@ -103,15 +103,43 @@ class Packed:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PreferenceBatch:
-  """Examples whose N responses share their prompt.
+class Decisions:
+  """Which comparison each response is of, where rows are dialogues.
 
-  The prompt is padded on the left and responses on the right, so that a
-  response begins right after its prompt's last token. An example with fewer
-  than N responses, and a row that only fills the batch, has false masks there.
+  The last decision's prompt is the trunk: it holds those of all earlier ones
+  and what was chosen there. Two decisions, with prompts p and p c u:
+
+      trunk      p p c c u u
+      responses  c           0  read off the trunk, where it stands
+                 c'          0  chosen last, behind the whole trunk
+                 r           1  rejected first, behind p alone
+                 r'          2  rejected last, behind the whole trunk
+
+  Chosen responses that stand on the trunk come first, then the one behind it,
+  then all that were rejected.
   """
 
-  index: Any  # int32 [B], the example's place in its data set; -1 fills up
+  example: Any  # int32 [B, N], its example's place in the data set; -1 for none
+  chosen: Any  # int32 [B, N], which response was chosen in its comparison
+  # Trunk positions that it does not follow: those after its own prompt.
+  remaining: Any  # int32 [B, N]
+  # Responses of each row that are read off the trunk, the first so many.
+  on_trunk: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PreferenceBatch:
+  """Rows whose N responses share their prompt: comparisons, or dialogues.
+
+  The prompt is padded on the left and responses on the right, so that a
+  response begins right after its prompt's last token. A row with fewer than N
+  responses, or one that only fills the batch, has false masks there.
+  """
+
+  # int32 [B], the place in the data set of the example whose prompt it is; -1
+  # fills up.
+  index: Any
   user_row: Any  # int32 [B]
   prompt: Any  # int32 [B, P]
   prompt_mask: Any  # bool [B, P]
@@ -122,11 +150,28 @@ class PreferenceBatch:
   # What the generic branch reads, where it is not `prompt`.
   bare_prompt: Any = None  # int32 [B, P]
   bare_prompt_mask: Any = None  # bool [B, P]
+  # None: each row is one comparison, whose first response is the chosen one.
+  decisions: Decisions | None = None
   # Room for the real positions of a group of examples; None: rows run as they
   # are, padding included.
   packed: Packed | None = dataclasses.field(
     default=None, metadata={"static": True}
   )
+
+  @property
+  def examples(self) -> Any:
+    """Place in the data set of each response's example, `[B, N]` or `[B, 1]`.
+
+    -1 where there is none.
+    """
+    if self.decisions is None:
+      return self.index[:, None]
+    return self.decisions.example
+
+  @property
+  def chosen(self) -> Any:
+    """As `Decisions.chosen`; None where it is each row's first response."""
+    return None if self.decisions is None else self.decisions.chosen
 
 
 @jax.tree_util.register_dataclass

@@ -1,9 +1,10 @@
 """Batches as a pure function of (seed, step).
 
-`packing.py` deals examples whose real positions run side by side, and sequences
-for supervised fine-tuning; `rectangles.py` examples that run as padded rows. An
-epoch is `ceil(examples / batch_size)` batches. Nothing about the position in
-the data needs saving.
+`packing.py` deals examples whose real positions run side by side, those that
+share a trunk (`trunks.py`) as one row, and sequences for supervised
+fine-tuning; `rectangles.py` examples that run as padded rows. An epoch is
+`ceil(examples / batch_size)` batches. Nothing about the position in the data
+needs saving.
 """
 
 import dataclasses
@@ -11,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import packing, rectangles
+from pdpo_jax.data import trunks as trunks_lib
 
 Shape = rectangles.Shape
 
@@ -45,26 +47,6 @@ def round_up(sizes: Any, multiple: int, offset: int = 0) -> Any:
   return -(-(sizes + offset) // multiple) * multiple - offset
 
 
-def _sizes(
-  examples: Sequence[structs.TokenizedExample], with_bare_prompt: bool
-) -> tuple[
-  Int[np.ndarray, " examples"],
-  Int[np.ndarray, " examples"],
-  Int[np.ndarray, "examples 3"],
-]:
-  """Positions of each example's prompt and of its responses; P, N and R."""
-  prompts = [
-    max(len(example.prompt), with_bare_prompt * len(example.bare_prompt))
-    for example in examples
-  ]
-  responses = [[len(each) for each in row.responses] for row in examples]
-  sizes = [
-    (prompt, len(lengths), max(lengths))
-    for prompt, lengths in zip(prompts, responses, strict=True)
-  ]
-  return np.array(prompts), np.array([*map(sum, responses)]), np.array(sizes)
-
-
 def padded_length(length: int) -> int:
   """The least of 16, 24, 32, 48, 64, 96, ... that holds so many tokens.
 
@@ -83,9 +65,10 @@ def padded_length(length: int) -> int:
 def make_batch(
   examples: Sequence[structs.TokenizedExample],
   reference_logps: Float[np.ndarray, "examples N"] | None,
-  rows: Int[np.ndarray, " B"],
+  rows: Sequence[trunks_lib.Trunk],
   shape: Shape,
   *,
+  on_trunk: int = 0,
   packed: structs.Packed | None = None,
   with_bare_prompt: bool = False,
 ) -> structs.PreferenceBatch:
@@ -93,21 +76,24 @@ def make_batch(
 
   Args:
     reference_logps: as for `PreferenceBatches`.
-    rows: which of them; -1 for a row that only fills the batch.
+    rows: of which examples each is, decision by decision; of none where it only
+      fills the batch.
     shape: P, N and R, at least as large as theirs.
+    on_trunk: responses of a row that are read off its trunk, at most.
     packed: room for their real positions, where these are to run side by side.
     with_bare_prompt: as for `PreferenceBatches`.
   """
   prompt_size, num_responses, response_size = shape
+  sizes = len(rows), num_responses
   batch = structs.PreferenceBatch(
-    index=rows.astype(np.int32),
+    index=np.array([row[-1] if row else -1 for row in rows], np.int32),
     user_row=np.zeros(len(rows), np.int32),
     prompt=np.zeros((len(rows), prompt_size), np.int32),
     prompt_mask=np.zeros((len(rows), prompt_size), bool),
-    responses=np.zeros((len(rows), num_responses, response_size), np.int32),
-    response_mask=np.zeros((len(rows), num_responses, response_size), bool),
-    reference_logps=np.zeros((len(rows), num_responses), np.float32),
-    weight=(rows >= 0).astype(np.float32),
+    responses=np.zeros((*sizes, response_size), np.int32),
+    response_mask=np.zeros((*sizes, response_size), bool),
+    reference_logps=np.zeros(sizes, np.float32),
+    weight=np.array([bool(row) for row in rows], np.float32),
     packed=packed,
   )
   if with_bare_prompt:
@@ -116,24 +102,46 @@ def make_batch(
       bare_prompt=np.zeros_like(batch.prompt),
       bare_prompt_mask=np.zeros_like(batch.prompt_mask),
     )
-  for place in np.flatnonzero(rows >= 0):
-    example = examples[rows[place]]
-    batch.user_row[place] = example.user_row
-    start = prompt_size - len(example.prompt)
-    batch.prompt[place, start:] = example.prompt
+  if on_trunk:
+    decisions = structs.Decisions(
+      example=np.full(sizes, -1, np.int32),
+      chosen=np.zeros(sizes, np.int32),
+      remaining=np.zeros(sizes, np.int32),
+      on_trunk=on_trunk,
+    )
+    batch = dataclasses.replace(batch, decisions=decisions)
+  for place, row in enumerate(rows):
+    if not row:
+      continue
+    last = examples[row[-1]]
+    batch.user_row[place] = last.user_row
+    start = prompt_size - len(last.prompt)
+    batch.prompt[place, start:] = last.prompt
     batch.prompt_mask[place, start:] = True
     if with_bare_prompt:
-      start = prompt_size - len(example.bare_prompt)
-      batch.bare_prompt[place, start:] = example.bare_prompt
+      start = prompt_size - len(last.bare_prompt)
+      batch.bare_prompt[place, start:] = last.bare_prompt
       batch.bare_prompt_mask[place, start:] = True
-    for number, response in enumerate(example.responses):
-      batch.responses[place, number, : len(response)] = response
-      batch.response_mask[place, number, : len(response)] = True
-      batch.reference_logps[place, number] = (
+    # Where the next rejected response goes; see `structs.Decisions`.
+    column = on_trunk + 1
+    for turn, index in enumerate(row):
+      example = examples[index]
+      chosen = on_trunk if index == row[-1] else turn
+      columns = [chosen, *range(column, column + len(example.responses) - 1)]
+      column += len(example.responses) - 1
+      for number, response in enumerate(example.responses):
+        batch.responses[place, columns[number], : len(response)] = response
+        batch.response_mask[place, columns[number], : len(response)] = True
+      batch.reference_logps[place, columns] = (
         np.nan
         if reference_logps is None
-        else reference_logps[rows[place], number]
+        else reference_logps[index, : len(columns)]
       )
+      if on_trunk:
+        behind = len(last.prompt) - len(example.prompt)
+        decisions.example[place, columns] = index
+        decisions.chosen[place, columns] = chosen
+        decisions.remaining[place, columns] = behind
   return batch
 
 
@@ -145,7 +153,9 @@ class PreferenceBatches:
     reference_logps: in nats, the chosen response first; beyond an example's
       last response anything. Without it, batches hold NaN there, so that a
       loss that reads it is not quietly wrong.
-    batch_size: B, over all devices.
+    batch_size: comparisons of a batch, over all devices. Dialogues are not
+      divided: where trunks are shared, it is met on average, and exceeded by
+      one dialogue at most.
     seed: of the order.
     prefix_length: T, how many user tokens will stand before a prompt.
     pad_multiple: of what `T + P`, R and a group's room are multiples.
@@ -154,6 +164,15 @@ class PreferenceBatches:
     microbatches: that a device's rows are run in.
     with_bare_prompt: whether batches hold the prompts without user text too.
     pack: whether real positions run side by side; or else padded rows.
+    share_trunks: whether turns of a dialogue are one row, where their tokens
+      allow it; that needs `pack`.
+
+  Attributes:
+    trunks: the examples of each row, decision by decision.
+    positions: of all rows, without padding.
+    separate_positions: the same if each example was a row.
+    num_examples: of an epoch.
+    num_responses: N of the examples, at most.
   """
 
   def __init__(
@@ -170,13 +189,16 @@ class PreferenceBatches:
     devices: int = 1,
     microbatches: int = 1,
     pack: bool = True,
+    share_trunks: bool = False,
   ):
     _check(len(examples), batch_size, max_shapes, pad_multiple)
-    prompts, responses, sizes = _sizes(examples, with_bare_prompt)
     self.layout = packing.Layout(batch_size, devices, microbatches)
+    # A microbatch has room for so many comparisons.
+    most = batch_size // microbatches if pack and share_trunks else 1
+    self.trunks = trunks_lib.join(examples, most, with_bare_prompt)
+    rows = trunks_lib.Rows.of(examples, self.trunks, with_bare_prompt)
 
-    def padded(sizes):
-      prompt, count, longest = sizes.T
+    def padded(prompt, count, longest):
       return (
         round_up(prompt, pad_multiple, prefix_length),
         count,
@@ -185,23 +207,30 @@ class PreferenceBatches:
 
     if pack:
       classes = packing.make_classes(
-        prompts, responses, sizes[:, 1], self.layout, max_shapes, pad_multiple
+        rows.sizes(), self.layout, max_shapes, pad_multiple
       )
-      largest = np.stack([sizes[each.examples].max(0) for each in classes])
-      self._shapes = [*map(tuple, np.stack(padded(largest), 1).tolist())]
+      self._shapes = [padded(*rows.shape(each.rows)) for each in classes]
+      self._on_trunk = [
+        int(rows.decisions[each.rows].max()) - 1 for each in classes
+      ]
       self.rooms = [each.packed for each in classes]
       self._dealer = packing.Dealer(classes, seed)
       room = self.layout.groups * sum(
         each.strata.shape[1] * each.packed.positions for each in classes
       )
     else:
-      rows = np.stack(padded(sizes), 1)
-      self._dealer = rectangles.Dealer(rows, batch_size, seed, max_shapes)
+      sizes = padded(rows.prompts, rows.responses, rows.longest)
+      self._dealer = rectangles.Dealer(
+        np.stack(sizes, 1), batch_size, seed, max_shapes
+      )
       self._shapes = self._dealer.shapes
+      self._on_trunk = [0] * len(self._shapes)
       self.rooms = [None] * len(self._shapes)
       room = self._dealer.padded_cost
+    self.num_examples = len(examples)
+    self.num_responses = max(len(example.responses) for example in examples)
     if reference_logps is not None:
-      expected = (len(examples), int(sizes[:, 1].max()))
+      expected = (self.num_examples, self.num_responses)
       if reference_logps.shape != expected:
         raise ValueError(
           f"reference_logps has shape {reference_logps.shape}, but the data "
@@ -210,8 +239,14 @@ class PreferenceBatches:
     self._examples = examples
     self._with_bare_prompt = with_bare_prompt
     self._reference_logps = reference_logps
+    self.positions = int(rows.prompts.sum() + rows.behind.sum())
+    self.separate_positions = sum(
+      max(len(example.prompt), with_bare_prompt * len(example.bare_prompt))
+      + sum(map(len, example.responses))
+      for example in examples
+    )
     # Of an epoch's positions in linear layers, those that are padding.
-    self.padding_share = 1.0 - (prompts.sum() + responses.sum()) / room
+    self.padding_share = 1.0 - self.positions / room
 
   @property
   def num_batches(self) -> int:
@@ -220,7 +255,7 @@ class PreferenceBatches:
 
   @property
   def shapes(self) -> list[Shape]:
-    """(P, N, R) of the batches that occur, shortest examples first."""
+    """(P, N, R) of the batches that occur, class by class."""
     return self._shapes
 
   def batch(self, step: int) -> structs.PreferenceBatch:
@@ -229,7 +264,7 @@ class PreferenceBatches:
     return self._make(number, rows)
 
   def in_order(self) -> Iterator[structs.PreferenceBatch]:
-    """Every example once, not shuffled."""
+    """Every example once, not shuffled but for their classes."""
     plan = self._dealer.in_order()
     for number, rows in zip(plan.classes, plan.rows, strict=True):
       yield self._make(number, rows)
@@ -238,8 +273,9 @@ class PreferenceBatches:
     return make_batch(
       self._examples,
       self._reference_logps,
-      rows,
+      [self.trunks[row] if row >= 0 else [] for row in rows],
       self._shapes[number],
+      on_trunk=self._on_trunk[number],
       packed=self.rooms[number],
       with_bare_prompt=self._with_bare_prompt,
     )
@@ -272,10 +308,9 @@ class TextBatches:
     # Rows are not packed: each is a group of its own, with room for its class's
     # longest.
     layout = packing.Layout(batch_size, microbatches=batch_size)
+    none = np.zeros_like(lengths)
     self._classes = packing.make_classes(
-      lengths,
-      np.zeros_like(lengths),
-      np.zeros_like(lengths),
+      packing.Sizes(lengths, none, none, np.ones_like(lengths)),
       layout,
       max_shapes,
       pad_multiple,

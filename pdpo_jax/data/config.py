@@ -161,6 +161,11 @@ class DataConfig(sections.Section):
   # Run the real positions of examples side by side, of mixed lengths in each
   # batch. Without, a batch has examples of one shape, padding included.
   pack: bool = True
+  # Turns of a dialogue whose tokens go on from each other are run as one row:
+  # prompts and chosen responses once, as the trunk of the dialogue, and the
+  # rejected responses behind it. The same losses and gradients for less work.
+  # Takes `pack`, and `loss.mixing` "sample".
+  share_trunks: bool = True
   # A control: user ids change places among the training examples, so that
   # nothing personal is left to learn.
   shuffle_users: bool = False

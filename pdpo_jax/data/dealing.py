@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,13 +11,13 @@ from jaxtyping import Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The batches of one epoch: each one's class, and its examples or -1.
+  """The batches of one epoch: each one's class, and its rows or -1.
 
-  Batches of a class have the same compiled shape.
+  Batches of a class have the same compiled shape, B included.
   """
 
   classes: Int[np.ndarray, " batches"]
-  rows: Int[np.ndarray, "batches B"]
+  rows: Sequence[Int[np.ndarray, " _"]]  # B each
 
 
 class Dealer(abc.ABC):
@@ -37,13 +38,14 @@ class Dealer(abc.ABC):
     """Class by class; without `rng`, examples of a class as in the data."""
 
   def batch(self, step: int) -> tuple[int, Int[np.ndarray, " B"]]:
-    """Class and examples of a batch; -1 fills up."""
+    """Class and rows of a batch; -1 fills up."""
     epoch, place = divmod(step, self.num_batches)
     if self._cached is None or self._cached[0] != epoch:
       rng = np.random.default_rng([self._seed, epoch])
       plan = self.in_order(rng)
       order = rng.permutation(self.num_batches)
-      self._cached = (epoch, Plan(plan.classes[order], plan.rows[order]))
+      rows = [plan.rows[number] for number in order]
+      self._cached = (epoch, Plan(plan.classes[order], rows))
     plan = self._cached[1]
     return int(plan.classes[place]), plan.rows[place]
 

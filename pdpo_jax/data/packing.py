@@ -1,14 +1,14 @@
-"""Which examples make up which batch, so that packed rows are full.
+"""Which rows make up which batch, so that packed rows are full.
 
-Linear layers do not care which example a position is of. So a group of examples
-is run on its real positions alone, side by side, and padding is what a group
-lacks to the room it is given. The room is one number for all groups of a class,
-so that a class is one compiled program, and it has to do in every epoch.
-Therefore batches are dealt like hands of cards: a class's examples are sorted
-by length and cut into as many strata as a batch has examples, and every batch
-gets one of each. Whatever is dealt, no example is longer than its stratum's
-longest, and long and short strata are shared out evenly among a batch's
-groups.
+A row is an example, or a dialogue of several that share a trunk. Linear layers
+do not care which row a position is of. So a group of rows is run on its real
+positions alone, side by side, and padding is what a group lacks to the room it
+is given. The room is one number for all groups of a class, so that a class is
+one compiled program, and it has to do in every epoch. Therefore batches are
+dealt like hands of cards: a class's rows are sorted by length and cut into as
+many strata as a batch has rows, and every batch gets one of each. Whatever is
+dealt, no row is longer than its stratum's longest, and long and short strata
+are shared out evenly among a batch's groups.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class Layout:
   """How a batch is divided when it is run.
 
   Attributes:
-    batch_size: B, over all devices.
-    devices: which have a run of the batch's examples each.
-    microbatches: that a device's examples are run in; of m, number j has its
-      examples j, m + j, 2 m + j and so on.
+    batch_size: comparisons, over all devices.
+    devices: which have a run of the batch's rows each.
+    microbatches: that a device's rows are run in; of m, number j has its rows
+      j, m + j, 2 m + j and so on.
   """
 
   batch_size: int
@@ -53,25 +53,46 @@ class Layout:
 
   @property
   def groups(self) -> int:
-    """Of examples that are run together, on one device."""
+    """Of rows that are run together, on one device."""
     return self.devices * self.microbatches
 
   def share_out(
-    self, lengths: Int[np.ndarray, " B"]
-  ) -> Int[np.ndarray, "groups group"]:
+    self, lengths: Int[np.ndarray, " strata"]
+  ) -> tuple[Int[np.ndarray, "groups group"], int]:
     """Which strata each group gets, so that their lengths add up alike.
 
     The longest goes first, to the group that has least so far and still has a
-    place.
+    place. Where groups do not divide the strata, -1 fills up.
+
+    Returns:
+      The strata of each group, and the largest sum of a group's lengths.
     """
-    size = self.batch_size // self.groups
+    size = -(-len(lengths) // self.groups)
     sums, got = np.zeros(self.groups), [[] for _ in range(self.groups)]
     for stratum in np.argsort(-lengths, kind="stable"):
       places = [len(group) < size for group in got]
       group = int(np.argmin(np.where(places, sums, np.inf)))
       got[group].append(int(stratum))
       sums[group] += lengths[stratum]
-    return np.array(got)
+    filled = [group + [-1] * (size - len(group)) for group in got]
+    return np.array(filled), int(sums.max())
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What each row takes: an example, or the dialogue of several.
+
+  Attributes:
+    positions: that are run.
+    response_positions: those of responses that are to be predicted.
+    responses: how many are run.
+    comparisons: how many it has.
+  """
+
+  positions: Int[np.ndarray, " rows"]
+  response_positions: Int[np.ndarray, " rows"]
+  responses: Int[np.ndarray, " rows"]
+  comparisons: Int[np.ndarray, " rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,28 +100,56 @@ class Class:
   """Batches of one compiled shape.
 
   Attributes:
-    strata: examples, a row for each stratum, the shortest first; -1 where there
-      is none to fill a batch.
-    order: the stratum of each row of a batch.
+    strata: rows, stratum by stratum, as they are sorted; -1 where there is none
+      to fill a batch.
+    comparisons: of each of the rows.
+    order: the stratum of each row of a batch; -1 for none.
     packed: room for any group.
   """
 
-  strata: Int[np.ndarray, "B batches"]
+  strata: Int[np.ndarray, "strata batches"]
+  comparisons: Int[np.ndarray, "strata batches"]
   order: Int[np.ndarray, " B"]
   packed: structs.Packed
 
   @property
-  def examples(self) -> Int[np.ndarray, " examples"]:
+  def rows(self) -> Int[np.ndarray, " rows"]:
     return self.strata[self.strata >= 0]
 
   def deal(
     self, rng: np.random.Generator | None
   ) -> Int[np.ndarray, "batches B"]:
-    """All batches; without `rng`, examples of a stratum stay in their order."""
-    strata = self.strata
+    """All batches; without `rng`, rows of a stratum stay in their order."""
+    places = np.broadcast_to(np.arange(self.strata.shape[1]), self.strata.shape)
     if rng is not None:
-      strata = rng.permuted(strata, axis=1)
-    return strata[self.order].T
+      places = rng.permuted(places, axis=1)
+    places = self._evened_out(places)
+    strata = np.take_along_axis(self.strata, places, 1)
+    fill = np.full((1, strata.shape[1]), -1)
+    return np.concatenate([strata, fill])[self.order].T
+
+  def _evened_out(self, places):
+    """Changed such that no batch has a dialogue's comparisons too many.
+
+    Two batches change a row of one stratum, for which both have room. There is
+    one that helps: who has more than the mean and a dialogue has more in some
+    stratum than who has the least, and less than a dialogue more.
+    """
+    compared = np.take_along_axis(self.comparisons, places, 1)
+    totals = compared.sum(0)
+    most = int(totals.mean()) + compared.max()
+    if totals.max() <= most:
+      return places
+    places = places.copy()
+    while totals.max() > most:
+      full, empty = int(totals.argmax()), int(totals.argmin())
+      more = compared[:, full] - compared[:, empty]
+      stratum = int(more.argmax())
+      totals[full] -= more[stratum]
+      totals[empty] += more[stratum]
+      for changed in (places, compared):
+        changed[stratum, [full, empty]] = changed[stratum, [empty, full]]
+    return places
 
 
 class Dealer(dealing.Dealer):
@@ -118,63 +167,64 @@ class Dealer(dealing.Dealer):
   def in_order(self, rng: np.random.Generator | None = None) -> dealing.Plan:
     rows = [each.deal(rng) for each in self._classes]
     numbers = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    return dealing.Plan(numbers, np.concatenate(rows))
+    return dealing.Plan(numbers, [*itertools.chain(*rows)])
 
 
 def make_classes(
-  prompts: Int[np.ndarray, " examples"],
-  responses: Int[np.ndarray, " examples"],
-  counts: Int[np.ndarray, " examples"],
-  layout: Layout,
-  max_classes: int,
-  multiple: int,
+  sizes: Sizes, layout: Layout, max_classes: int, multiple: int
 ) -> list[Class]:
-  """Sorts examples into at most `max_classes`, those that need least room.
+  """Sorts rows into at most `max_classes`, those that need least room.
 
-  Which examples are of a class, and of a stratum, does not depend on the number
-  of devices: a run that goes on on others is dealt the same batches.
+  Which rows are of a class, and of a stratum, does not depend on the number of
+  devices: a run that goes on on others is dealt the same batches.
 
   Args:
-    prompts: real prompt positions of each example.
-    responses: real positions of all its responses together.
-    counts: of an example's responses. Attention runs on rectangles, so examples
-      with few and with many are kept apart where that is possible.
+    sizes: of the rows. Attention runs on rectangles, so examples with few and
+      with many responses are kept apart where that is possible.
+    layout: of a batch.
     multiple: of what rooms are multiples.
   """
-  size = layout.batch_size
-  totals = prompts + responses
-  # By count, then by length, and those alike as they come.
-  order = np.lexsort((totals, counts))
-  batches = math.ceil(len(order) / size)
-  fill = batches * size - len(order)
-  # What fills up counts as the longest, so that it comes last.
-  lengths = np.append(totals[order], np.full(fill, totals.max()))
-  order = np.append(order, np.full(fill, -1))
+  if sizes.comparisons.max() > 1:
+    # The longest first, so that it is the shortest that batches are short of.
+    order = np.argsort(-sizes.positions, kind="stable")
+  else:
+    # By count, then by length, and those alike as they come.
+    order = np.lexsort((sizes.positions, sizes.responses))
+  compared = np.append(0, np.cumsum(sizes.comparisons[order]))
+  batches = math.ceil(compared[-1] / layout.batch_size)
   cuts = np.linspace(0, batches, min(_CUTS, batches) + 1).round().astype(int)
-  one_device = dataclasses.replace(layout, devices=1)
+  ends = np.searchsorted(compared, cuts * layout.batch_size, side="right") - 1
 
+  def strata_of(values, i, j, fill=0):
+    """Values of the rows between two cuts, by stratum and batch."""
+    values, count = values[ends[i] : ends[j]], cuts[j] - cuts[i]
+    # For each comparison that is missing, one that fills up, as the last.
+    missing = count * layout.batch_size - (
+      compared[ends[j]] - compared[ends[i]]
+    )
+    places = -(-(len(values) + max(0, missing)) // count) * count
+    values = np.append(values, np.full(places - len(values), fill))
+    return values.reshape(-1, count)
+
+  lengths, read = sizes.positions[order], sizes.response_positions[order]
   cost = np.full((len(cuts), len(cuts)), np.inf)
+  one_device = dataclasses.replace(layout, devices=1)
   for i, j in itertools.combinations(range(len(cuts)), 2):
-    start, end = cuts[i], cuts[j]
-    longest = lengths[start * size : end * size].reshape(size, -1).max(1)
-    room = longest[one_device.share_out(longest)].sum(1).max()
-    cost[i, j] = (end - start) * layout.microbatches * room
+    _, room = one_device.share_out(strata_of(lengths, i, j).max(1))
+    cost[i, j] = (cuts[j] - cuts[i]) * layout.microbatches * room
   classes = []
   for i, j in dealing.cheapest_runs(cost, max_classes):
-    start, end = cuts[i], cuts[j]
-    examples = order[start * size : end * size].reshape(size, -1)
-    longest = lengths[start * size : end * size].reshape(size, -1).max(1)
-    counted = np.where(examples < 0, 0, responses[examples]).max(1)
-    groups = layout.share_out(longest)
+    groups, room = layout.share_out(strata_of(lengths, i, j).max(1))
+    # One more stratum, of which there is nothing, fills up the groups.
+    longest = np.append(strata_of(read, i, j).max(1), 0)
+    rooms = room, longest[groups].sum(1).max()
     packed = structs.Packed(
-      groups.shape[1],
-      *(
-        -(-int(sizes[groups].sum(1).max()) // multiple) * multiple
-        for sizes in (longest, counted)
-      ),
+      groups.shape[1], *(-(-int(each) // multiple) * multiple for each in rooms)
     )
     rows = groups.reshape(layout.devices, layout.microbatches, -1).swapaxes(
       1, 2
     )
-    classes.append(Class(examples, rows.reshape(-1), packed))
+    strata = strata_of(order, i, j, fill=-1)
+    comparisons = strata_of(sizes.comparisons[order], i, j)
+    classes.append(Class(strata, comparisons, rows.reshape(-1), packed))
   return classes

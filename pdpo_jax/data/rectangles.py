@@ -93,4 +93,4 @@ class Dealer(dealing.Dealer):
     rows = np.full(self.num_batches * self.batch_size, -1)
     rows[:count] = by_shape
     rows = rows.reshape(self.num_batches, self.batch_size)
-    return dealing.Plan(self._batch_shapes, rows)
+    return dealing.Plan(self._batch_shapes, [*rows])

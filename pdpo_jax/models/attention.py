@@ -45,6 +45,7 @@ def shared_prompt(
   prompt_mask: Bool[Array, "B P"],
   response_mask: Bool[Array, "B N R"],
   kernel: kernels.Kernel = kernels.Kernel(),
+  remaining: Int[Array, "B N"] | None = None,
 ) -> Attend:
   """One prompt and its N responses in a row of `P + N * R` positions.
 
@@ -63,15 +64,17 @@ def shared_prompt(
   Args:
     prompt_mask: true at real positions; the prompt is padded on the left.
     response_mask: true at real tokens; responses are padded on the right.
+    remaining: how many of the prompt's last positions a response does not see;
+      none without.
   """
   rows, length = prompt_mask.shape
   _, responses, size = response_mask.shape
+  seen = jnp.repeat(prompt_mask, responses, 0)  # [B * N, P]
+  if remaining is not None:
+    ends = length - remaining.reshape(rows * responses, 1)
+    seen &= jnp.arange(length) < ends
   response_real = jnp.concatenate(
-    [
-      jnp.repeat(prompt_mask, responses, 0),
-      response_mask.reshape(rows * responses, size),
-    ],
-    1,
+    [seen, response_mask.reshape(rows * responses, size)], 1
   )  # [B * N, P + R]
 
   def attend(q, k, v, past):

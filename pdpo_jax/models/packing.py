@@ -52,12 +52,12 @@ class Packing:
   def pack(self, x: Shaped[Array, "B S *rest"]) -> Shaped[Array, "G M *rest"]:
     flat = x.reshape(*self.real.shape, *x.shape[2:])
     back = (self.place, self.real)
-    return _move(flat, (self.source, self.filled), back)
+    return move(flat, (self.source, self.filled), back)
 
   def unpack(self, x: Shaped[Array, "G M *rest"]) -> Shaped[Array, "B S *rest"]:
     """`pack` undone."""
     back = (self.source, self.filled)
-    flat = _move(x, (self.place, self.real), back)
+    flat = move(x, (self.place, self.real), back)
     return flat.reshape(x.shape[0] * self.rows, -1, *x.shape[2:])
 
   def checked(self, x: Float[Array, "B *rest"]) -> Float[Array, "B *rest"]:
@@ -76,11 +76,12 @@ class Packing:
 
 
 @jax.custom_vjp
-def _move(x, to, back):
+def move(x, to, back):
   """Takes positions `to`; `back` says which took those of `x`.
 
-  A position is taken once, so that the gradient is taken as well, where
-  autodiff would add it up place by place.
+  Both are an index of each row, and whether anything is there; where nothing
+  is, the result is zero. A position is taken once, so that the gradient is
+  taken as well, where autodiff would add it up place by place.
   """
   del back
   index, kept = to
@@ -90,12 +91,12 @@ def _move(x, to, back):
 
 
 def _move_forward(x, to, back):
-  return _move(x, to, back), (to, back)
+  return move(x, to, back), (to, back)
 
 
 def _move_backward(inputs, slope):
   to, back = inputs
-  return _move(slope, back, to), None, None
+  return move(slope, back, to), None, None
 
 
-_move.defvjp(_move_forward, _move_backward)
+move.defvjp(_move_forward, _move_backward)

@@ -6,6 +6,7 @@ response positions, T user tokens, D width, V vocabulary.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -119,12 +120,14 @@ class Policy(nnx.Module):
     prefix: Float[Array, "B T D"],
     dropout_key: Key[Array, ""] | None = None,
     packed: structs.Packed | None = None,
+    decisions: structs.Decisions | None = None,
   ) -> Float[Array, "B N R D"]:
     """The states that predict each response's tokens, in one forward pass.
 
     The prompt is run once for all N responses (`attention.shared_prompt`). A
-    response's first token is predicted from the prompt's last position, each
-    later one from the token before it.
+    response's first token is predicted from its prompt's last position, each
+    later one from the token before it. A response that stands on the prompt,
+    the trunk of its dialogue, is not run once more: its states are those there.
 
     Args:
       prompt: padded on the left, so that its last column is real.
@@ -135,17 +138,32 @@ class Policy(nnx.Module):
       dropout_key: for LoRA's dropout; none without.
       packed: room for a group's prompts and responses; padding is then run
         through attention alone, and the states there mean nothing.
+      decisions: where rows are dialogues, which responses are of which turn.
     """
+    on_trunk, remaining = 0, None
+    if decisions is not None:
+      on_trunk = decisions.on_trunk
+      remaining = decisions.remaining[:, on_trunk:]
+    mask_on_trunk = response_mask[:, :on_trunk]
+    responses, response_mask = (
+      responses[:, on_trunk:],
+      response_mask[:, on_trunk:],
+    )
     rows, num_responses, size = responses.shape
     embeddings, mask = self.prompt_embeddings(prompt, prompt_mask, prefix)
     length = embeddings.shape[1]
     answer = self.lm.embed(responses.reshape(rows, num_responses * size))
     positions = attention.positions_of(mask)
     after = positions[:, -1:, None] + 1 + jnp.arange(size)  # [B, 1, R]
+    if remaining is not None:
+      # Padding lies before all prompts of a dialogue.
+      after = after - remaining[..., None]
     after = jnp.broadcast_to(after, responses.shape)
     embeddings = placement.by_rows(jnp.concatenate([embeddings, answer], 1))
     positions = jnp.concatenate([positions, after.reshape(rows, -1)], 1)
-    attend = attention.shared_prompt(mask, response_mask, self.lm.kernel)
+    attend = attention.shared_prompt(
+      mask, response_mask, self.lm.kernel, remaining
+    )
     if packed is None:
       hidden, _ = self.lm.hidden(
         embeddings, positions, attend, dropout_key=dropout_key
@@ -161,12 +179,48 @@ class Policy(nnx.Module):
         dropout_key=dropout_key,
       )
       hidden = packing.checked(packing.unpack(hidden))
-    last = jnp.broadcast_to(
-      hidden[:, length - 1, None, None, :],
-      (rows, num_responses, 1, hidden.shape[-1]),
-    )
     answer = hidden[:, length:].reshape(*responses.shape, -1)
-    return jnp.concatenate([last, answer[:, :, :-1]], 2)
+    if decisions is None:
+      last = jnp.broadcast_to(
+        hidden[:, length - 1, None, None, :],
+        (rows, num_responses, 1, hidden.shape[-1]),
+      )
+      return jnp.concatenate([last, answer[:, :, :-1]], 2)
+    trunk = hidden[:, :length]
+    # Columns that predict the first token of each response.
+    first = length - 1 - decisions.remaining
+    last = jax.vmap(lambda states, columns: states[columns])(
+      trunk, first[:, on_trunk:]
+    )
+    behind = jnp.concatenate([last[:, :, None], answer[:, :, :-1]], 2)
+    standing = _read(trunk, first[:, :on_trunk], mask_on_trunk)
+    return jnp.concatenate([standing, behind], 1)
+
+
+def _read(
+  trunk: Float[Array, "B S D"],
+  first: Int[Array, "B N"],
+  mask: Bool[Array, "B N R"],
+) -> Float[Array, "B N R D"]:
+  """States of a trunk that predict the responses on it; 0 where masked.
+
+  Args:
+    first: the position that predicts a response's first token. Those of two
+      responses do not overlap.
+  """
+  rows, length, width = trunk.shape
+  source = first[..., None] + jnp.arange(mask.shape[-1])
+  source = jnp.where(mask, source, length).reshape(rows, -1)
+  number = jnp.arange(source.shape[1], dtype=jnp.int32)
+  none = jnp.full(length, -1, jnp.int32)
+  # Which of the responses' tokens each position predicts.
+  reader = jax.vmap(lambda at: none.at[at].set(number, mode="drop"))(source)
+  states = packing_lib.move(
+    trunk,
+    (jnp.minimum(source, length - 1), mask.reshape(rows, -1)),
+    (jnp.maximum(reader, 0), reader >= 0),
+  )
+  return states.reshape(*mask.shape, width)
 
 
 def base_policy(lm: nnx.Module) -> Policy:

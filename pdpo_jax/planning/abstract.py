@@ -20,12 +20,13 @@ class Shape:
   """What a batch is padded to, and how many rows the user table has.
 
   Attributes:
-    examples: B, over all devices.
-    prompt: P, without the prefix.
-    responses: N.
+    examples: comparisons, over all devices.
+    prompt: P, without the prefix; of a dialogue, its trunk.
+    responses: of an example.
     response: R.
     user_rows: U.
     bare_prompt: whether the generic branch reads a prompt of its own.
+    turns: examples of a dialogue, which share a trunk.
   """
 
   examples: int
@@ -34,6 +35,7 @@ class Shape:
   response: int
   user_rows: int
   bare_prompt: bool = False
+  turns: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,17 +117,19 @@ def make_batch(shape: Shape, groups: int | None = 1) -> structs.PreferenceBatch:
   """The arrays of a batch, packed as `data.packing` does where all are real.
 
   Args:
-    groups: that the examples are run in, over all devices; None: not packed.
+    groups: that the rows are run in, over all devices; None: not packed. What
+      they do not divide is filled up.
   """
-  packed = None
+  rows = -(-shape.examples // shape.turns)
+  packed, on_trunk = None, shape.turns - 1
   if groups is not None:
-    together = shape.examples // groups
-    answers = together * shape.responses * shape.response
-    packed = structs.Packed(
-      together, together * shape.prompt + answers, answers
-    )
-  rows, prompt = shape.examples, (shape.examples, shape.prompt)
-  responses = (rows, shape.responses, shape.response)
+    together = -(-rows // groups)
+    rows = together * groups
+    read = shape.turns * shape.responses * shape.response
+    run = shape.prompt + read - on_trunk * shape.response
+    packed = structs.Packed(together, together * run, together * read)
+  prompt = (rows, shape.prompt)
+  responses = (rows, shape.turns * shape.responses, shape.response)
 
   def array(sizes, dtype):
     return jax.ShapeDtypeStruct(sizes, dtype)
@@ -141,6 +145,14 @@ def make_batch(shape: Shape, groups: int | None = 1) -> structs.PreferenceBatch:
     weight=array((rows,), jnp.float32),
     bare_prompt=array(prompt, jnp.int32) if shape.bare_prompt else None,
     bare_prompt_mask=array(prompt, jnp.bool_) if shape.bare_prompt else None,
+    decisions=structs.Decisions(
+      example=array(responses[:2], jnp.int32),
+      chosen=array(responses[:2], jnp.int32),
+      remaining=array(responses[:2], jnp.int32),
+      on_trunk=on_trunk,
+    )
+    if on_trunk
+    else None,
     packed=packed,
   )
 

@@ -29,6 +29,11 @@ def _lines(plan: planner.Plan) -> Iterator[str]:
     f"{shape.prompt} prompt tokens, {shape.responses} responses of "
     f"{shape.response}; {shape.user_rows:,} user rows"
   )
+  if shape.turns > 1:
+    yield (
+      f"Dialogues of {shape.turns} examples, whose trunk is the prompt of the "
+      "last"
+    )
   yield "\nA device holds"
   for name, size in plan.memory.items():
     yield _row(name, size)

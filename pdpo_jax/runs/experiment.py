@@ -178,6 +178,11 @@ def _train(
       )
       for split, examples in splits.items()
     }
+  shared = branch_batches.describe_trunks(
+    recipe, splits[tokenized.TRAIN], batches[tokenized.TRAIN]
+  )
+  if shared:
+    print(f"{name}: {shared}")
   with clock.stage(name):
     policy = pdpo.train(
       recipe,

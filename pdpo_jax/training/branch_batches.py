@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float
 
-from pdpo_jax.data import batching, tokenized
+from pdpo_jax.data import batching, tokenize, tokenized, trunks
 from pdpo_jax.training import recipes, reference, sharding
 from pdpo_jax.weights import base as base_lib
 
@@ -74,11 +74,57 @@ def make_batches(
     devices=devices if batch_size % devices == 0 else 1,
     microbatches=microbatches,
     pack=recipe.data.pack,
+    share_trunks=not why_separate(recipe),
     # For the generic branch, where it is run on the same examples.
     with_bare_prompt=recipe.learns_generic
     and reference_logps is not None
     and not recipe.loss.generic_sees_text
     and not _apart(recipe, split),
+  )
+
+
+def why_separate(recipe: recipes.Recipe) -> str:
+  """The option by which turns of a dialogue are separate rows; "" for none."""
+  data, loss = recipe.data, recipe.loss
+  if not data.share_trunks:
+    return "data.share_trunks is off"
+  if not data.pack:
+    return "data.pack is off"
+  if loss.mixing != "sample":
+    return f"loss.mixing is {loss.mixing!r}"
+  return ""
+
+
+def describe_trunks(
+  recipe: recipes.Recipe,
+  split: tokenized.TokenizedSplit,
+  batches: batching.PreferenceBatches,
+) -> str:
+  """How much of a split's dialogues is shared; "" where there are none.
+
+  Args:
+    batches: of the split's `example_rows`.
+  """
+  reason = why_separate(recipe)
+  if reason:
+    alone = [[place] for place in range(len(split.examples))]
+    counts = trunks.not_joined(split.examples, alone)
+    if not counts:
+      return ""
+    return (
+      f"trunks: none, as {reason}; {counts.total():,} turns of dialogues are "
+      "rows of their own"
+    )
+  joined = [trunk for trunk in batches.trunks if len(trunk) > 1]
+  counts = trunks.not_joined(split.examples, batches.trunks)
+  if not joined and not counts:
+    return ""
+  saved = 1 - batches.positions / batches.separate_positions
+  return (
+    f"trunks: {len(batches.trunks):,} for {batches.num_examples:,} comparisons,"
+    f" {len(joined):,} with several ({sum(map(len, joined)):,}); "
+    f"{saved:.1%} of positions saved; not joined: "
+    f"{tokenize.listed(counts) if counts else 'none'}"
   )
 
 

@@ -229,12 +229,13 @@ def _check_finite(training, saved, step, batch, values, example_loss):
     return
   examples = ""
   if example_loss is not None:
-    every = processes.fetch(batch.index)
+    every = processes.fetch(batch.examples)
     index = every[~np.isfinite(processes.fetch(example_loss))]
     # With finite losses it is a gradient that is not, and any may be to blame.
     if not index.size:
       index = every
-    index = index[index >= 0]
+    # Once each, in the batch's order.
+    index = np.array([*dict.fromkeys(index[index >= 0].tolist())])
     shown = [training.describe(int(place)) for place in index[:5]]
     more = f" and {index.size - 5} more" if index.size > 5 else ""
     examples = f" Examples: {'; '.join(shown)}{more}."

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Values = Array | np.ndarray
 
@@ -74,14 +74,41 @@ def log_ratios(
   return ratios
 
 
-def differences(ratios: Float[Values, "B N"]) -> Float[Values, "B M"]:
-  """`d(chosen) - d(rejected)`, for each of the M = N - 1 rejected."""
-  return ratios[:, :1] - ratios[:, 1:]
+def of_chosen(
+  values: Float[Values, "B N"], chosen: Int[Array, "B N"] | None = None
+) -> Float[Values, "B _"]:
+  """Each pair's value of the chosen response, `[B, M]`, or `[B, 1]` for all.
+
+  Args:
+    chosen: as `structs.Decisions.chosen`; None where it is the first.
+  """
+  if chosen is None:
+    return values[:, :1]
+  return jnp.take_along_axis(values, chosen[:, 1:], 1)
+
+
+def differences(
+  ratios: Float[Values, "B N"], chosen: Int[Array, "B N"] | None = None
+) -> Float[Values, "B M"]:
+  """`d(chosen) - d(response)`, for each of the M = N - 1 after the first.
+
+  Args:
+    chosen: as `of_chosen`.
+  """
+  return of_chosen(ratios, chosen) - ratios[:, 1:]
 
 
 def pair_weights(
-  response_mask: Bool[Array, "B N R"], weight: Float[Array, " B"]
+  response_mask: Bool[Array, "B N R"],
+  weight: Float[Array, " B"],
+  chosen: Int[Array, "B N"] | None = None,
 ) -> Float[Array, "B M"]:
-  """An example's weight for each of its pairs, 0 where none is rejected."""
-  present = jnp.any(response_mask[:, 1:], -1)
-  return present * weight[:, None]
+  """A row's weight for each of its pairs, 0 where no response is rejected.
+
+  Args:
+    chosen: as `of_chosen`.
+  """
+  rejected = jnp.any(response_mask[:, 1:], -1)
+  if chosen is not None:
+    rejected &= chosen[:, 1:] != jnp.arange(1, chosen.shape[1])
+  return rejected * weight[:, None]

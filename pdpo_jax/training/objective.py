@@ -80,6 +80,7 @@ def response_logps(
     prefix,
     dropout_key,
     batch.packed,
+    batch.decisions,
   )
   return logprobs.response_logps(
     hidden,
@@ -158,7 +159,7 @@ def pair_scales(
     microbatches: that the batch is run in, as `split_in_microbatches`; "batch"
       mixes within each.
   """
-  weights = losses.pair_weights(batch.response_mask, batch.weight)
+  weights = losses.pair_weights(batch.response_mask, batch.weight, batch.chosen)
   if objective.mixing == "sample":
     return weights / jnp.maximum(weights.sum(), 1e-6)
   known = (batch.user_row > 0)[:, None]
@@ -200,7 +201,7 @@ def loss_and_metrics(
     each branch `reward_accuracy` (share of pairs whose chosen response has the
     larger reward), the mean `chosen_reward` and `rejected_reward` and their
     difference, the `margin`, those of the first branch without its name, and
-    `example_loss` `[B]`.
+    `example_loss` `[B]`, of each row.
   """
   pair_loss = losses.LOSSES[objective.kind]
   logps = branch_logps(policy, batch, objective, dropout_key, logits_chunk)
@@ -213,17 +214,19 @@ def loss_and_metrics(
       batch.response_mask if objective.length_normalized else None,
     )
     # A pair that does not exist must not contribute even a NaN, nor get one.
-    ratios = jnp.where(scales > 0, losses.differences(log_ratios), 0.0)
+    ratios = losses.differences(log_ratios, batch.chosen)
+    ratios = jnp.where(scales > 0, ratios, 0.0)
     pairs += branch_weight * pair_loss(
       ratios, objective.beta, objective.label_smoothing
     )
     if objective.chosen_nll:
-      # [B, 1]; a row that fills up a batch has no token.
-      length = jnp.maximum(batch.response_mask[:, :1].sum(-1), 1)
-      nll = -logps[name][:, :1] / length
+      # A row that fills up a batch has no token.
+      length = jnp.maximum(batch.response_mask.sum(-1), 1)
+      nll = losses.of_chosen(-logps[name] / length, batch.chosen)
       pairs += branch_weight * objective.chosen_nll * nll
     ratios = jax.lax.stop_gradient(ratios)
-    chosen = jnp.where(scales > 0, log_ratios[:, :1], 0.0)
+    chosen = losses.of_chosen(log_ratios, batch.chosen)
+    chosen = jnp.where(scales > 0, chosen, 0.0)
     prefix = "generic_" if place else ""
     margin = objective.beta * jnp.sum(scales * ratios)
     reward = objective.beta * jnp.sum(scales * jax.lax.stop_gradient(chosen))

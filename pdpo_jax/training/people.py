@@ -355,8 +355,8 @@ class Learner:
       while rows < min(len(chosen), self._most):
         rows *= 2
       rows = -(-min(rows, self._most) // shards) * shards
-      places = np.full(rows, -1)
-      places[: len(chosen)] = chosen
+      places = [[int(place)] for place in chosen]
+      places += [[]] * (rows - len(chosen))
       prompt, response = map(int, sizes[chosen].max(0))
       shape = (
         batching.padded_length(prompt + prefix) - prefix,

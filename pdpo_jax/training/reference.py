@@ -80,15 +80,16 @@ def reference_logps(
       leave=False,
       disable=not processes.is_first(),
     )
-    if missing[batch.index[batch.index >= 0]].any()
+    if missing[batch.examples[batch.examples >= 0]].any()
   )
   saved = time.monotonic()
   for batch, values in scoring.score_batches(
     scoring.of_base(base), wanted, logits_chunk
   ):
-    rows = batch.index[batch.index >= 0]
+    rows = np.unique(batch.examples[batch.examples >= 0])
     logps[rows] = 0.0  # also where an example has fewer responses than others
-    logps[rows, : values.shape[1]] = values[batch.index >= 0]
+    places = scoring.places(batch)
+    logps[places.example, places.response] = values[places.row, places.column]
     if not np.isfinite(logps[rows]).all():
       raise ValueError(
         f"the base {base.fingerprint} gives log-probabilities that are not "

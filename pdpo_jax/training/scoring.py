@@ -47,6 +47,28 @@ def score_batches(
     yield batch, processes.fetch(score(trainable, policy.frozen, placed))
 
 
+class Places(NamedTuple):
+  """Where the responses of a batch lie in its arrays, and in the data set."""
+
+  row: Int[np.ndarray, " responses"]
+  column: Int[np.ndarray, " responses"]
+  example: Int[np.ndarray, " responses"]
+  response: Int[np.ndarray, " responses"]  # 0 is the chosen one
+
+
+def places(batch: structs.PreferenceBatch) -> Places:
+  """Those of a batch that lies on the host."""
+  row, column = np.nonzero(batch.response_mask.any(-1))
+  examples = np.broadcast_to(batch.examples, batch.response_mask.shape[:2])
+  example = examples[row, column]
+  # A comparison's responses lie in a row, the chosen one before the others.
+  order = np.argsort(example, kind="stable")
+  row, column, example = row[order], column[order], example[order]
+  _, first, sizes = np.unique(example, return_index=True, return_counts=True)
+  response = np.arange(len(example)) - np.repeat(first, sizes)
+  return Places(row, column, example, response)
+
+
 class HeldOut(NamedTuple):
   """What a policy thinks of held-out examples, each read as its own user.
 
@@ -94,17 +116,13 @@ def score_held_out(
     batches: with reference log-probabilities.
     logits_chunk: as `recipes.TrainConfig.logits_chunk`.
   """
-  scored = {}
-  for batch, logps in score_batches(policy, batches.in_order(), logits_chunk):
-    lengths = batch.response_mask.sum(-1)
-    ratios = np.where(lengths > 0, logps - batch.reference_logps, np.nan)
-    for row, index in enumerate(batch.index):
-      if index >= 0:
-        scored[int(index)] = ratios[row], lengths[row]
-  shape = len(scored), max(lengths.size for _, lengths in scored.values())
+  shape = batches.num_examples, batches.num_responses
   log_ratios = np.full(shape, np.nan, np.float32)
   lengths = np.zeros(shape, np.int32)
-  for index, (own_ratios, own_lengths) in scored.items():
-    log_ratios[index, : own_ratios.size] = own_ratios
-    lengths[index, : own_lengths.size] = own_lengths
+  for batch, logps in score_batches(policy, batches.in_order(), logits_chunk):
+    at = places(batch)
+    ratios = logps - batch.reference_logps
+    log_ratios[at.example, at.response] = ratios[at.row, at.column]
+    tokens = batch.response_mask.sum(-1)
+    lengths[at.example, at.response] = tokens[at.row, at.column]
   return HeldOut(log_ratios, lengths)

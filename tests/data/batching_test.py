@@ -207,7 +207,8 @@ def test_classes_need_the_least_room_of_all_cuts():
   for _ in range(20):
     sizes = rng.integers(1, 90, 17)
     none = np.zeros_like(sizes)
-    made = packing.make_classes(sizes, none, none, layout, 3, 1)
+    rows = packing.Sizes(sizes, none, none, np.ones_like(sizes))
+    made = packing.make_classes(rows, layout, 3, 1)
     ordered = np.append(np.sort(sizes), sizes.max()).reshape(-1, 2).max(1)
 
     def room(ends, longest=ordered):
@@ -269,8 +270,11 @@ def test_a_million_examples_are_dealt_quickly():
   prompts, responses = rng.integers(1, 900, (2, 1_000_000))
   start = time.perf_counter()
   counts = rng.integers(2, 5, 1_000_000)
+  sizes = packing.Sizes(
+    prompts + responses, responses, counts, np.ones_like(counts)
+  )
   classes = packing.make_classes(
-    prompts, responses, counts, packing.Layout(32, microbatches=8), 4, 8
+    sizes, packing.Layout(32, microbatches=8), 4, 8
   )
   dealer = packing.Dealer(classes, 0)
   dealer.batch(0)

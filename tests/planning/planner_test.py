@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax.core import structs
+from pdpo_jax.data import batching
 from pdpo_jax.models import llama
 from pdpo_jax.planning import abstract, gpus, planner, report, topologies
 from pdpo_jax.runs import config as config_lib
@@ -189,6 +190,35 @@ def test_a_plan_for_cpus_is_their_own():
   )
   assert not plan.estimated
   assert "estimates" not in report.describe(plan)
+
+
+def test_a_planned_batch_of_dialogues_has_the_arrays_of_a_real_one():
+  shape = abstract.Shape(12, 29, 3, 4, 9, turns=3)
+  planned = abstract.make_batch(shape, groups=2)
+  examples = []
+  for user in (1, 2, 3, 4):
+    history = np.full(3, user, np.int32)
+    for length in (5, 17, 29):
+      fill = np.full(length - len(history), 50 + user, np.int32)
+      prompt = np.concatenate([history, fill])
+      responses = tuple(np.full(4, n, np.int32) for n in range(3))
+      examples.append(structs.TokenizedExample(user, prompt, prompt, responses))
+      history = np.concatenate([prompt, responses[0]])
+  real = batching.PreferenceBatches(
+    examples,
+    None,
+    12,
+    0,
+    0,
+    pad_multiple=1,
+    microbatches=2,
+    share_trunks=True,
+  ).batch(0)
+  assert jax.tree.structure(planned) == jax.tree.structure(real)
+  for ours, theirs in zip(
+    jax.tree.leaves(planned), jax.tree.leaves(real), strict=True
+  ):
+    assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
 
 
 def chosen_attention(topology, arch=ARCH, *, estimated=False, **base):

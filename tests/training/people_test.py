@@ -57,7 +57,7 @@ def make_log_posterior(learner, policy, choices):
   prompt = max(len(x.prompt) for x in examples)
   response = max(len(y) for x in examples for y in x.responses)
   batch = batching.make_batch(
-    examples, logps, np.arange(len(examples)), (prompt, 2, response)
+    examples, logps, [[n] for n in range(len(examples))], (prompt, 2, response)
   )
   batch = jax.tree.map(jnp.asarray, batch)
 

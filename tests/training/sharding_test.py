@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.models import gptj, layers, llama, user_model
@@ -36,7 +37,7 @@ from pdpo_jax.training import (
   sharding,
 )
 from pdpo_jax.weights import base as base_lib
-from tests import tiny
+from tests import dialogues, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
@@ -173,6 +174,7 @@ def _check_eight(folder: pathlib.Path) -> None:
     print(f"{name}: as on one device")
   _check_moments(config, policy, mesh)
   _check_accumulated(config, folder)
+  _check_trunks(config, folder)
   _check_start(config, data, folder)
   # What one mesh saved goes on on another, as if it had not moved.
   half = folder / "2x2x2" / "checkpoints"
@@ -237,6 +239,46 @@ def _check_accumulated(config, folder):
     name = f"accumulated-{len(found)}"
     found.append(_values(_train(config, base, data, folder / name)))
   _close(*found, "two microbatches on a mesh")
+
+
+def _check_trunks(config, folder):
+  """Dialogues of several comparisons, in two microbatches, likewise."""
+  train = dataclasses.replace(
+    config.train, batch_size=16, accumulation_steps=2, warmup_steps=0
+  )
+  # What is dropped depends on where a group's positions lie.
+  lora = dataclasses.replace(config.lora, dropout=0.0)
+  config = dataclasses.replace(config, train=train, lora=lora)
+  users, *_, dataset = tiny.tiny_parts(config)[1:]
+  examples = dialogues.make(0, count=18)
+  reference = np.zeros((len(examples), 4), np.float32)
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+  found = []
+  for devices, place in ((1, None), (4, mesh), (4, None)):
+    batches = batching.PreferenceBatches(
+      examples,
+      reference,
+      16,
+      0,
+      config.user.num_tokens,
+      with_bare_prompt=True,
+      max_shapes=2,
+      devices=devices,
+      microbatches=2,
+      share_trunks=True,
+    )
+    data = users, batches, None, dataset
+    name = folder / f"trunks-{len(found)}"
+    base = _base(place, folder / "base")
+    found.append(_values(_train(config, base, data, name)))
+    if place:  # What was stopped goes on as if it had not been.
+      with checkpoint.Checkpoints(name / "checkpoints", 9) as saved:
+        shutil.rmtree(name / "checkpoints" / str(saved.steps[-1]))
+      again = _values(_train(config, base, data, name))
+      for one, other in zip(found[-1], again, strict=True):
+        np.testing.assert_array_equal(one, other)
+  _close(*found[:2], "dialogues on a mesh")
+  _close(*found[1:], "dialogues dealt for a mesh")
 
 
 def _check_start(config, data, folder):
