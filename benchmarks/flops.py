@@ -13,6 +13,11 @@ prompt, a chosen and a rejected response):
   the reference at each step, logits at every position;
 - the least that our layout needs, by arithmetic (`work.least_work`).
 
+An epoch of dialogues (`benchmarks/dialogues.py`) is counted besides, by
+arithmetic: turns that share a trunk, a row an example, a row a response, and
+the released code's rows, which are two for each pair. Prompts are cut as
+`configs/prism.py` does, and then hardly ever.
+
 Rematerialisation is off in all. Attention is counted as XLA's plain one does,
 all pairs of positions in ours and in the released code's, and only the visible
 pairs in the minimum.
@@ -29,8 +34,9 @@ import jax.numpy as jnp
 from absl import app
 from flax import nnx
 
-from benchmarks import naive, work
+from benchmarks import dialogues, naive, side_by_side, work
 from configs import prism, tldr
+from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.planning import abstract, flops
 from pdpo_jax.runs import config as config_lib
@@ -134,6 +140,78 @@ def measure(case: Case) -> dict[str, float]:
   }
 
 
+def dialogue_rows(
+  count: int = dialogues.DIALOGUES, limits: tuple[int, ...] = (500, 2000)
+) -> list[dict]:
+  """Positions and FLOPs of an epoch of dialogues, by limit and layout."""
+  config = prism.get_config()
+  arch, prefix = policy_lib.PRESETS["llama-3-8b"], config.user.num_tokens
+  found = []
+  for limit in limits:
+    examples = dialogues.draw(count, limit)
+    shared, alone = (
+      batching.PreferenceBatches(
+        examples,
+        None,
+        config.train.batch_size,
+        0,
+        prefix,
+        max_shapes=config.data.max_shapes,
+        microbatches=2,
+        share_trunks=share_trunks,
+      )
+      for share_trunks in (True, False)
+    )
+    padding = {
+      "trunks": shared.padding_share,
+      "separate rows": alone.padding_share,
+    }
+    runs = dialogues.runs(examples, shared, prefix)
+    ours = runs["trunks"].flops(arch, config.lora.rank)
+    for name, run in runs.items():
+      flops = run.flops(arch, config.lora.rank)
+      found.append(
+        {
+          "limit": limit,
+          "comparisons": len(examples),
+          "rows": len(shared.trunks),
+          "layout": name,
+          "positions": run.positions,
+          "positions_ratio": runs["trunks"].positions / run.positions,
+          "flops": flops,
+          "flops_ratio": ours / flops,
+          "padding": padding.get(name),
+        }
+      )
+  return found
+
+
+def _print_dialogues(rows):
+  for limit in dict.fromkeys(row["limit"] for row in rows):
+    own = [row for row in rows if row["limit"] == limit]
+    print(
+      f"\nAn epoch of {own[0]['comparisons']:,} comparisons in "
+      f"{dialogues.DIALOGUES:,} dialogues, prompts of at most {limit} tokens, "
+      f"{own[0]['rows']:,} trunks; Llama-3-8B, both branches"
+    )
+    print(
+      side_by_side.table(
+        ("", "10^6 positions", "ratio", "PFLOPs", "ratio", "padding"),
+        [
+          (
+            row["layout"],
+            f"{row['positions'] / 1e6:.1f}",
+            f"{row['positions_ratio']:.3f}",
+            f"{row['flops'] / 1e15:,.0f}",
+            f"{row['flops_ratio']:.3f}",
+            "" if row["padding"] is None else f"{row['padding']:.1%}",
+          )
+          for row in own
+        ],
+      )
+    )
+
+
 def _shape(case):
   return abstract.Shape(1, case.prompt, case.responses, case.response, 2)
 
@@ -168,8 +246,14 @@ def main(argv) -> None:
   ):
     values = "".join(f"{r[over] / r[under]:>26.3f}" for r in rows.values())
     print(f"{title:<34}{values}")
+  shared = dialogue_rows()
+  _print_dialogues(shared)
   file = pathlib.Path(__file__).with_suffix(".json")
-  found = {"versions": run_folder.versions(), "rows": rows}
+  found = {
+    "versions": run_folder.versions(),
+    "rows": rows,
+    "dialogues": shared,
+  }
   file.write_text(json.dumps(found, indent=2) + "\n")
 
 

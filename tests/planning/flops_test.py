@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
+from benchmarks import dialogues, work
 from benchmarks import flops as benchmark
 from pdpo_jax.models import llama
 from pdpo_jax.planning import flops, gpus
@@ -188,3 +189,21 @@ def test_an_example_costs_a_fraction_of_the_released_code(case, times):
   found = benchmark.measure(case)
   assert found["released"] / found["ours"] >= times
   assert found["ours"] <= 1.05 * found["minimum"]
+
+
+def test_a_run_of_one_example_costs_its_least_work():
+  arch = tiny_case().arch
+  run = dialogues.Run()
+  run.add(14, [(14, 7), (14, 7)], 14)
+  assert run.flops(arch, 2) == work.least_work(arch, 14, 2, 7, 2).total
+
+
+def test_trunks_take_half_of_the_work_of_separate_rows():
+  found = {
+    row["layout"]: row for row in benchmark.dialogue_rows(400, limits=(2000,))
+  }
+  assert found["separate rows"]["flops_ratio"] <= 0.5
+  assert found["a row a response"]["flops_ratio"] <= 0.3
+  assert found["released code"]["flops_ratio"] <= 0.25
+  # What is run is what the batches have room for, padding aside.
+  assert found["trunks"]["padding"] <= 0.1
