@@ -8,6 +8,7 @@ import pytest
 
 from pdpo_jax import __main__ as commands
 from pdpo_jax import command_line
+from pdpo_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "pdpo_jax"
@@ -107,6 +108,17 @@ def test_help_has_the_flags_that_commands_share(tmp_path):
 def test_shipped_configs_are_the_files_of_the_folder():
   files = sorted((ROOT / "configs").glob("*.py"))
   assert [*command_line.shipped_configs().values()] == files
+
+
+def test_the_config_of_a_run_is_one(tmp_path):
+  config = config_lib.Config(name="x", workdir=str(tmp_path), seed=7)
+  (tmp_path / "config.json").write_text(config.to_json())
+  file = command_line.config_file(str(tmp_path / "config.json"))
+  place, _, folder = file.partition(":")
+  assert runpy.run_path(place)["get_config"](folder) == config
+  (tmp_path / "config.json").unlink()
+  with pytest.raises(ValueError, match="there is no file"):
+    command_line.config_file(str(tmp_path / "config.json"))
 
 
 @pytest.mark.parametrize("variant", ["", ":", ":authors"])

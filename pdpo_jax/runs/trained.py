@@ -257,7 +257,7 @@ class Trained:
       lambda: {split: scores_lib.read(file) for split, file in files.items()}
     )
     scores = {
-      split: scores_lib.from_lines(known)
+      split: scores_lib.from_lines(_of_people(known, getattr(dataset, split)))
       for split, known in lines.items()
       if known is not None
     }
@@ -312,3 +312,16 @@ class Trained:
     name = f"{self.step}_{self._digest}"
     settings = responses_lib.Settings.of(config)
     return responses_lib.file_of(self._keeps, name, settings)
+
+
+def _of_people(
+  lines: Sequence[scores_lib.Line],
+  examples: Sequence[structs.PreferenceExample],
+) -> Sequence[scores_lib.Line]:
+  """Scores of whoever is in the data, if anyone is.
+
+  Somebody may have been erased from the run that is evaluated, and not from one
+  that it is compared with.
+  """
+  ids = {example.user_id for example in examples}
+  return [line for line in lines if line["user_id"] in ids] or lines

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from pdpo_jax import main
 from pdpo_jax.core import together
 from pdpo_jax.runs import answers, locks, people, roster, run_folder
 from pdpo_jax.runs import run as run_lib
+from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.runs.erasure import erase, files
-from pdpo_jax.training import checkpoint
+from pdpo_jax.training import checkpoint, rows
 from tests.runs import people_run
 from tests.runs.people_run import ANN, BEA, CEM, DEE, EVE, mark
 
@@ -115,18 +117,18 @@ def test_no_number_of_others_changes_and_the_row_and_its_moments_are_empty(
 ):
   before, after = arrays_of(whole), arrays_of(without_bea[0])
   assert before.keys() == after.keys()
-  rows = 0
+  emptied = 0
   for name, values in before.items():
     if isinstance(values, str):
       continue
     new = after[name]
     if "user_model" in name and "offsets" in name:
-      rows += 1
+      emptied += 1
       assert values[2].any() and not new[2].any(), name
       values, new = np.delete(values, 2, 0), np.delete(new, 2, 0)
     np.testing.assert_array_equal(values, new, err_msg=name)
   # The table and two moments, of two steps.
-  assert rows == 6
+  assert emptied == 6
 
 
 def test_what_is_kept_of_others_is_kept(whole, without_bea):
@@ -153,8 +155,6 @@ def test_scores_are_those_of_the_policy_that_is_there_now(without_bea):
   assert run.own.described["data"] == run.dataset.digest
   with checkpoint.Checkpoints(folder / "pdpo/checkpoints") as saved:
     items = saved.load_as_saved(3, ITEMS)
-  from pdpo_jax.training import rows
-
   (file,) = (folder / "pdpo" / "scores").glob("heldout_*")
   assert file.name == f"heldout_3_{rows._digest(items)}.jsonl"
 
@@ -164,8 +164,25 @@ def test_data_that_still_has_somebody_brings_nobody_back(without_bea):
   dataset = run_lib.Run.open(folder).dataset
   assert roster.ids_of(dataset) == {ANN, CEM}
   assert BEA not in str(dataset) and mark(BEA) not in str(dataset)
+  config = run_folder.read_config(folder)
+  config.workdir = str(folder)
   with pytest.raises(ValueError, match="people were erased from"):
-    roster.check_whole(folder)
+    main.train_and_answer(config)
+
+
+def test_a_run_that_still_knows_somebody_is_compared_without_them(
+  whole, without_bea, monkeypatch
+):
+  folder, _ = without_bea
+  dataset = run_lib.Run.open(folder).dataset
+  monkeypatch.setattr(scores_lib, "compute", None)  # All are kept.
+  ours, theirs = (
+    run_lib.Run.open(each).own.scores(dataset)["heldout"]
+    for each in (folder, whole)
+  )
+  assert ours.user_ids == theirs.user_ids and BEA not in ours.user_ids
+  np.testing.assert_array_equal(ours.ratios, theirs.ratios)
+  scores_lib.check_same(ours, theirs, ("ours", "theirs"))
 
 
 def test_whoever_is_not_there_or_no_more_is_an_error(without_bea):
