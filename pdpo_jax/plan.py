@@ -129,6 +129,7 @@ def batch_shape(
     "prism": _PRISM_USERS,
     "tldr": data.tldr.num_workers,
     "synthetic": data.synthetic.num_workers,
+    "ratings": data.ratings.num_users or None,
   }.get(data.source)
   several = data.source == "community_alignment" or (
     data.source == "prism" and data.prism.rejected == "all"

@@ -46,7 +46,7 @@ def shrink(config: config_lib.Config, folder: pathlib.Path) -> None:
   config.cache = str(folder / "cache")
   config.data.max_shapes = 1
   config.data.max_prompt_tokens = min(config.data.max_prompt_tokens, 120)
-  config.data.max_response_tokens = min(config.data.max_response_tokens, 40)
+  config.data.max_response_tokens = min(config.data.max_response_tokens, 20)
   config.lora.rank = 2
   config.user.num_tokens = 3
   config.train.batch_size = 8
@@ -178,7 +178,7 @@ def few_permutations(monkeypatch):
 @pytest.fixture(scope="module")
 def prism(tmp_path_factory):
   folder = tmp_path_factory.mktemp("prism")
-  prism_files.write(folder / "data", 40, 0)
+  prism_files.write(folder / "data", 16, 0)
   text = (folder / "data" / "conversations.jsonl").read_text()[:20_000]
   tokenizer = tokenize.train_tokenizer(text.split("\n"), 400)
   special = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
@@ -204,6 +204,8 @@ def test_prism_runs_from_its_files_to_results(
   shrink(config, tmp_path)
   if config.loss.mixing == "batch":
     config.train.batch_size = 32  # Of four times as many rows.
+  # Vanilla DPO beside a training is the same whatever its user model.
+  config.vanilla = variant == "individual"
   results = main.train_and_answer(config)
   name = "vanilla" if variant == "vanilla" else "pdpo"
   accuracy = results["reward_accuracy"][name]
@@ -264,6 +266,7 @@ def test_a_run_without_a_held_out_split_has_no_accuracy(prism, tmp_path):
   config.base.path = str(prism / "base")
   config.data.path = str(prism / "data")
   config.data.prism.heldout_dialogues = 0.0
+  config.vanilla = False
   shrink(config, tmp_path)
   results = main.train_and_answer(config)
   assert results["reward_accuracy"]["pdpo"].keys() == {"unseen"}

@@ -124,12 +124,40 @@ class FilesConfig(sections.Section):
 
 
 @dataclasses.dataclass
+class RatingsConfig(sections.Section):
+  """Ratings, as comparisons; see `data/sources/ratings.py`."""
+
+  # Names of the two files, without their endings, and of their columns.
+  ratings_file: str = "ratings"
+  texts_file: str = "items"
+  user_column: str = "user_id"
+  item_column: str = "item_id"
+  # What all texts answer.
+  prompt: str = "What would you like?"
+  # How far above the rejected text the chosen one was rated, at least.
+  least_gap: sections.Positive = 2.0
+  # How far everybody else's mean ratings of the two may differ, so that what is
+  # left is taste. 0: any pair.
+  most_mean_gap: sections.NotNegative = 0.0
+  # So many people, drawn from those with enough pairs; 0: all of them.
+  num_users: sections.CountOrNone = 0
+  train_per_user: sections.Count = 40
+  # At most; half of them new pairs of texts that the person compares in
+  # training, half pairs of texts that are new to the person.
+  heldout_per_user: sections.Count = 20
+  # Of each person's texts, the share that training does not show them.
+  heldout_texts: sections.ShareBelowOne = 0.2
+  # People that are kept from training, to see how the unknown are served.
+  unseen_users: sections.ShareBelowOne = 0.0
+
+
+@dataclasses.dataclass
 class DataConfig(sections.Section):
   """Who compared what."""
 
   # Each has a section below.
   source: Literal[
-    "synthetic", "prism", "community_alignment", "tldr", "files"
+    "synthetic", "prism", "community_alignment", "tldr", "files", "ratings"
   ] = "synthetic"
   # A local folder or file, or a hub id, for all but "synthetic".
   path: str = ""
@@ -184,6 +212,7 @@ class DataConfig(sections.Section):
   )
   tldr: TldrConfig = dataclasses.field(default_factory=TldrConfig)
   files: FilesConfig = dataclasses.field(default_factory=FilesConfig)
+  ratings: RatingsConfig = dataclasses.field(default_factory=RatingsConfig)
 
   def check_together(self) -> None:
     if self.template not in TEMPLATES and "{" not in self.template:

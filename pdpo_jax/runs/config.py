@@ -156,12 +156,14 @@ def validate(config: Config) -> None:
       f"sft.path {config.sft.path!r} is not taught where base.path is "
       f"{config.base.path!r}; leave one of them empty"
     )
-  needs_base = config.data.source != "synthetic" and not config.start
+  from_scratch = config.data.source in ("synthetic", "ratings")
+  needs_base = not from_scratch and not config.start
   if needs_base and not config.source_path:
     raise ValueError(
       f"base.path '' does not go with data.source {config.data.source!r}: from "
-      "scratch only the synthetic language is learnt. Name a base, or with "
-      "sft.path one that is taught the chosen responses first"
+      "scratch only the synthetic language and rated texts are learnt. "
+      "Name a base, or with sft.path one that is taught the chosen responses "
+      "first"
     )
 
 

@@ -1,7 +1,8 @@
 """Supervised fine-tuning: what a base is taught before preferences are learnt.
 
 A base that was given learns the responses that were chosen; for want of one, a
-small GPT-J learns the synthetic language from scratch.
+small GPT-J learns the synthetic language, or texts that were rated, from
+scratch.
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ class SftConfig(sections.Section):
 
   # A base, as `base.path`, that learns the chosen responses of the training
   # comparisons with all of its weights, in float32: for small ones. Empty: a
-  # small GPT-J learns the synthetic data's language from scratch.
+  # small GPT-J learns the synthetic language, or texts that were rated, from
+  # scratch.
   path: str = ""
   # Of the one from scratch, down to num_posts; the rest is for both.
   vocab_size: sections.Count = 512

@@ -12,6 +12,7 @@ from pdpo_jax.data.sources import (
   community_alignment,
   preference_files,
   prism,
+  ratings,
   synthetic,
   tldr,
 )
@@ -47,6 +48,7 @@ def load(
       "prism": prism.load,
       "community_alignment": community_alignment.load,
       "files": preference_files.load,
+      "ratings": ratings.load,
     }
     dataset = load_source[data.source](data, seed, num_prompts)
   if before:
