@@ -17,6 +17,7 @@ from pdpo_jax.evaluation.report import (
   length_control,
   page,
   provenance,
+  untrained,
   users,
   win_rates,
 )
@@ -72,6 +73,9 @@ def make_report(
     and (lambda: familiarity.section(familiar)),
     "Controlled for length": length.compared
     and (lambda: length_control.section(length)),
+    "Without training": lambda: untrained.section(
+      policies, base, dataset, scores[first.name], accuracies
+    ),
     "Generated text": answered
     and (lambda: answers.section(answered, dataset, health)),
     "Win rates": rates and (lambda: win_rates.section(rates, judge)),
