@@ -52,7 +52,8 @@ def section(
     "How often the base itself finds the chosen response more likely, a token, "
     "than the rejected one. Prompted, it reads before each question what the "
     "person says of themselves and choices that they made in training, as many "
-    "as fit in half of the positions that are left. What training is for must show beyond that."
+    "as fit in half of the positions that are left. What training is for must "
+    "show beyond that."
   )
   return page.Section(
     "Without training", [text], tables, numbers={"untrained": numbers}
