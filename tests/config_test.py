@@ -233,6 +233,7 @@ CALLED = {
   "loss": ("objective",),
   "mesh": ("config",),
   "prism": ("config",),
+  "ratings": ("options",),
   "synthetic": ("data",),
   "train": ("train_config", "cadence"),
   "user": ("spec",),
