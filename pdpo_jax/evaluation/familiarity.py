@@ -7,6 +7,7 @@ that are new to them.
 """
 
 import collections
+import itertools
 import unicodedata
 from collections.abc import Callable, Collection, Iterable
 
@@ -30,14 +31,21 @@ def divide(
   Args:
     dataset: that policies were trained on and are evaluated on.
   """
-  divided = []
-  for split in next(iter(scores.values()), {}):
-    examples = getattr(dataset, split)
-    trained = _Trained(dataset.train, examples)
-    for known_to in (PERSON, ANYBODY):
-      divided += strata.divide(
-        scores, split, examples, known_to, KINDS, trained.count_by(known_to)
-      )
+  splits = {
+    split: getattr(dataset, split) for split in next(iter(scores.values()), {})
+  }
+  trained = _Trained(dataset.train, itertools.chain(*splits.values()))
+  if not trained.texts:
+    return []
+  divided = [
+    stratum
+    for split, examples in splits.items()
+    for known_to in (PERSON, ANYBODY)
+    for stratum in strata.divide(
+      scores, split, examples, known_to, KINDS, trained.count_by(known_to)
+    )
+  ]
+  # Pairs that have them may not have been scored.
   return divided if any(each.kind != "none" for each in divided) else []
 
 
@@ -45,6 +53,9 @@ class _Trained:
   """Which texts were compared in training, and by whom.
 
   Of those alone that are held out as well: training has far more.
+
+  Attributes:
+    texts: whoever compared them.
   """
 
   def __init__(
@@ -54,10 +65,10 @@ class _Trained:
   ):
     wanted = {text for each in heldout for text in _texts(each)}
     self._by_user = collections.defaultdict(set)
-    self._all = set()
+    self.texts = set()
     for example in train:
       texts = wanted.intersection(_texts(example))
-      self._all |= texts
+      self.texts |= texts
       if example.user_id is not None:
         self._by_user[example.user_id] |= texts
 
@@ -67,7 +78,7 @@ class _Trained:
     """How many of the two texts of each of an example's pairs are known."""
 
     def count(example: structs.PreferenceExample) -> list[int]:
-      known: Collection[str] = self._all
+      known: Collection[str] = self.texts
       if known_to == PERSON:
         known = self._by_user.get(example.user_id, ())
       chosen, *rejected = (text in known for text in _texts(example))
