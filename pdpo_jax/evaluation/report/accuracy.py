@@ -286,7 +286,8 @@ def _sentence(
       f"held-out pairs of {users}; {why}, that does not say if it is personal"
     )
   gain = scored.gain
-  words, hedge, also = "no more accurate than", f", {_HEDGE}", ""
+  words, hedge = "no more accurate than", ", as far as these users can tell"
+  also = ""
   if gain.is_sure:
     words = "more accurate than" if gain.mean > 0 else "less accurate than"
     hedge = ""
@@ -297,9 +298,6 @@ def _sentence(
     f"{hedge}: {_told(gain)[0]} points on held-out choices ({_told(gain)[1]})"
     f"{also}"
   )
-
-
-_HEDGE = "as far as these users can tell"
 
 
 def _told(gain: accuracy.Gain) -> tuple[str, str]:
@@ -321,9 +319,9 @@ def _of_new_texts(scored: Scored | None) -> tuple[str, str]:
   mean, certain = _told(scored.gain)
   also = f", {mean} on those between texts new to the person ({certain})"
   if not scored.gain.is_sure:
-    return f", but not, {_HEDGE}, on texts that are new to a person", also
+    return ", which is not shown on texts that are new to a person", also
   if scored.gain.mean < 0:
-    return ", but less so on texts that are new to a person", also
+    return ", but less accurate on texts that are new to a person", also
   return ", also on texts that are new to a person", also
 
 

@@ -80,14 +80,14 @@ def test_the_verdict_says_only_what_the_interval_bears(ours, words):
     (GOOD, "more accurate than V, also on texts that are new to a person: +50"),
     (
       VANILLA,
-      "more accurate than V, but not, as far as these users can tell, on texts "
-      "that are new to a person: +50.0 points on held-out choices (95% "
+      "more accurate than V, which is not shown on texts that are new to a "
+      "person: +50.0 points on held-out choices (95% "
       "interval +50.0 to +50.0, p = 0.031), +0.0 on those between texts new to "
       "the person (95% interval +0.0 to +0.0, p = 1).",
     ),
     (
       scored(-1, -1, -1, -1, -1, -1),
-      "more accurate than V, but less so on texts that are new to a person",
+      "more accurate than V, but less accurate on texts that are new to a",
     ),
     (
       None,

@@ -59,7 +59,7 @@ def test_the_verdict_of_a_run_that_only_knows_texts_does_not_speak_of_taste():
   verdict = accuracies.verdict(
     {"heldout": familiarity.new_texts(findings, "heldout")}
   )
-  assert "is more accurate than V, but not, as far as these" in verdict
+  assert "is more accurate than V, which is not shown on texts" in verdict
   assert "+25.0 points on held-out choices" in verdict
   assert "+0.0 on those between texts new to the person" in verdict
 
