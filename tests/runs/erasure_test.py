@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax import main
-from pdpo_jax.core import together
+from pdpo_jax.core import kept, together
 from pdpo_jax.runs import answers, locks, people, roster, run_folder
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs import scores as scores_lib
@@ -134,13 +134,18 @@ def test_no_number_of_others_changes_and_the_row_and_its_moments_are_empty(
 def test_what_is_kept_of_others_is_kept(whole, without_bea):
   folder, _ = without_bea
   run = run_lib.Run.open(folder)
-  assert run.own.users.rows == (ANN, None, CEM)
+  assert run.own.table.rows == (ANN, None, CEM)
   assert run.user_texts.keys() == {ANN, CEM}
   assert run_folder.read_held_out(folder).users == {ANN, CEM}
   assert people.People.of_run(folder).ids() == [DEE, EVE]
   assert run.config.answers.users == (ANN,)
   said = answers.read(folder / run_folder.ANSWERS)
   assert said.texts.keys() == {"S", "V", "G", ANN, CEM}
+  results = json.loads((folder / run_folder.RESULTS).read_text())
+  assert results["words"].keys() == {"S", "V", "G", ANN, CEM}
+  accuracy = results["reward_accuracy"]["pdpo"]
+  assert accuracy["of_whatever"].keys() == {ANN, CEM}
+  assert accuracy["heldout"]["pairs"] > 0 and accuracy["of_whom"] == [ANN]
   assert len(said.prompts) == 1 and mark(ANN) in said.prompts[0]
   for name in ("pdpo", "vanilla"):
     (before,) = (whole / name / "scores").glob("heldout_*")
@@ -183,6 +188,25 @@ def test_a_run_that_still_knows_somebody_is_compared_without_them(
   assert ours.user_ids == theirs.user_ids and BEA not in ours.user_ids
   np.testing.assert_array_equal(ours.ratios, theirs.ratios)
   scores_lib.check_same(ours, theirs, ("ours", "theirs"))
+
+
+@pytest.mark.parametrize("name", ["S", "pairs"])
+def test_somebody_with_the_name_of_something_else_takes_only_theirs(
+  name, tmp_path
+):
+  kept.write_json(
+    tmp_path / "results.json",
+    {
+      "words": {"S": 1, "V": 2, "G": 3, "ann": 4},
+      "heldout": {"pairs": 1, "by_user": {"ann": 1, name: 1}},
+    },
+  )
+  leaver = files.Leaver(name, {"ann", name})
+  handle = files.HANDLERS[run_folder.RESULTS]
+  assert json.loads(handle(tmp_path / "results.json", leaver)) == {
+    "words": {"S": 1, "V": 2, "G": 3, "ann": 4},
+    "heldout": {"pairs": 1, "by_user": {"ann": 1}},
+  }
 
 
 def test_whoever_is_not_there_or_no_more_is_an_error(without_bea):
@@ -274,7 +298,7 @@ def test_an_erasure_that_is_killed_anywhere_is_finished_by_the_next_command(
     assert holds(folder, BEA) == [], f"operation {at}"
     assert not (folder / together.FOLDER).exists()
   run = run_lib.Run.open(folder)
-  assert run.own.users.rows == (ANN, None, CEM)
+  assert run.own.table.rows == (ANN, None, CEM)
   assert people.People.of_run(folder).ids() == [DEE, EVE]
   assert roster.read(folder)["erased"] == 1
 

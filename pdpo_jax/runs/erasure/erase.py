@@ -77,11 +77,11 @@ def erase(run: run_lib.Run, user_id: str) -> Erased:
       f"user id {user_id!r} is none of the people of {folder}: nothing there "
       "is theirs, or they were erased before"
     )
-  leaver = files.Leaver.of(user_id, dataset)
+  left = ids | (set() if dataset is None else roster.ids_of(dataset))
+  leaver = files.Leaver.of(user_id, left, dataset)
   change = together.Change(folder)
   removed = []
   if is_trained:
-    left = ids | (set() if dataset is None else roster.ids_of(dataset))
     names = _rewrite_checkpoints(run, user_id, dataset, left, change)
     removed = _rewrite_files(folder, leaver, names, change)
     _write_roster(folder, left - {user_id}, change)

@@ -21,6 +21,7 @@ class Leaver:
 
   Attributes:
     user_id: their id.
+    people: everyone whom the run knows, and they.
     knows_data: whether the run's data could be read. Without it, nobody knows
       which prompts are theirs.
     prompts, user_texts: that are theirs alone.
@@ -29,6 +30,7 @@ class Leaver:
   """
 
   user_id: str
+  people: Set[str]
   knows_data: bool = False
   prompts: Set[structs.Prompt] = frozenset()
   user_texts: Set[str] = frozenset()
@@ -36,10 +38,16 @@ class Leaver:
   shared: Set[structs.Prompt] = frozenset()
 
   @classmethod
-  def of(cls, user_id: str, dataset: dataset_lib.Dataset | None) -> "Leaver":
+  def of(
+    cls,
+    user_id: str,
+    people: Set[str],
+    dataset: dataset_lib.Dataset | None,
+  ) -> "Leaver":
     """Somebody of a run, whose data set is None where it cannot be read."""
+    people = people | {user_id}
     if dataset is None:
-      return cls(user_id)
+      return cls(user_id, people)
     prompts, texts = roster.own_texts(dataset, {user_id})
     pairs, others, theirs = set(), set(), set()
     for example in (*dataset.train, *dataset.heldout, *dataset.unseen):
@@ -47,7 +55,9 @@ class Leaver:
       (pairs if is_theirs else others).update(held_out.digests(example))
       if is_theirs:
         theirs.add(example.prompt)
-    return cls(user_id, True, prompts, texts, pairs - others, theirs - prompts)
+    return cls(
+      user_id, people, True, prompts, texts, pairs - others, theirs - prompts
+    )
 
 
 # The content of a file afterwards, or None where there is to be none.
@@ -121,26 +131,26 @@ def _held_out(file: pathlib.Path, leaver: Leaver) -> bytes:
   return (json.dumps(fields) + "\n").encode()
 
 
-# Of `results.json`, what has a number a user, or a speaker.
-_OF_USERS = ("by_user", "margin_by_user", "short_zero_share")
-_OF_SPEAKERS = ("words", "words_standard_error", "zero_length_share")
+def _results(file: pathlib.Path, leaver: Leaver) -> bytes:
+  """Numbers by person or speaker go without theirs, whatever they are of."""
+  people = leaver.people | answers.OTHERS.keys()
 
+  def without(value):
+    if isinstance(value, dict):
+      is_of_people = value.keys() <= people
+      if leaver.user_id in answers.OTHERS:
+        # They share it with somebody who answers, but not among users.
+        is_of_people = value.keys() <= leaver.people
+      return {
+        name: without(part)
+        for name, part in value.items()
+        if not (is_of_people and name == leaver.user_id)
+      }
+    if isinstance(value, list):
+      return [without(part) for part in value if part != leaver.user_id]
+    return value
 
-def _results(file: pathlib.Path, leaver: Leaver) -> bytes | None:
-  results = json.loads(kept.read_text(file))
-  names = {*_OF_USERS}
-  if leaver.user_id not in answers.OTHERS:
-    names |= {*_OF_SPEAKERS}
-
-  def clear(value):
-    for name, part in value.items():
-      if isinstance(part, dict):
-        if name in names:
-          part.pop(leaver.user_id, None)
-        clear(part)
-
-  clear(results)
-  return _json(results)
+  return _json(without(json.loads(kept.read_text(file))))
 
 
 def _journal(file: pathlib.Path, leaver: Leaver) -> bytes | None:
