@@ -229,7 +229,10 @@ def _check_finite(training, saved, step, batch, values, example_loss):
     return
   examples = ""
   if example_loss is not None:
-    every = processes.fetch(batch.examples)
+    decisions = batch.decisions
+    every = processes.fetch(
+      batch.index if decisions is None else decisions.example
+    )
     index = every[~np.isfinite(processes.fetch(example_loss))]
     # With finite losses it is a gradient that is not, and any may be to blame.
     if not index.size:

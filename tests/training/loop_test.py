@@ -216,6 +216,23 @@ def test_a_non_finite_loss_stops_and_names_step_and_example(tmp_path):
   assert np.isfinite(items["users"]["table"]["user_model.offsets"]).all()
 
 
+def test_a_non_finite_loss_names_each_comparison_of_its_dialogue(tmp_path):
+  example = np.array([[3, 7, 3, 7], [9, -1, 9, -1]])
+  decisions = structs.Decisions(example, None, None, on_trunk=1)
+
+  def batch(step):
+    weight = np.array([np.nan if step == 1 else 1.0, 1.0], np.float32)
+    return structs.PreferenceBatch(
+      np.array([7, 9]), *[None] * 6, weight, decisions=decisions
+    )
+
+  training = make_training(tmp_path, batch=batch)
+  with pytest.raises(
+    loop.NonFiniteLoss, match="Examples: example 3; example 7"
+  ):
+    loop.run(training, CADENCE)
+
+
 def test_a_non_finite_state_is_never_saved(tmp_path):
   # Non-finite at the very step after which a checkpoint is due.
   def batch(step):
