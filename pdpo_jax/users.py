@@ -268,7 +268,15 @@ def _how_to_retrain(
   config = display.for_shell(str(run.workdir / run_folder.CONFIG))
   data = run.config.data
   source = display.name(data.path, 1000) or f"its data ({data.source})"
+  lines = []
+  if run.config.start:
+    start = display.for_shell(str(run.config.start))
+    lines.append(
+      f"This run started from {start}. Where that knows them, train it anew "
+      "without them first, and name the new one by --config.train.start_from."
+    )
   return [
+    *lines,
     f"1. Take every record of theirs out of {source}"
     + (f": {_listed(erased.places)}." if erased.places else "."),
     "2. Train anew, from the same config:",

@@ -65,6 +65,8 @@ PERSONAL = (
   JOURNAL,
   DATA_REPORT,
   PEOPLE,
+  # Beside a database that is in use.
+  *(f"{PEOPLE}-{name}" for name in ("journal", "wal", "shm")),
   ROSTER,
   "responses/base_*.jsonl",
   *(
@@ -91,8 +93,6 @@ FILES = (
   *PERSONAL,
   VERSIONS,
   DATA_FIGURE,
-  # Beside a database that is in use.
-  *(f"{PEOPLE}-{name}" for name in ("journal", "wal", "shm")),
   _NOTE,
   locks.LOCK,
   locks.HOLDER,

@@ -197,6 +197,7 @@ HANDLERS: Mapping[str, Handler] = {
 # What `erase.py` sees to itself.
 BESIDES = (
   run_folder.PEOPLE,
+  *(f"{run_folder.PEOPLE}-{name}" for name in ("journal", "wal", "shm")),
   run_folder.ROSTER,
   *(
     f"{training}/{name}/*"
