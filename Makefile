@@ -22,8 +22,9 @@ smoke: $(VENV)/run
 	rm -rf runs/quickstart-smoke
 	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py:smoke
 
+# A file's tests run in one process, which makes their shared runs once.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
