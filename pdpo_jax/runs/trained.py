@@ -221,7 +221,7 @@ class Trained:
       self._trained.recipe,
       self._base,
       self._loaded.policy,
-      num_users=self.table.last_row,
+      user_rows=[self.table.row_of(user_id) for user_id in self.table.ids],
     )
 
   def read_for(self, run: config_lib.Config, workdir: pathlib.Path) -> None:

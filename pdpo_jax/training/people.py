@@ -3,13 +3,13 @@
 Nothing of the run is trained. A person is a row of the user table, drawn from
 the `population` of the run's users, and their choices say which:
 
-    row(z) = m + z B,    z ~ N(0, I),
+    row = m_g + z B,    z ~ N(0, I),
     P(a is preferred to b) = sigma(margin),    margin = beta (d(a) - d(b)),
 
 with `d(y) = log pi(y | x, row) - log ref(y | x)`, as in training. `learn` finds
-the most likely z by damped Gauss-Newton, which needs a pass forward and back
-for each of a few iterations, and neither a learning rate nor a number of steps.
-The curvature there says how sure it is (Laplace's approximation).
+the most likely group g and z by damped Gauss-Newton, which needs a pass forward
+and back for each of a few iterations, and neither a learning rate nor a number
+of steps. The curvature there says how sure it is (Laplace's approximation).
 
     learner = run.own.learner                      # of `runs/run.py`
     prepared = learner.prepare(examples)           # PreferenceExamples
@@ -17,37 +17,30 @@ The curvature there says how sure it is (Laplace's approximation).
     people["ann"].row                              # for the user table
     learner.outlook(people["ann"], more.choices)   # probabilities, information
 
-Axes: A people · B choices · k directions · F numbers of a row.
+Axes: A people · B choices · G groups · k directions · F
+numbers of a row.
 """
 
 import collections
 import dataclasses
-import functools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy import special
 
-from pdpo_jax.core import processes, structs
-from pdpo_jax.data import batching, tokenized
+from pdpo_jax.core import structs
+from pdpo_jax.data import tokenized
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.training import (
-  branch_batches,
-  host_users,
-  losses,
-  policies,
-  posterior,
-  recipes,
-  scoring,
-  sharding,
-)
-from pdpo_jax.training import objective as objective_lib
+from pdpo_jax.training import margins as margins_lib
+from pdpo_jax.training import policies, posterior, recipes
 from pdpo_jax.training import population as population_lib
 from pdpo_jax.weights import base as base_lib
+
+# Groups are not searched that are less likely than another by so many nats
+# before anything is learnt, nor read for what somebody will choose who is of
+# them with no more than this probability.
+_HOPELESS, _NEGLIGIBLE = 10.0, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +78,10 @@ class Person:
   """What is known of somebody.
 
   Attributes:
-    row: for the user table, an offset `[T, D]` or weights `[C]`.
-    z: their place in the population.
+    row: for the user table, an offset `[T, D]` or weights `[C]`: of the most
+      likely group and z. Without choices it is the generic user's.
+    groups: probability of each group of the population.
+    z: their coordinates, if they are of a group.
     covariance: of z.
     choices: that it was learnt from.
     log_evidence: log probability of all their choices in this population, in
@@ -96,83 +91,65 @@ class Person:
   """
 
   row: Float[np.ndarray, "..."]
-  z: Float[np.ndarray, " k"]
-  covariance: Float[np.ndarray, "k k"]
+  groups: Float[np.ndarray, " G"]
+  z: Float[np.ndarray, "G k"]
+  covariance: Float[np.ndarray, "G k k"]
   choices: int
   log_evidence: float
   iterations: int
   converged: bool
 
+  @property
+  def group(self) -> int:
+    """The most likely one."""
+    return int(np.argmax(self.groups))
+
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-  """What a person is expected to choose.
+  """What a person is expected to choose, as far as it is known who they are.
 
   Attributes:
-    margin: in favour of each choice's first response, in nats.
-    deviation: standard deviation of the margin, since the person is not known
-      exactly.
+    groups: probability of each group, of the person of each choice.
+    margin: in favour of each choice's first response, if they are of a group.
+    deviation: standard deviation of the margin there.
     lapse: as for `Learner`.
   """
 
-  margin: Float[np.ndarray, " B"]
-  deviation: Float[np.ndarray, " B"]
+  groups: Float[np.ndarray, "G B"]
+  margin: Float[np.ndarray, "G B"]
+  deviation: Float[np.ndarray, "G B"]
   lapse: float
 
   @property
   def probability(self) -> Float[np.ndarray, " B"]:
-    """That the first is preferred.
-
-    The mean of sigma over the margin's normal distribution, approximately
-    (MacKay 1992, "The evidence framework applied to classification networks").
-    """
-    scale = np.sqrt(1 + np.pi / 8 * np.square(self.deviation))
-    return posterior.probability(self.margin / scale, self.lapse)
+    """That the first is preferred: its mean over who they may be."""
+    chances = posterior.expected(
+      lambda margin: posterior.probability(margin, self.lapse),
+      self.margin,
+      self.deviation,
+    )
+    return np.sum(self.groups * chances, 0)
 
   @property
   def information(self) -> Float[np.ndarray, " B"]:
     """What the answer would tell of the person, in nats (Lindley 1956).
 
-        1/2 log(1 + w var(margin)),
-
-    with w the information of an answer on its margin, p (1 - p) without lapse.
+    The entropy of the answer, less what it would be if they were known exactly
+    (Houlsby et al. 2011, "Bayesian active learning for classification and
+    preference learning"). Where deviations are small and there is one group,
+    this is `1/2 log(1 + p (1 - p) deviation^2)`.
     """
-    information = posterior.information(self.margin, self.lapse)
-    return 0.5 * np.log1p(information * np.square(self.deviation))
-
-
-@functools.cache
-def _make_margins(
-  graphdef: Any, beta: float, length_normalized: bool, logits_chunk: int
-):
-  """The jitted margins of a batch, and their gradients with respect to z."""
-
-  def run(trainable, frozen, batch, z, mean, directions):
-    policy = nnx.merge(graphdef, trainable, frozen)
-
-    def margins(z):
-      rows = mean + jnp.tensordot(z, directions, 1)
-      logps = objective_lib.response_logps(
-        policy, batch, policy.user_model.prefixes(rows), logits_chunk
-      )
-      ratios = losses.log_ratios(
-        logps,
-        batch.reference_logps,
-        batch.response_mask if length_normalized else None,
-      )
-      # A row that fills up has no margin.
-      ratios = jnp.where(
-        batch.weight[:, None] > 0, losses.differences(ratios), 0.0
-      )
-      return beta * ratios[:, 0]
-
-    # Each margin depends on its own z alone, so that one pass back gives all
-    # their gradients.
-    values, pull_back = jax.vjp(margins, z)
-    (gradients,) = pull_back(jnp.ones_like(values))
-    return values, gradients
-
-  return jax.jit(run)
+    known = posterior.expected(
+      lambda margin: posterior.entropy(
+        posterior.probability(margin, self.lapse)
+      ),
+      self.margin,
+      self.deviation,
+    )
+    known = np.sum(self.groups * known, 0)
+    # Up to rounding, an answer never leaves more doubt.
+    return (posterior.entropy(self.probability) - known).clip(0)
 
 
 class Learner:
@@ -182,7 +159,7 @@ class Learner:
     recipe: of the policy's run.
     base: of that run, which is the reference.
     policy: its user table says how people differ.
-    num_users: of the table; without, all its rows are somebody's.
+    user_rows: of the table, that are somebody's; without, all but row 0.
     population: in place of that of the table.
     lapse: share of choices that are made at random.
   """
@@ -193,25 +170,17 @@ class Learner:
     base: base_lib.Base,
     policy: policies.SplitPolicy,
     *,
-    num_users: int | None = None,
+    user_rows: Sequence[int] | None = None,
     population: population_lib.Population | None = None,
     lapse: float = 0.0,
   ):
-    self.population = population or population_lib.of_policy(policy, num_users)
+    self.population = population or population_lib.of_policy(policy, user_rows)
     self.lapse = lapse
-    self._recipe, self._base, self._policy = recipe, base, policy
-    # The table is not read: rows come from outside of it.
-    self._trainable, _ = host_users.narrow(
-      policy.trainable, np.zeros(1, np.int32)
-    )
-    self._mesh = sharding.mesh_of(policy.frozen)
-    # As many rows as a microbatch of training has, both branches.
-    train = recipe.train
-    self._most = 2 * train.batch_size // train.accumulation_steps
-    chunk = sharding.logits_chunk(train.logits_chunk, self._mesh)
-    self._margins = _make_margins(
-      policy.graphdef, recipe.loss.beta, recipe.loss.length_normalized, chunk
-    )
+    self._data, self._tokenizer = recipe.data, base.tokenizer
+    self._margins = margins_lib.Margins(recipe, base, policy)
+    self._basis = np.concatenate(
+      [self.population.means, self.population.directions]
+    ).reshape(-1, *self.population.shape)
 
   def prepare(self, examples: Sequence[structs.PreferenceExample]) -> Prepared:
     """Token ids and what the reference thinks, computed once.
@@ -224,8 +193,8 @@ class Learner:
     split = tokenized.tokenize_split(
       "choices",
       [dataclasses.replace(x, place=str(n)) for n, x in enumerate(examples)],
-      self._recipe.data,
-      self._base.tokenizer,
+      self._data,
+      self._tokenizer,
       users_lib.UserIndex([]),
       may_be_none=True,
     )
@@ -235,14 +204,7 @@ class Learner:
       for rejected in others:
         owners.append((text.user_id, int(text.place)))
         pairs.append(dataclasses.replace(example, responses=(chosen, rejected)))
-    reads = branch_batches.reference_rows(self._recipe, pairs)
-    logps = np.zeros((len(pairs), 2), np.float32)
-    batches = self._batches(reads, None)
-    for batch, values in scoring.score_batches(
-      scoring.of_base(self._base), batches, self._recipe.train.logits_chunk
-    ):
-      real = batch.index >= 0
-      logps[batch.index[real]] = values[real]
+    logps = self._margins.reference_logps(pairs)
     choices = [
       Choice(*owner, pair, reference)
       for owner, pair, reference in zip(owners, pairs, logps, strict=True)
@@ -258,7 +220,7 @@ class Learner:
 
     Args:
       people: ids of who is to be in the result even without a choice, which
-        makes them the mean of the population.
+        makes them the generic user.
     """
     owners = [choice.user_id for choice in choices]
     if None in owners:
@@ -268,27 +230,56 @@ class Learner:
     ids = list(dict.fromkeys([*people, *owners]))
     numbers = {user_id: number for number, user_id in enumerate(ids)}
     owner = np.array([numbers[user_id] for user_id in owners], np.int64)
-    found = posterior.maximize(
-      lambda places, z: self.margins([choices[place] for place in places], z),
-      owner,
-      np.zeros((len(ids), self.population.size)),
-      self.lapse,
+    groups = self.population.groups
+    # Everybody is learnt as of each group, and each choice is read for each.
+    everybody = np.concatenate(
+      [owner + group * len(ids) for group in range(groups)]
+    )
+
+    def margins_of(places, z):
+      return self.margins(
+        [choices[place % len(choices)] for place in places],
+        everybody[places] // len(ids),
+        z,
+      )
+
+    call = margins_of, everybody, self.lapse
+    found = posterior.start(groups * len(ids), self.population.size, *call)
+    prior = np.log(self.population.shares)[:, None]
+    # A group that is much less likely at once is not gone into.
+    likely = prior - found.objective.reshape(groups, len(ids))
+    worth = likely > likely.max(0) - _HOPELESS
+    posterior.minimize(found, np.flatnonzero(worth), *call)
+    evidence = prior + found.log_evidence.reshape(groups, len(ids))
+    total = special.logsumexp(evidence, 0)
+    # By group and person.
+    z, covariance, iterations, converged = (
+      values.reshape(groups, len(ids), *values.shape[1:])
+      for values in (
+        found.z,
+        np.linalg.inv(found.curvature),
+        found.iterations,
+        found.converged,
+      )
     )
     counts = np.bincount(owner, minlength=len(ids))
-    covariance = np.linalg.inv(found.curvature)
-    evidence = -found.objective - 0.5 * np.linalg.slogdet(found.curvature)[1]
-    return {
-      user_id: Person(
-        self.population.row(found.z[number]),
-        found.z[number],
-        covariance[number],
+    people = {}
+    for user_id, number in numbers.items():
+      best = int(np.argmax(evidence[:, number]))
+      row = self.population.row(best, z[best, number])
+      if not counts[number]:
+        row = self.population.generic.reshape(self.population.shape)
+      people[user_id] = Person(
+        row,
+        np.exp(evidence[:, number] - total[number]),
+        z[:, number],
+        covariance[:, number],
         int(counts[number]),
-        float(evidence[number]),
-        int(found.iterations[number]),
-        bool(found.converged[number]),
+        float(total[number]),
+        int(iterations[:, number].sum()),
+        bool(converged[best, number]),
       )
-      for user_id, number in numbers.items()
-    }
+    return people
 
   def nobody(self) -> Person:
     """Somebody of whom nothing is known."""
@@ -296,71 +287,42 @@ class Learner:
 
   def outlook(self, person: Person, choices: Sequence[Choice]) -> Outlook:
     """What a person is expected to choose of each pair."""
-    z = np.broadcast_to(person.z, (len(choices), len(person.z)))
-    margins, gradients = self.margins(choices, z)
-    variances = np.einsum(
-      "bi,ij,bj->b", gradients, person.covariance, gradients
+    return self.outlooks([person] * len(choices), choices)
+
+  def outlooks(
+    self, people: Sequence[Person], choices: Sequence[Choice]
+  ) -> Outlook:
+    """What a person each is expected to choose of a pair each."""
+    shares = np.stack([person.groups for person in people], 1)  # [G, B]
+    margins = np.zeros(shares.shape)
+    deviations = np.zeros(shares.shape)
+    # Of groups that somebody is hardly of, nothing is asked.
+    number, place = np.nonzero(shares > _NEGLIGIBLE)
+    z = np.stack([people[p].z[g] for g, p in zip(number, place, strict=True)])
+    found, gradients = self.margins([choices[p] for p in place], number, z)
+    covariances = np.stack(
+      [people[p].covariance[g] for g, p in zip(number, place, strict=True)]
     )
-    return Outlook(margins, np.sqrt(variances), self.lapse)
+    variances = np.einsum("bi,bij,bj->b", gradients, covariances, gradients)
+    margins[number, place] = found
+    deviations[number, place] = np.sqrt(variances)
+    return Outlook(shares, margins, deviations, self.lapse)
 
   def margins(
-    self, choices: Sequence[Choice], z: Float[np.ndarray, "B k"]
+    self,
+    choices: Sequence[Choice],
+    groups: Int[np.ndarray, " B"],
+    z: Float[np.ndarray, "B k"],
   ) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, "B k"]]:
-    """The margin of each choice for somebody at z, and its gradient there."""
-    margins = np.zeros(len(choices))
-    gradients = np.zeros((len(choices), self.population.size))
-    shape = self.population.shape
-    mean = self.population.mean.reshape(shape)
-    directions = self.population.directions.reshape(-1, *shape)
-    if self._mesh is not None:
-      mean, directions = sharding.put(
-        (mean, directions), sharding.whole(self._mesh)
-      )
-    place = sharding.batch_placer(self._mesh)
+    """The margin of each choice for somebody of a group at z; its gradient."""
+    groups = np.eye(self.population.groups)[groups]
     logps = np.zeros((len(choices), 2), np.float32)
     for number, choice in enumerate(choices):
       logps[number] = choice.reference_logps
-    examples = [choice.example for choice in choices]
-    for batch in self._batches(examples, logps):
-      real = batch.index >= 0
-      places = np.zeros((len(batch.index), z.shape[1]), np.float32)
-      places[real] = z[batch.index[real]]
-      values, slopes = self._margins(
-        self._trainable,
-        self._policy.frozen,
-        place(batch),
-        place(places),
-        mean,
-        directions,
-      )
-      margins[batch.index[real]] = processes.fetch(values)[real]
-      gradients[batch.index[real]] = processes.fetch(slopes)[real]
-    return margins, gradients
-
-  def _batches(
-    self,
-    examples: Sequence[structs.TokenizedExample],
-    reference_logps: Float[np.ndarray, "B 2"] | None,
-  ) -> Iterator[structs.PreferenceBatch]:
-    """Batches of few shapes, so that programs are compiled once for all."""
-    prefix = self._recipe.user.prefix_length
-    sizes = np.array(
-      [(len(x.prompt), max(map(len, x.responses))) for x in examples]
-    ).reshape(-1, 2)
-    order = np.argsort(sizes.sum(1), kind="stable")
-    shards = sharding.batch_shards(self._mesh)
-    for start in range(0, len(order), self._most):
-      chosen = order[start : start + self._most]
-      rows = 1
-      while rows < min(len(chosen), self._most):
-        rows *= 2
-      rows = -(-min(rows, self._most) // shards) * shards
-      places = [[int(place)] for place in chosen]
-      places += [[]] * (rows - len(chosen))
-      prompt, response = map(int, sizes[chosen].max(0))
-      shape = (
-        batching.padded_length(prompt + prefix) - prefix,
-        2,
-        batching.padded_length(response),
-      )
-      yield batching.make_batch(examples, reference_logps, places, shape)
+    found, gradients = self._margins.of(
+      [choice.example for choice in choices],
+      logps,
+      np.concatenate([groups, z], 1),
+      self._basis,
+    )
+    return found, gradients[:, groups.shape[1] :]

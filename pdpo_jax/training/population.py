@@ -1,26 +1,29 @@
 """How people differ: a prior for somebody new, from the table of a run's users.
 
 A row of the user table (an individual's offset, or the weights of clusters) is
-a vector of F numbers. Of people in general it is taken to be normal, with the
-mean and the covariance of the run's users,
+a vector of F numbers. Somebody new belongs to one of a few groups g, and is
+like its mean up to normal differences, which are the same in all groups:
 
-    row = m + z B,    z ~ N(0, I),
+    row = m_g + z B,    z ~ N(0, I).
 
-where the k rows of B are the directions in which users differ most, each as
-long as one standard deviation of them. The covariance is shrunk by Ledoit and
-Wolf's formula (2004, "A well-conditioned estimator for large-dimensional
-covariance matrices"): of few users, chance makes a part of the differences.
+The k rows of B are the directions in which users of a group differ most, each
+as long as one standard deviation. The covariance is shrunk by Ledoit and Wolf's
+formula (2004, "A well-conditioned estimator for large-dimensional covariance
+matrices"): of few users, chance makes a part of the differences. There are as
+many groups as users fall into, often one.
 
-Axes: U users · k directions · F numbers of a row.
+Axes: U users · G groups · k directions · F numbers of a row.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.cluster import vq
 
 from pdpo_jax.core import processes
 from pdpo_jax.models import user_model
@@ -31,45 +34,61 @@ MAX_DIRECTIONS = 16
 # Users that directions are found from; of more, so many are taken, evenly
 # spread over the table. The directions of a thousand are those of a million.
 _MAX_USERS = 2048
+# A choice is read once for each group.
+MAX_GROUPS = 4
+_RESTARTS = 10
+# Directions whose squares are a smaller share of the largest's are none.
+_RANK = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-  """A normal distribution of users' rows.
+  """A distribution of users' rows.
 
   Attributes:
-    mean: m.
+    means: m, of each group.
+    shares: of all people, who belong to it.
     directions: B, orthogonal, in the order of their lengths.
+    generic: the row of the generic user, who stands for somebody unknown.
     shape: of a row, `[T, D]` or `[C]`.
     users: that it was made from.
     shrinkage: Ledoit and Wolf's, 0 (the users' own covariance) to 1 (the same
       in every direction).
   """
 
-  mean: Float[np.ndarray, " F"]
+  means: Float[np.ndarray, "G F"]
+  shares: Float[np.ndarray, " G"]
   directions: Float[np.ndarray, "k F"]
+  generic: Float[np.ndarray, " F"]
   shape: tuple[int, ...]
   users: int
   shrinkage: float
+
+  @property
+  def groups(self) -> int:
+    """G."""
+    return len(self.means)
 
   @property
   def size(self) -> int:
     """k."""
     return len(self.directions)
 
-  def row(self, z: Float[np.ndarray, " k"]) -> Float[np.ndarray, "..."]:
-    """The row of a user table that somebody with these coordinates has."""
-    row = self.mean + z @ self.directions
+  def row(
+    self, group: int, z: Float[np.ndarray, " k"]
+  ) -> Float[np.ndarray, "..."]:
+    """What somebody of a group has in the user table, at these coordinates."""
+    row = self.means[group] + z @ self.directions
     return row.reshape(self.shape).astype(np.float32)
 
 
 def of_policy(
-  policy: policies.SplitPolicy, num_users: int | None = None
+  policy: policies.SplitPolicy, user_rows: Sequence[int] | None = None
 ) -> Population:
   """The population of a policy's users.
 
   Args:
-    num_users: that count, from row 1 on; all rows without.
+    user_rows: of the table, that are somebody's; without, all but row 0.
 
   Raises:
     ValueError: if the policy has no user model, or no users.
@@ -86,16 +105,15 @@ def of_policy(
     )
   (variable,) = tables
   table = variable.get_value()
-  if num_users is None:
-    num_users = table.shape[0] - 1
-  if num_users < 1:
+  if user_rows is None:
+    user_rows = range(1, table.shape[0])
+  if not len(user_rows):
     raise ValueError(
       "the run has no users, and how people differ is learnt from them; train "
       "it on choices whose users are known"
     )
-  chosen = np.unique(
-    np.linspace(1, num_users, min(num_users, _MAX_USERS)).astype(np.int32)
-  )
+  spread = np.linspace(0, len(user_rows) - 1, _MAX_USERS)
+  chosen = np.asarray(user_rows, np.int32)[np.unique(spread.astype(np.int32))]
   read = jax.jit(lambda table, rows: jnp.take(table, rows, axis=0))
   rows = processes.fetch(read(table, np.concatenate([[0], chosen])))
   rows = rows.astype(np.float64).reshape(len(rows), -1)
@@ -108,7 +126,7 @@ def of_policy(
     generic,
     table.shape[1:],
     MAX_DIRECTIONS if is_offset else rows.shape[1],
-    num_users,
+    len(user_rows),
   )
 
 
@@ -122,9 +140,8 @@ def of_rows(
   """The population that users with these rows are drawn from.
 
   Args:
-    generic: the row of the generic user, who counts as one more person. So the
-      mean of few users is near the generic one, and a single user differs from
-      somebody.
+    generic: the row of the generic user, who counts as one more person, so that
+      a single user differs from somebody.
     shape: of a row.
     max_directions: k is no more than that, nor than there are users, unless the
       covariance has to be of full rank (k = F).
@@ -132,33 +149,79 @@ def of_rows(
   """
   everyone = np.concatenate([rows, generic[None]])
   count, size = everyone.shape
-  mean = everyone.mean(0)
-  centered = everyone - mean
-  # Singular vectors by the smaller of the two products.
+  labels = find_groups(everyone)
+  groups = labels.max() + 1
+  means = np.stack([everyone[labels == g].mean(0) for g in range(groups)])
+  centered = everyone - means[labels]
   gram = centered @ centered.T
   shrinkage, common = _shrinkage(gram, size)
+  # Singular vectors, by the smaller of the two products.
   if size <= max_directions:
     values, vectors = np.linalg.eigh(centered.T @ centered)
     vectors = vectors.T
   else:
     values, left = np.linalg.eigh(gram)
-    keep = values > 1e-9 * max(values[-1], 1e-30)
+    keep = values > _RANK * max(values[-1], np.finfo(np.float32).tiny)
     values, left = values[keep], left[:, keep]
     vectors = (left.T @ centered) / np.sqrt(values)[:, None]
   order = np.argsort(values)[::-1][:max_directions]
   values, vectors = values[order].clip(0), vectors[order]
-  # Unbiased, and of somebody new, whose distance from the mean also has the
+  # Unbiased, and of somebody new, whose distance from a mean also has the
   # mean's own error in it.
-  scale = (1 + 1 / count) / (count - 1)
+  scale = (1 + groups / count) / max(count - groups, 1)
   variances = scale * ((1 - shrinkage) * values + shrinkage * common)
-  directions = np.sqrt(variances)[:, None] * vectors
   return Population(
-    mean.astype(np.float32),
-    directions.astype(np.float32),
+    means.astype(np.float32),
+    np.bincount(labels) / count,
+    (np.sqrt(variances)[:, None] * vectors).astype(np.float32),
+    generic.astype(np.float32),
     tuple(shape),
     len(rows) if num_users is None else num_users,
     float(shrinkage),
   )
+
+
+def find_groups(rows: Float[np.ndarray, "U F"]) -> Int[np.ndarray, " U"]:
+  """The groups that users fall into, numbered from 0, the largest first.
+
+  One more group is made where it explains twice as much of the differences
+  within groups as it would if there were none: of users who differ by chance
+  alone, one who is a group of their own takes a share of 1 / (U - G + 1).
+  """
+  count = len(rows)
+  centered = rows - rows.mean(0)
+  values, vectors = np.linalg.eigh(centered @ centered.T)
+  # Users' places in the directions in which they differ most.
+  places = (vectors * np.sqrt(values.clip(0)))[:, -MAX_DIRECTIONS:]
+  rest = values[:-MAX_DIRECTIONS].clip(0).sum()
+  labels = np.zeros(count, np.int64)
+  within = values.clip(0).sum()
+  if within <= 0:
+    return labels
+  for groups in range(2, min(MAX_GROUPS, (count - 1) // 2) + 1):
+    found, left = _split(places, groups)
+    left += rest
+    if left > within * (1 - 2 / (count - groups + 1)):
+      break
+    labels, within = found, left
+  order = np.argsort(-np.bincount(labels), kind="stable")
+  return np.argsort(order)[labels]
+
+
+def _split(places, groups):
+  """The best of a few runs of k-means: labels, and squares within groups."""
+  best = None
+  for seed in range(_RESTARTS):
+    _, labels = vq.kmeans2(places, groups, minit="++", iter=50, rng=seed)
+    if len(np.unique(labels)) < groups:
+      continue
+    within = sum(
+      np.square(places[labels == g] - places[labels == g].mean(0)).sum()
+      for g in range(groups)
+    )
+    if best is None or within < best[1]:
+      best = labels, within
+  return best or (np.zeros(len(places), np.int64), np.inf)
 
 
 def _shrinkage(
@@ -172,6 +235,6 @@ def _shrinkage(
   # all directions, and of one user's from that of all.
   distance = squares - size * common**2
   error = (np.square(np.diag(gram)).sum() * count - squares) / count
-  if distance <= 0:
+  if distance <= _RANK * max(squares, np.finfo(np.float32).tiny):
     return 1.0, common
   return float(np.clip(error / distance, 0, 1)), common

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-Margins = Float[np.ndarray, " B"]
+Margins = Float[np.ndarray, "..."]
 # (choices, coordinates of each one's owner) -> margins, and their gradients.
 MarginsOf = Callable[
   [Int[np.ndarray, " B"], Float[np.ndarray, "B k"]],
@@ -25,6 +25,7 @@ MarginsOf = Callable[
 TOLERANCE = 1e-3
 # or by no more than this, and does not: so much is noise of low precision.
 _NOISE = 0.05
+_NODES = 32
 _MAX_ITERATIONS, _MAX_DAMPING = 50, 1e4
 
 
@@ -58,6 +59,22 @@ def information(margin: Margins, lapse: float) -> Margins:
   return np.square((1 - lapse) * variance) / (noisy * (1 - noisy))
 
 
+def expected(
+  function: Callable[[Margins], np.ndarray],
+  margin: Float[np.ndarray, "*shape"],
+  deviation: Float[np.ndarray, "*shape"],
+) -> Float[np.ndarray, "*shape"]:
+  """The mean of a function of a normal margin, by Gauss-Hermite quadrature."""
+  nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+  values = function(margin[..., None] + deviation[..., None] * nodes)
+  return values @ (weights / weights.sum())
+
+
+def entropy(share: np.ndarray) -> np.ndarray:
+  """Of an answer with such a probability, in nats."""
+  return special.entr(share) + special.entr(1 - share)
+
+
 @dataclasses.dataclass
 class Found:
   """Where people are.
@@ -67,7 +84,7 @@ class Found:
     objective: J there.
     slope: the gradient of J.
     curvature: Gauss and Newton's, `I + sum of information g g^T`, with g the
-      gradient of a margin.
+      gradient of a margin. Its inverse is the covariance of z (Laplace).
     iterations: evaluations after the first.
     converged: whether J is as low as it gets, up to a tolerance.
   """
@@ -79,55 +96,81 @@ class Found:
   iterations: Int[np.ndarray, " A"]
   converged: Bool[np.ndarray, " A"]
 
+  @property
+  def log_evidence(self) -> Float[np.ndarray, " A"]:
+    """Of all the choices of each, by Laplace's approximation, in nats."""
+    return -self.objective - 0.5 * np.linalg.slogdet(self.curvature)[1]
 
-def maximize(
+
+def start(
+  count: int,
+  size: int,
   margins_of: MarginsOf,
   owner: Int[np.ndarray, " B"],
-  start: Float[np.ndarray, "A k"],
   lapse: float,
 ) -> Found:
-  """Damped Gauss-Newton (Levenberg and Marquardt), for all people at once.
-
-  J never rises. Somebody who is found is not evaluated again.
+  """People of whom nothing is known, at z = 0, and J there.
 
   Args:
+    count: A.
+    size: k.
     margins_of: is given some of the choices, by their places in `owner`.
-    owner: of each choice, a place in `start`.
-    start: where the search begins.
+    owner: of each choice, a person's number.
     lapse: share of choices that are made by chance.
   """
-  count, size = start.shape
   found = Found(
-    start.astype(np.float64),
+    np.zeros((count, size)),
     np.full(count, np.inf),
     np.zeros((count, size)),
     np.zeros((count, size, size)),
     np.zeros(count, np.int64),
     np.zeros(count, bool),
   )
-  damping = np.zeros(count)
-  move(found, found.z, np.arange(count), margins_of, owner, lapse)
-  going = np.arange(count)
+  _move(found, found.z, np.arange(count), margins_of, owner, lapse)
+  return found
+
+
+def minimize(
+  found: Found,
+  people: Int[np.ndarray, " some"],
+  margins_of: MarginsOf,
+  owner: Int[np.ndarray, " B"],
+  lapse: float,
+) -> None:
+  """Damped Gauss-Newton (Levenberg and Marquardt), for many people at once.
+
+  J never rises. Somebody who is found is not evaluated again.
+
+  Args:
+    found: where the search begins, and then where it ended.
+    people: who are searched for.
+    margins_of: as for `start`, and so are `owner` and `lapse`.
+  """
+  size = found.z.shape[1]
+  damping = np.zeros(len(found.z))
+  failed = np.zeros(len(found.z), bool)
+  going = people
   while True:
     # How far J would fall, were it as its curvature says.
     newton = _solve(found.curvature[going], found.slope[going])
     fall = 0.5 * np.sum(newton * found.slope[going], -1)
-    enough = np.where(damping[going] > 0, _NOISE, TOLERANCE)
+    enough = np.where(failed[going], _NOISE, TOLERANCE)
     found.converged[going] = fall <= enough
     going = going[(fall > enough) & (damping[going] < _MAX_DAMPING)]
     if not going.size or found.iterations.max() >= _MAX_ITERATIONS:
-      return found
+      return
     damped = found.curvature[going] + damping[going, None, None] * np.eye(size)
     trial = found.z.copy()
     trial[going] -= _solve(damped, found.slope[going])
-    better = move(found, trial, going, margins_of, owner, lapse)
+    better = _move(found, trial, going, margins_of, owner, lapse)
+    failed[going] = ~better
     weaker = np.where(damping[going] > 0.1, damping[going] / 10, 0.0)
     stronger = np.maximum(10 * damping[going], 1.0)
     damping[going] = np.where(better, weaker, stronger)
     found.iterations[going] += 1
 
 
-def move(
+def _move(
   found: Found,
   z: Float[np.ndarray, "A k"],
   people: Int[np.ndarray, " some"],

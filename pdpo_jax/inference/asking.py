@@ -1,0 +1,91 @@
+"""Pairs of answers that somebody may be asked about, made by the model itself.
+
+An answer is written as each of several people whom this person may be: of each
+likely group, and as far away in the directions in which least is known of them
+as they may well be. Which pair tells most, `people.Learner.outlook` says.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
+from pdpo_jax.inference import respond, sampling
+from pdpo_jax.training import people, policies
+from pdpo_jax.training import population as population_lib
+from pdpo_jax.weights import base as base_lib
+
+# Standard deviations from where a person most likely is.
+_DISTANCE = 2.0
+# Groups that are less likely are not spoken for.
+_LEAST_SHARE = 0.05
+
+
+def plain(text: str) -> str:
+  """What is the same of texts that read alike."""
+  return " ".join(text.split()).casefold()
+
+
+def voices(
+  person: people.Person, population: population_lib.Population, directions: int
+) -> list[Float[np.ndarray, "..."]]:
+  """Rows of people whom this person may be.
+
+  Args:
+    directions: of each group, how many are gone along, both ways.
+  """
+  rows = []
+  for group in np.flatnonzero(person.groups >= _LEAST_SHARE):
+    z = person.z[group]
+    rows.append(population.row(int(group), z))
+    variances, axes = np.linalg.eigh(person.covariance[group])
+    # What matters is how far a row moves, and not z.
+    lengths = np.linalg.norm(
+      (np.sqrt(variances) * axes).T @ population.directions, axis=1
+    )
+    for place in np.argsort(-lengths)[:directions]:
+      step = _DISTANCE * np.sqrt(variances[place]) * axes[:, place]
+      rows += [population.row(int(group), z + s * step) for s in (1, -1)]
+  return rows
+
+
+def make_candidates(
+  policy: policies.SplitPolicy,
+  base: base_lib.Base,
+  person: people.Person,
+  population: population_lib.Population,
+  prompts: Sequence[structs.PromptExample],
+  answers: sampling.AnswersConfig,
+  data: data_config.DataConfig,
+  *,
+  directions: int = 2,
+  seed: int = 0,
+) -> list[structs.PreferenceExample]:
+  """Pairs of different answers to each prompt; nobody has chosen yet.
+
+  Answers that read alike, but for case and space, are one. A prompt whose
+  answers all do has no pair.
+
+  Args:
+    policy: of the run.
+    directions: as for `voices`.
+    seed: of the first prompt; those that follow have the next ones.
+  """
+  rows = voices(person, population, directions)
+  longer = policies.with_rows(policy, rows).merge()
+  first = longer.user_model.num_rows - len(rows)
+  names = {str(number): first + number for number in range(len(rows))}
+  said = respond.answer(longer, base, prompts, names, answers, data, seed)
+  pairs = []
+  for place, prompt in enumerate(prompts):
+    different = {plain(texts[place]): texts[place] for texts in said.values()}
+    pairs += [
+      structs.PreferenceExample(
+        prompt.prompt, one, (other,), user_text=prompt.user_text
+      )
+      for one, other in itertools.combinations(different.values(), 2)
+    ]
+  return pairs
