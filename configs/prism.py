@@ -14,6 +14,10 @@ code differ in (docs/data.md has both, and what is not reproduced), for
 individual users; `:authors --config.user.kind=cluster`, or `none` for vanilla
 DPO. A second run goes to a folder of its own by `--config.workdir`.
 
+Turns of a dialogue share a trunk as far as no prompt is cut. The paper's limit
+cuts about half, by the lengths that docs/performance.md assumes; with
+`--config.data.max_prompt_tokens=2000` none is, and that is less work.
+
 Hardware: the base in bfloat16 is 16 GB. A step of 32 examples in 4 microbatches
 needs 29.5 GiB: a GPU with 40 GB, all of which JAX must be given
 (`XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`). An H100 trains some 5 examples a
