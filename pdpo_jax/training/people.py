@@ -185,8 +185,7 @@ class Learner:
   def prepare(self, examples: Sequence[structs.PreferenceExample]) -> Prepared:
     """Token ids and what the reference thinks, computed once.
 
-    A comparison is a choice for each of its rejected responses; several ranked
-    responses are comparisons of neighbours (each with the next). Those that say
+    A comparison is a choice for each of its rejected responses. Those that say
     nothing, between responses with the same tokens, are counted and left out,
     and so are those that training would leave out.
     """
