@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import os
 import pathlib
 import re
@@ -15,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pdpo_jax.core import display, processes, sections
+from pdpo_jax.core import display, processes, sections, structs
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.runs import again, run_folder
 from pdpo_jax.runs import config as config_lib
@@ -77,6 +78,43 @@ def config_flag() -> flags.FlagHolder:
 def workdir_flag() -> flags.FlagHolder:
   """`--workdir`, likewise."""
   return flags.DEFINE_string("workdir", None, "Run folder of a training.")
+
+
+@functools.cache
+def prompt_flag() -> flags.FlagHolder:
+  """`--prompt`, likewise."""
+  return flags.DEFINE_multi_string(
+    "prompt",
+    [],
+    "A prompt, as text or as JSON messages, "
+    '[{"role": "user", "content": "…"}, …]; may be given several times. \'-\' '
+    "reads one from stdin.",
+  )
+
+
+def read_prompts() -> list[str]:
+  """The texts of `--prompt`."""
+  return [
+    sys.stdin.read() if prompt == "-" else prompt
+    for prompt in prompt_flag().value
+  ]
+
+
+def parse_prompt(text: str) -> structs.Prompt:
+  """A dialogue, where the text is a JSON list of messages, or the text.
+
+  Raises:
+    ValueError: if the content of a message is no text.
+  """
+  try:
+    turns = [(each["role"], each["content"]) for each in json.loads(text)]
+  except (ValueError, TypeError, KeyError):
+    return text  # That only looks like JSON.
+  if not all(isinstance(part, str) for turn in turns for part in turn):
+    raise ValueError(
+      f"--prompt {text[:60]!r}: the role and content of a message must be texts"
+    )
+  return tuple(structs.Message(*turn) for turn in turns) or text
 
 
 @functools.cache
@@ -146,7 +184,7 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
 
 
 # Flags that are defined here; those of several processes are not shown.
-_SHARED = ("config", "workdir", "judge", _TRACEBACK.name)
+_SHARED = ("config", "workdir", "prompt", "judge", _TRACEBACK.name)
 _SECTIONS = {"config": config_lib.Config, "judge": judge_config.JudgeConfig}
 _PARSERS = {
   int: flags.IntegerParser(),

@@ -8,8 +8,6 @@ user whose text was trained with is answered with it.
 """
 
 import dataclasses
-import json
-import sys
 
 from absl import flags
 
@@ -22,13 +20,7 @@ _WORKDIR = command_line.workdir_flag()
 _USERS = flags.DEFINE_multi_string(
   "user", [], "A user's id; may be given several times."
 )
-_PROMPTS = flags.DEFINE_multi_string(
-  "prompt",
-  [],
-  "A prompt, as text or as JSON messages, "
-  '[{"role": "user", "content": "…"}, …]; may be given several times. \'-\' '
-  "reads one from stdin.",
-)
+_PROMPTS = command_line.prompt_flag()
 _USER_TEXT = flags.DEFINE_string(
   "user_text",
   None,
@@ -55,23 +47,6 @@ def overridden(answers: sampling.AnswersConfig) -> sampling.AnswersConfig:
   return dataclasses.replace(answers, **changes)
 
 
-def parse_prompt(text: str) -> structs.Prompt:
-  """A dialogue, where the text is a JSON list of messages, or the text.
-
-  Raises:
-    ValueError: if the content of a message is no text.
-  """
-  try:
-    turns = [(each["role"], each["content"]) for each in json.loads(text)]
-  except (ValueError, TypeError, KeyError):
-    return text  # That only looks like JSON.
-  if not all(isinstance(part, str) for turn in turns for part in turn):
-    raise ValueError(
-      f"--prompt {text[:60]!r}: the role and content of a message must be texts"
-    )
-  return tuple(structs.Message(*turn) for turn in turns) or text
-
-
 def main() -> None:
   if _WORKDIR.value is None or not _PROMPTS.value:
     raise ValueError(
@@ -85,12 +60,11 @@ def main() -> None:
   known = run.user_texts
   if _USER_TEXT.value is not None:
     known = dict.fromkeys(rows, _USER_TEXT.value)
-  prompts = processes.from_first(
-    lambda: [
-      sys.stdin.read() if prompt == "-" else prompt for prompt in _PROMPTS.value
-    ]
-  )
-  asked = [structs.PromptExample(parse_prompt(prompt)) for prompt in prompts]
+  prompts = processes.from_first(command_line.read_prompts)
+  asked = [
+    structs.PromptExample(command_line.parse_prompt(prompt))
+    for prompt in prompts
+  ]
   texts = respond.answer(
     run.own.policy,
     run.base,

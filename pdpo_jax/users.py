@@ -3,7 +3,7 @@ r"""The people of a run: who come, are asked, are known, and leave.
   python -m pdpo_jax.users --workdir=RUN list
   python -m pdpo_jax.users --workdir=RUN show ID
   python -m pdpo_jax.users --workdir=RUN learn --data=choices.jsonl
-  python -m pdpo_jax.users --workdir=RUN ask ID --data=pairs.jsonl
+  python -m pdpo_jax.users --workdir=RUN ask ID --prompt="…"
   python -m pdpo_jax.users --workdir=RUN rename OLD NEW
   python -m pdpo_jax.users --workdir=RUN merge ID INTO
   python -m pdpo_jax.users --workdir=RUN export ID --to=ann.json
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from absl import flags
 
 from pdpo_jax import command_line
-from pdpo_jax.core import display, kept, together
+from pdpo_jax.core import display, kept, structs, together
 from pdpo_jax.data import tokenize
 from pdpo_jax.evaluation import accuracy
 from pdpo_jax.runs import dossier as dossier_lib
@@ -44,6 +44,7 @@ _DATA = flags.DEFINE_string(
   None,
   "learn, ask: comparisons, in any format that `data.path` of a training has.",
 )
+_PROMPTS = command_line.prompt_flag()
 _COUNT = flags.DEFINE_integer("count", 1, "ask: how many pairs.", lower_bound=1)
 _TO = flags.DEFINE_string(
   "to", None, "export: a new file to write to; default: stdout."
@@ -120,7 +121,7 @@ def learn(run: run_lib.Run) -> None:
 
 
 def _print_lesson(run: run_lib.Run, lesson: learning.Lesson) -> None:
-  if lesson.counts:
+  if +lesson.counts:
     print(tokenize.listed(lesson.counts))
   for user_id, learnt in lesson.people.items():
     print(f"{_name(user_id)}: learnt from {learnt.num_choices:,} choices")
@@ -137,13 +138,20 @@ def _place(run: run_lib.Run) -> str:
 
 def ask(run: run_lib.Run, user_id: str) -> None:
   """Prints the pairs whose answers tell most of a person, as JSON lines."""
-  if not _DATA.value:
+  if bool(_DATA.value) == bool(_PROMPTS.value):
     raise ValueError(
-      "ask: --data is missing; name a file of comparisons to choose from"
+      "ask: name either comparisons to choose from, by --data, or prompts that "
+      "the model is to answer in several ways, by --prompt"
     )
-  candidates = learning.read_choices(run, _DATA.value)
+  if _DATA.value:
+    candidates = learning.read_choices(run, _DATA.value)
+  else:
+    prompts = map(command_line.parse_prompt, command_line.read_prompts())
+    candidates = learning.make_candidates(
+      run, user_id, [structs.PromptExample(prompt) for prompt in prompts]
+    )
   for question in learning.ask(run, user_id, candidates, _COUNT.value):
-    line = dataclasses.asdict(question) | {"user_id": user_id}
+    line = {"user_id": user_id} | dataclasses.asdict(question)
     print(display.visible(json.dumps(line, ensure_ascii=False)))
 
 

@@ -12,7 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 
-from pdpo_jax import generate, main
+from pdpo_jax import command_line, generate, main
 from pdpo_jax.core import sections, structs
 from pdpo_jax.data import prompts, tokenize
 from pdpo_jax.evaluation import user_space
@@ -247,9 +247,9 @@ def test_prism_runs_from_its_files_to_results(
 
 def test_what_only_looks_like_json_is_a_text():
   for text in ("hi", "[1]", "[]", '{"role": "user"}', '"x"', "7", '["a"]'):
-    assert generate.parse_prompt(text) == text
+    assert command_line.parse_prompt(text) == text
   with pytest.raises(ValueError, match="content of a message must be texts"):
-    generate.parse_prompt('[{"role": "user", "content": 5}]')
+    command_line.parse_prompt('[{"role": "user", "content": 5}]')
 
 
 def ask(workdir, *users: str, prompt="hi", **others) -> None:

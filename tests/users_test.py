@@ -9,8 +9,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdpo_jax import users
-from pdpo_jax.core import kept
-from pdpo_jax.runs import locks, run_folder, trained
+from pdpo_jax.core import kept, structs
+from pdpo_jax.runs import learning, locks, run_folder, trained
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase
 from tests.runs import learning_test, people_run
@@ -170,8 +170,21 @@ def test_people_come_are_asked_and_move(folder, tmp_path, capsys, monkeypatch):
   call(folder, "ask", "somebody", data=str(choices), count=2)
   first, _ = map(json.loads, capsys.readouterr().out.splitlines())
   assert (first["prompt"], first["responses"]) == ("p", ["a", "b"])
-  with pytest.raises(ValueError, match="--data is missing"):
-    call(folder, "ask", "flo")
+  pair = structs.PreferenceExample("r", "one", ("other",))
+  monkeypatch.setattr(
+    learning.asking, "make_candidates", lambda *arguments, seed: [pair]
+  )
+  monkeypatch.setattr(trained.Trained, "split_policy", None)
+  call(folder, "ask", "somebody", prompt=["r"])
+  assert json.loads(capsys.readouterr().out)["responses"] == ["one", "other"]
+  monkeypatch.setattr(
+    learning.asking, "make_candidates", lambda *arguments, seed: []
+  )
+  with pytest.raises(ValueError, match="gives them the same answers"):
+    call(folder, "ask", "somebody", prompt=["r"])
+  for others in ({}, {"data": str(choices), "prompt": ["p"]}):
+    with pytest.raises(ValueError, match="either comparisons to choose from"):
+      call(folder, "ask", "flo", **others)
   call(folder, "export", "flo", to=str(tmp_path / "flo.json"))
   call(folder, "rename", "flo", "flora")
   call(folder, "import", str(tmp_path / "flo.json"))

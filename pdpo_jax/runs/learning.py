@@ -15,6 +15,7 @@ import numpy as np
 from pdpo_jax.core import structs
 from pdpo_jax.data import records
 from pdpo_jax.data.sources import preference_files, user_ids
+from pdpo_jax.inference import asking
 from pdpo_jax.runs import people as people_lib
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.training import people as training_people
@@ -255,18 +256,41 @@ def ask(
   ]
 
 
-def _plain(text: str) -> str:
-  return " ".join(text.split()).casefold()
+def make_candidates(
+  run: run_lib.Run, user_id: str, prompts: Sequence[structs.PromptExample]
+) -> list[structs.PreferenceExample]:
+  """Pairs that the run's model makes: answers as people whom this may be.
+
+  Raises:
+    ValueError: as `person_of`, or if all its answers read alike.
+  """
+  candidates = asking.make_candidates(
+    run.own.split_policy,
+    run.base,
+    person_of(run, user_id),
+    run.own.learner.population,
+    prompts,
+    run.config.answers,
+    run.config.data,
+    seed=run.config.seed,
+  )
+  if not candidates:
+    raise ValueError(
+      f"whoever {user_id!r} may be, the model gives them the same answers to "
+      "these prompts, so that nothing can be asked; bring other prompts, or "
+      "pairs of responses (--data)"
+    )
+  return candidates
 
 
 def _read_alike(one: str, other: str) -> bool:
-  return _plain(one) == _plain(other)
+  return asking.plain(one) == asking.plain(other)
 
 
 def _pair(
   prompt: structs.Prompt, one: str, other: str
 ) -> tuple[structs.Prompt, frozenset[str]]:
-  return prompt, frozenset((_plain(one), _plain(other)))
+  return prompt, frozenset((asking.plain(one), asking.plain(other)))
 
 
 def rename(run: run_lib.Run, old: str, new: str) -> str:

@@ -202,6 +202,11 @@ class Trained:
       )
     return self.users.row_of(user_id)
 
+  @property
+  def split_policy(self) -> policies.SplitPolicy:
+    """As it was trained, with the rows of `table`."""
+    return self._loaded.policy
+
   @functools.cached_property
   def policy(self) -> policy_lib.Policy:
     """With the rows of `users`."""

@@ -41,6 +41,7 @@ class FakeLearner:
   """Learns how many choices somebody has, and is asked for long ones."""
 
   learnt: list[str]
+  population = None
 
   def __init__(self):
     self.learnt = []
