@@ -80,7 +80,9 @@ class Accuracy:
       "worst_decile": self.worst_decile,
       "margin": self.margin,
       "by_user": self.by_user,
-      "interval_by_user": {u: self.user_interval(u) for u in self.by_user},
+      "interval_by_user": {
+        u: list(self.user_interval(u)) for u in self.by_user
+      },
       "examples_by_user": self.examples_by_user,
       "margin_by_user": self.margin_by_user,
     }

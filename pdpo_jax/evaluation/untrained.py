@@ -59,7 +59,7 @@ def scores(
       for example in getattr(dataset, split)
       if scores_lib.example_key(example) in wanted
     ]
-    as_is = _score(base, examples, config)
+    as_is = _score(base, examples, config, bare=True)
     prompted = _score(base, prompt(examples, choices, base, longer), longer)
     # With all that, a pair may no longer fit; it is a tie, which is not right.
     ratios = np.where(np.isnan(as_is), np.nan, np.nan_to_num(prompted, nan=0.0))
@@ -151,8 +151,13 @@ def _score(
   base: base_lib.Base,
   examples: Sequence[structs.PreferenceExample],
   config: config_lib.Config,
+  bare: bool = False,
 ) -> Float[np.ndarray, "examples M"]:
-  """Differences of log-likelihoods a token; NaN where a pair does not fit."""
+  """Differences of log-likelihoods a token; NaN where a pair does not fit.
+
+  Args:
+    bare: as the reference reads prompts, which has then been computed.
+  """
   recipe = config.recipe
   split = tokenized.tokenize_split(
     tokenized.EVALUATED[0],
@@ -163,6 +168,8 @@ def _score(
   )
   devices = sharding.batch_shards(sharding.mesh_of(base.params))
   rows = split.tokenized
+  if bare:
+    rows = branch_batches.reference_rows(recipe, rows)
   logps = reference.reference_logps(
     base,
     rows,

@@ -53,6 +53,7 @@ def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
     assert old.pop("margin") == pytest.approx(new.pop("margin"), abs=1e-5)
   for name in ("familiarity", "length_control"):
     assert after.pop(name).keys() == {"heldout"}
+  assert {each["part"] for each in after.pop("untrained")} == {"heldout"}
   assert after == before
   assert (folder / run_folder.JOURNAL).read_bytes() == journal
   assert responses == {
