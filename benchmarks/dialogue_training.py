@@ -62,7 +62,10 @@ class Layout:
     self.positions, self.padding = batches.positions, batches.padding_share
     arch = policy_lib.PRESETS["smollm2-135m"]
     make = policies.policy_factory(config.recipe, arch, dialogues.PEOPLE + 1)
-    table = jnp.zeros((arch.vocab_size, arch.width))
+    # Prefixes of zeros would leave every layer's norm without a scale.
+    table = 0.02 * jax.random.normal(
+      jax.random.key(0), (arch.vocab_size, arch.width)
+    )
     policy = nnx.split(jax.jit(make)(table), policy_lib.trainable, ...)
     graphdef, trainable, self._frozen = policy
     transformation = optimizer.make_optimizer(config.train, 10_000)
@@ -93,7 +96,7 @@ class Layout:
     for batch in self._batches:
       run = self._compiled[self._shape(batch)]
       self._state, metrics = run(self._state, self._frozen, batch)
-    assert np.isfinite(float(metrics["loss"]))
+      assert np.isfinite(float(metrics["loss"])), (self.name, metrics)
     return time.perf_counter() - start, time.process_time() - cpu_start
 
 
