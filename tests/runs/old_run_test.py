@@ -31,8 +31,9 @@ def folder(tmp_path):
 
 
 def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
-  folder, monkeypatch
+  folder, tmp_path, monkeypatch
 ):
+  monkeypatch.chdir(tmp_path)  # Where its cache is, by a relative path.
   before = json.loads((folder / "report/report.json").read_text())
   run = run_lib.Run.open(folder)
   monkeypatch.setattr(scores, "write", None)
