@@ -193,7 +193,7 @@ def prism(tmp_path_factory):
 
 @pytest.mark.parametrize(
   "variant",
-  ["individual", "cluster10", "vanilla", "authors"],
+  ["individual", "cluster10", "authors"],
 )
 def test_prism_runs_from_its_files_to_results(
   prism, variant, tmp_path, capsys, monkeypatch
@@ -207,8 +207,7 @@ def test_prism_runs_from_its_files_to_results(
   # Vanilla DPO beside a training is the same whatever its user model.
   config.vanilla = variant == "individual"
   results = main.train_and_answer(config)
-  name = "vanilla" if variant == "vanilla" else "pdpo"
-  accuracy = results["reward_accuracy"][name]
+  accuracy = results["reward_accuracy"]["pdpo"]
   assert (
     accuracy["heldout"]["by_user"]
     .keys()
@@ -216,18 +215,17 @@ def test_prism_runs_from_its_files_to_results(
   )
   written = json.loads((tmp_path / "run" / "results.json").read_text())
   assert written == json.loads(json.dumps(results))
-  speakers = {"S", "V"} if variant == "vanilla" else {"S", "G"}
-  assert speakers < set(results["words"]) | {"x"}
+  assert {"S", "G"} < set(results["words"])
   lines = (tmp_path / "run" / "answers.jsonl").read_text().splitlines()
   answer = json.loads(lines[0])
   begins = "User textual information: " if variant == "authors" else "About me."
   assert answer["user_text"].startswith(begins)
   assert answer["prompt"][-1]["role"] == "user"
   users = sorted(set(results["words"]) - {"S", "V", "G"})
-  assert bool(users) == (variant != "vanilla")
+  assert users
   ask(tmp_path / "run", *users, user_text="I am old.")
   said = capsys.readouterr().out
-  assert all(f"{user}: " in said for user in users or ["unknown user"])
+  assert all(f"{user}: " in said for user in users)
   # A known user is answered with the text that their choices were read with.
   texts = run_folder.read_user_texts(tmp_path / "run")
   asked = []
@@ -239,9 +237,7 @@ def test_prism_runs_from_its_files_to_results(
 
   monkeypatch.setattr(respond, "respond", recorded)
   ask(tmp_path / "run", *users, prompt=json.dumps(answer["prompt"]))
-  assert [each.user_text for each in asked] == (
-    [texts[user] for user in users] or [""]
-  )
+  assert [each.user_text for each in asked] == [texts[user] for user in users]
   turns = tuple(structs.Message(**turn) for turn in answer["prompt"])
   assert {each.prompt for each in asked} == {turns}
 
