@@ -241,11 +241,11 @@ def main() -> None:
   dataset = run.dataset
   heldout = [each for each in dataset.heldout if len(each.rejected) == 1]
   margins = rivals(dataset.train, heldout)
-  keys = {}
   for training in run.trainings.values():
     scores = training.scores(dataset)["heldout"]
-    keys = dict(zip(scores.examples, scores.ratios, strict=True))
-    margins[training.name] = _of(keys, heldout), ""
+    by_key = dict(zip(scores.examples, scores.ratios, strict=True))
+    ratios = [by_key[scores_lib.example_key(each)][:1] for each in heldout]
+    margins[training.name] = np.array(ratios), ""
   known = known_texts(dataset.train)
   kinds = np.array([
     len({each.chosen, *each.rejected} & known.get(each.user_id, set()))
@@ -259,10 +259,6 @@ def main() -> None:
   if _JSON.value:
     text = json.dumps(figures, indent=2) + "\n"
     pathlib.Path(_JSON.value).write_text(text)
-
-
-def _of(keys, heldout):
-  return np.array([keys[scores_lib.example_key(each)][:1] for each in heldout])
 
 
 def table(title, places, heldout, margins) -> dict:

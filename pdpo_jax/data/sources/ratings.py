@@ -22,6 +22,10 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import records, splits
 from pdpo_jax.data.sources import formats, user_ids
 
+# Texts of a person that pairs are drawn from: of more, so many are drawn first,
+# since pairs are as many as their square.
+_MOST_TEXTS = 1_000
+
 Examples = list[structs.PreferenceExample]
 Pairs = Int[np.ndarray, "pairs 2"]
 
@@ -115,11 +119,13 @@ def _of_person(
 ) -> tuple[Examples, Examples]:
   """A person's comparisons for training, and held-out ones of both kinds."""
   rng = np.random.default_rng([seed, *person.encode()])
-  items, _ = ratings.of_user[person]
+  items, own = ratings.of_user[person]
+  drawn = rng.permutation(len(items))[:_MOST_TEXTS]
+  items, own = items[drawn], own[drawn]
   is_new = np.zeros(len(items), bool)
   count = round(options.heldout_texts * len(items))
   is_new[rng.permutation(len(items))[:count]] = True
-  pairs = rng.permutation(_pairs(person, ratings, options))
+  pairs = rng.permutation(_pairs(items, own, ratings, options))
   new = is_new[pairs].sum(1)
   known_pairs, new_pairs = pairs[new == 0], pairs[new == 2]
   cut = options.train_per_user
@@ -144,10 +150,12 @@ def _of_person(
 
 
 def _pairs(
-  person: str, ratings: Ratings, options: data_config.RatingsConfig
+  items: Int[np.ndarray, " rated"],
+  own: Float[np.ndarray, " rated"],
+  ratings: Ratings,
+  options: data_config.RatingsConfig,
 ) -> Pairs:
   """Places, among what a person rated, of a text and one rated far below."""
-  items, own = ratings.of_user[person]
   enough: Bool[np.ndarray, "rated rated"]
   enough = own[:, None] - own[None, :] >= options.least_gap
   if options.most_mean_gap:
@@ -169,8 +177,8 @@ def _read(
   item, user = options.item_column, options.user_column
   # One for both files, since 7 and "7" must not be two items.
   read_item, read_user = (
-    functools.partial(_id, user_ids.Reader(), name, tally)
-    for name in (item, user)
+    functools.partial(_id, user_ids.Reader(what), name, tally)
+    for what, name in (("item", item), ("user", user))
   )
   texts: dict[str, str] = {}
 

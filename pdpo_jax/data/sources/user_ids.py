@@ -12,15 +12,20 @@ from pdpo_jax.data import records
 from pdpo_jax.data.sources import turns
 
 _LONGEST = 256  # characters; more are a wrong column
-_WHOLE = "whole floats as user ids, such as 7.0, read as 7"
+_WHOLE = "whole floats as {} ids, such as 7.0, read as 7"
 # Floats tell all whole numbers apart up to here.
 _EXACT = 2**53
 
 
 class Reader:
-  """Reads the ids of one path, which must be all texts or all integers."""
+  """Reads the ids of one path, which must be all texts or all integers.
 
-  def __init__(self):
+  Args:
+    what: they are ids of, for messages.
+  """
+
+  def __init__(self, what: str = "user"):
+    self._what = what
     self._first: tuple[str, str | int] | None = None
 
   def read(self, place: str, value: Any, notes: turns.Notes) -> str | None:
@@ -39,13 +44,13 @@ class Reader:
     if isinstance(value, float) and value.is_integer():
       if abs(value) > _EXACT:
         raise records.BrokenRecord(
-          "user id is a float that has lost digits", f"{value!r}"
+          f"{self._what} id is a float that has lost digits", f"{value!r}"
         )
-      notes[_WHOLE] += 1
+      notes[_WHOLE.format(self._what)] += 1
       value = int(value)
     if not isinstance(value, str | int) or isinstance(value, bool):
       raise records.BrokenRecord(
-        "user id is no text and no integer", f"{value!r:.60}"
+        f"{self._what} id is no text and no integer", f"{value!r:.60}"
       )
     if isinstance(value, str):
       value = self._clean(value, notes)
@@ -54,9 +59,9 @@ class Reader:
     first_place, first = self._first = self._first or (place, value)
     if type(first) is not type(value):
       raise ValueError(
-        f"user ids are of mixed type: {value!r} ({place}) and {first!r} "
-        f"({first_place}); 7 and '7' must not be two users, so make all of "
-        "them text or all of them integers"
+        f"{self._what} ids are of mixed type: {value!r} ({place}) and "
+        f"{first!r} ({first_place}); 7 and '7' must not be two {self._what}s, "
+        "so make all of them text or all of them integers"
       )
     return str(value)
 
@@ -65,18 +70,23 @@ class Reader:
       return ""
     clean = unicodedata.normalize("NFC", _strip(text))
     if turns.is_nothing(clean):
-      notes["user ids like 'nan', 'None' and 'null', read as no user"] += 1
+      notes[
+        f"{self._what} ids like 'nan', 'None' and 'null', read as no user"
+      ] += 1
       return ""
     if any(unicodedata.category(letter) == "Cc" for letter in clean):
       raise records.BrokenRecord(
-        "user id has a control character", f"{clean!r:.60}"
+        f"{self._what} id has a control character", f"{clean!r:.60}"
       )
     if len(clean) > _LONGEST:
       raise records.BrokenRecord(
-        f"user id is longer than {_LONGEST} characters", f"{clean!r:.60}"
+        f"{self._what} id is longer than {_LONGEST} characters",
+        f"{clean!r:.60}",
       )
     if clean != text:
-      notes["user ids with space around them or not in NFC, mended"] += 1
+      notes[
+        f"{self._what} ids with space around them or not in NFC, mended"
+      ] += 1
     return clean
 
 
@@ -100,7 +110,10 @@ def without_points(
   ids = {example.user_id for example in examples} - {None}
   if not ids or not all(re.fullmatch(r"-?\d+\.0", user_id) for user_id in ids):
     return examples
-  tally.note(_WHOLE, sum(example.user_id is not None for example in examples))
+  tally.note(
+    _WHOLE.format("user"),
+    sum(example.user_id is not None for example in examples),
+  )
   return [
     example
     if example.user_id is None

@@ -209,3 +209,25 @@ def test_nobody_with_enough_pairs_is_an_error_that_says_what_to_lower(tmp_path):
   write(tmp_path)
   with pytest.raises(ValueError, match=r"lower data\.ratings\.train_per_user"):
     loading.load(make_config(tmp_path, train_per_user=500))
+
+
+def test_who_rated_thousands_of_texts_costs_no_more_than_a_thousand(tmp_path):
+  count = 3_000
+  items = [{"item_id": n, "text": f"text {n}"} for n in range(count)]
+  ratings = [
+    {"user_id": "ann", "item_id": n, "rating": n % 7} for n in range(count)
+  ]
+  write(tmp_path, ratings, items)
+  options = {"train_per_user": 500, "heldout_per_user": 100}
+  dataset = loading.load(make_config(tmp_path, **options))
+  assert (len(dataset.train), len(dataset.heldout)) == (500, 100)
+  texts = texts_of([*dataset.train, *dataset.heldout], "ann")
+  assert 500 < len(texts) <= 1_000
+
+
+def test_ids_of_items_are_called_so(tmp_path):
+  write(tmp_path)
+  file = tmp_path / "items.jsonl"
+  file.write_text(file.read_text() + '{"item_id": 7, "text": "so"}\n')
+  with pytest.raises(ValueError, match="item ids are of mixed type: 7"):
+    loading.load(make_config(tmp_path))
