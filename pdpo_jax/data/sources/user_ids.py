@@ -70,9 +70,8 @@ class Reader:
       return ""
     clean = unicodedata.normalize("NFC", _strip(text))
     if turns.is_nothing(clean):
-      notes[
-        f"{self._what} ids like 'nan', 'None' and 'null', read as no user"
-      ] += 1
+      what = self._what
+      notes[f"{what} ids like 'nan', 'None' and 'null', read as no {what}"] += 1
       return ""
     if any(unicodedata.category(letter) == "Cc" for letter in clean):
       raise records.BrokenRecord(
