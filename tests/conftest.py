@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -18,6 +19,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import jaxtyping
+import pytest
 
 # A plugin of pytest may have imported JAX before.
 jax.config.update(
@@ -25,3 +27,22 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jaxtyping.install_import_hook("pdpo_jax", "beartype.beartype")
+
+_MAPS, _MOST_MAPS = map(
+  pathlib.Path, ("/proc/self/maps", "/proc/sys/vm/max_map_count")
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+  """Forgets compiled programs before a process may hold no more of them.
+
+  On a CPU each takes a few mappings of memory, of which Linux allows a process
+  65,530. LLVM crashes at that number, which one of two processes reaches.
+  """
+  yield
+  if _MAPS.is_file():
+    with _MAPS.open("rb") as maps:
+      count = sum(1 for _ in maps)
+    if count > int(_MOST_MAPS.read_text()) // 3:
+      jax.clear_caches()
