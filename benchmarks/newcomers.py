@@ -95,7 +95,7 @@ class Held:
       for person in PEOPLE
     }
     values = np.array([*accuracy.values()])
-    plain = posterior.probability(margin, self.learner.lapse)
+    plain = posterior.probability(margin, outlook.lapse)
     return {
       "accuracy": float(values.mean()),
       "interval": statistics.bootstrap_interval(values),

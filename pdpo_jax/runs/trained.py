@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from pdpo_jax.core import processes, structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import tokenized
@@ -19,6 +21,7 @@ from pdpo_jax.runs import run_folder
 from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.training import (
   branch_batches,
+  calibration,
   checkpoint,
   checkpoint_meta,
   people,
@@ -227,7 +230,30 @@ class Trained:
       self._base,
       self._loaded.policy,
       user_rows=[self.table.row_of(user_id) for user_id in self.table.ids],
+      calibration=self._calibration,
     )
+
+  @property
+  def _calibration(self) -> calibration.Calibration:
+    """Of what its users chose of held-out pairs, where these were scored."""
+    file = scores_lib.file_of(self.folder, "heldout", self.step, self._digest)
+    lines = processes.from_first(lambda: scores_lib.read(file)) or []
+    ratios = [
+      ratio
+      for line in lines
+      if line["user_id"] in self.table
+      for ratio in line["ratios"]
+    ]
+    if not ratios:
+      logger.warning(
+        "%s was not evaluated at its newest checkpoint, so that margins are "
+        "read as log odds when people are learnt; python -m pdpo_jax.evaluate "
+        "--workdir=%s evaluates it",
+        self.folder,
+        self.workdir,
+      )
+    beta = self._trained.loss.beta
+    return calibration.fit(beta * np.array(ratios, np.float64))
 
   def read_for(self, run: config_lib.Config, workdir: pathlib.Path) -> None:
     """Has it evaluated on what a run holds out that started from it.

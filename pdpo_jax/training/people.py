@@ -4,10 +4,12 @@ Nothing of the run is trained. A person is a row of the user table, drawn from
 the `population` of the run's users, and their choices say which:
 
     row = m_g + z B,    z ~ N(0, I),
-    P(a is preferred to b) = sigma(margin),    margin = beta (d(a) - d(b)),
+    P(a is preferred to b) = sigma(margin),
+    margin = scale beta (d(a) - d(b)),
 
-with `d(y) = log pi(y | x, row) - log ref(y | x)`, as in training. `learn` finds
-the most likely group g and z by damped Gauss-Newton, which needs a pass forward
+with `d(y) = log pi(y | x, row) - log ref(y | x)`, as in training; the scale and
+a share of choices that are made by chance come from `calibration.py`. `learn`
+finds the most likely group g and z by damped Gauss-Newton, with a pass forward
 and back for each of a few iterations, and neither a learning rate nor a number
 of steps. The curvature there says how sure it is (Laplace's approximation).
 
@@ -32,6 +34,7 @@ from scipy import special
 from pdpo_jax.core import structs
 from pdpo_jax.data import tokenized
 from pdpo_jax.data import users as users_lib
+from pdpo_jax.training import calibration as calibration_lib
 from pdpo_jax.training import margins as margins_lib
 from pdpo_jax.training import policies, posterior, recipes
 from pdpo_jax.training import population as population_lib
@@ -113,7 +116,7 @@ class Outlook:
     groups: probability of each group, of the person of each choice.
     margin: in favour of each choice's first response, if they are of a group.
     deviation: standard deviation of the margin there.
-    lapse: as for `Learner`.
+    lapse: of the learner's calibration.
   """
 
   groups: Float[np.ndarray, "G B"]
@@ -161,7 +164,7 @@ class Learner:
     policy: its user table says how people differ.
     user_rows: of the table, that are somebody's; without, all but row 0.
     population: in place of that of the table.
-    lapse: share of choices that are made at random.
+    calibration: of the policy; without, margins are log odds.
   """
 
   def __init__(
@@ -172,10 +175,10 @@ class Learner:
     *,
     user_rows: Sequence[int] | None = None,
     population: population_lib.Population | None = None,
-    lapse: float = 0.0,
+    calibration: calibration_lib.Calibration | None = None,
   ):
     self.population = population or population_lib.of_policy(policy, user_rows)
-    self.lapse = lapse
+    self.calibration = calibration or calibration_lib.Calibration()
     self._data, self._tokenizer = recipe.data, base.tokenizer
     self._margins = margins_lib.Margins(recipe, base, policy)
     self._basis = np.concatenate(
@@ -242,13 +245,21 @@ class Learner:
         z,
       )
 
-    call = margins_of, everybody, self.lapse
-    found = posterior.start(groups * len(ids), self.population.size, *call)
+    call, lapse = (margins_of, everybody), self.calibration.lapse
+    size = self.population.size
+    found = posterior.start(groups * len(ids), size, *call, lapse)
     prior = np.log(self.population.shares)[:, None]
     # A group that is much less likely at once is not gone into.
     likely = prior - found.objective.reshape(groups, len(ids))
     worth = likely > likely.max(0) - _HOPELESS
-    posterior.minimize(found, np.flatnonzero(worth), *call)
+    searched = np.flatnonzero(worth)
+    if lapse:
+      # What is far from what was expected of somebody may be chance, and then
+      # pulls at nothing. So they are first sought as if nothing was.
+      posterior.set_lapse(found, everybody, 0.0)
+      posterior.minimize(found, searched, *call, 0.0)
+      posterior.set_lapse(found, everybody, lapse)
+    posterior.minimize(found, searched, *call, lapse)
     evidence = prior + found.log_evidence.reshape(groups, len(ids))
     total = special.logsumexp(evidence, 0)
     # By group and person.
@@ -305,7 +316,7 @@ class Learner:
     variances = np.einsum("bi,bij,bj->b", gradients, covariances, gradients)
     margins[number, place] = found
     deviations[number, place] = np.sqrt(variances)
-    return Outlook(shares, margins, deviations, self.lapse)
+    return Outlook(shares, margins, deviations, self.calibration.lapse)
 
   def margins(
     self,
@@ -324,4 +335,5 @@ class Learner:
       np.concatenate([groups, z], 1),
       self._basis,
     )
-    return found, gradients[:, groups.shape[1] :]
+    scale = self.calibration.scale
+    return scale * found, scale * gradients[:, groups.shape[1] :]

@@ -87,6 +87,8 @@ class Found:
       gradient of a margin. Its inverse is the covariance of z (Laplace).
     iterations: evaluations after the first.
     converged: whether J is as low as it gets, up to a tolerance.
+    margins: of all choices there.
+    gradients: of the margins.
   """
 
   z: Float[np.ndarray, "A k"]
@@ -95,6 +97,8 @@ class Found:
   curvature: Float[np.ndarray, "A k k"]
   iterations: Int[np.ndarray, " A"]
   converged: Bool[np.ndarray, " A"]
+  margins: Float[np.ndarray, " B"]
+  gradients: Float[np.ndarray, "B k"]
 
   @property
   def log_evidence(self) -> Float[np.ndarray, " A"]:
@@ -125,6 +129,8 @@ def start(
     np.zeros((count, size, size)),
     np.zeros(count, np.int64),
     np.zeros(count, bool),
+    np.zeros(len(owner)),
+    np.zeros((len(owner), size)),
   )
   _move(found, found.z, np.arange(count), margins_of, owner, lapse)
   return found
@@ -170,6 +176,12 @@ def minimize(
     found.iterations[going] += 1
 
 
+def set_lapse(found: Found, owner: Int[np.ndarray, " B"], lapse: float) -> None:
+  """Makes J that of another lapse, where people are."""
+  sums = _sums(found.z, found.margins, found.gradients, owner, lapse)
+  found.objective, found.slope, found.curvature = sums
+
+
 def _move(
   found: Found,
   z: Float[np.ndarray, "A k"],
@@ -179,10 +191,32 @@ def _move(
   lapse: float,
 ) -> Bool[np.ndarray, " some"]:
   """Moves those people to `z` for whom J is less there; says for whom."""
-  count, size = z.shape
   mine = np.flatnonzero(np.isin(owner, people))
-  owner = owner[mine]
-  margins, gradients = margins_of(mine, z[owner])
+  margins, gradients = margins_of(mine, z[owner[mine]])
+  objective, slope, curvature = _sums(z, margins, gradients, owner[mine], lapse)
+  better = objective[people] < found.objective[people]
+  chosen = people[better]
+  found.z[chosen] = z[chosen]
+  found.objective[chosen] = objective[chosen]
+  found.slope[chosen] = slope[chosen]
+  found.curvature[chosen] = curvature[chosen]
+  moved = np.isin(owner[mine], chosen)
+  found.margins[mine[moved]] = margins[moved]
+  found.gradients[mine[moved]] = gradients[moved]
+  return better
+
+
+def _sums(
+  z: Float[np.ndarray, "A k"],
+  margins: Float[np.ndarray, " B"],
+  gradients: Float[np.ndarray, "B k"],
+  owner: Int[np.ndarray, " B"],
+  lapse: float,
+) -> tuple[
+  Float[np.ndarray, " A"], Float[np.ndarray, "A k"], Float[np.ndarray, "A k k"]
+]:
+  """J of each person, its gradient, and Gauss and Newton's curvature."""
+  count, size = z.shape
   objective = 0.5 * np.square(z).sum(1)
   np.add.at(objective, owner, negative_log(margins, lapse))
   slope = z.copy()
@@ -190,13 +224,7 @@ def _move(
   curvature = np.repeat(np.eye(size)[None], count, 0)
   weighted = information(margins, lapse)[:, None, None] * gradients[:, None]
   np.add.at(curvature, owner, weighted * gradients[..., None])
-  better = objective[people] < found.objective[people]
-  chosen = people[better]
-  found.z[chosen] = z[chosen]
-  found.objective[chosen] = objective[chosen]
-  found.slope[chosen] = slope[chosen]
-  found.curvature[chosen] = curvature[chosen]
-  return better
+  return objective, slope, curvature
 
 
 def _solve(matrices, vectors):

@@ -280,3 +280,22 @@ def test_people_are_learnt_and_answered_and_nobody_elses_prefix_moves(folder):
   for user_id in ("flo", "new"):
     (question,) = learning.ask(again, user_id, dataset.heldout, 1)
     assert question.information >= 0 and 0 < question.probability < 1
+
+
+def test_what_users_chose_of_held_out_pairs_calibrates_the_learner(
+  whole, monkeypatch, caplog
+):
+  (file,) = (whole / "pdpo/scores").glob("heldout_*.jsonl")
+  ratios = [
+    ratio
+    for line in map(json.loads, file.read_text().splitlines())
+    for ratio in line.get("ratios", ())
+  ]
+  found = run_lib.Run.open(whole).own.learner.calibration
+  assert found.pairs == len(ratios) > 0
+  assert "log odds" not in caplog.text
+  # Of another checkpoint than the newest, nothing is taken.
+  monkeypatch.setattr(trained.Trained, "step", 1)
+  found = run_lib.Run.open(whole).own.learner.calibration
+  assert (found.scale, found.lapse, found.pairs) == (1.0, 0.0, 0)
+  assert "log odds" in caplog.text

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pdpo_jax.data import batching
-from pdpo_jax.training import losses, policies, posterior
+from pdpo_jax.training import calibration, losses, policies, posterior
 from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.training import people as people_lib
 from tests import loading, tiny
@@ -155,6 +155,32 @@ def test_the_more_choices_the_surer(parts):
     assert np.all(np.abs(outlook.probability - 0.5) <= np.abs(plain - 0.5))
   assert np.all(outlook.information > 0)
   assert outlook.deviation.max() > 0
+
+
+def test_a_calibration_scales_margins_and_bounds_probabilities(folder):
+  learner, prepared, _, policy, base = make_parts("individual", folder)
+  config = tiny.tiny_config(folder)
+  config.loss.beta = BETA
+  config.user.init_std = SPREAD
+  config.user.kind = "individual"
+  calibrated = people_lib.Learner(
+    config.recipe,
+    base,
+    policy,
+    calibration=calibration.Calibration(5.0, 0.1),
+  )
+  mine = of_user(prepared.choices, "1")
+  nobody = learner.nobody()
+  plain = learner.outlook(nobody, mine)
+  outlook = calibrated.outlook(nobody, mine)
+  np.testing.assert_allclose(outlook.margin, 5 * plain.margin, rtol=1e-5)
+  np.testing.assert_allclose(outlook.deviation, 5 * plain.deviation, rtol=1e-5)
+  # However far choices are from what was expected, they pull.
+  person = calibrated.learn(mine)["1"]
+  assert person.converged
+  sure = calibrated.outlook(person, mine)
+  assert np.all(sure.probability >= 0.05) and np.all(sure.probability <= 0.95)
+  assert sure.margin.sum() > outlook.margin.sum()
 
 
 def test_choices_between_equal_texts_are_counted_and_left_out(parts):

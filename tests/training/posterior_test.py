@@ -45,6 +45,18 @@ def test_the_search_ends_where_a_general_one_does(lapse):
   assert found.iterations[1] == 0
 
 
+def test_another_lapse_makes_another_objective_where_people_are():
+  found = solve(0.0)
+  z = found.z.copy()
+  posterior.set_lapse(found, OWNER, 0.1)
+  np.testing.assert_array_equal(found.z, z)
+  for person in (0, 1, 2):
+    expected = objective(z[person], person, 0.1)
+    np.testing.assert_allclose(found.objective[person], expected)
+  slope = optimize.approx_fprime(z[2], objective, 1e-7, 2, 0.1)
+  np.testing.assert_allclose(found.slope[2], slope, atol=1e-5)
+
+
 def test_the_curvature_is_the_hessian_where_margins_are_linear():
   def linear(places, z):
     return np.sum(GRADIENTS[places] * z, -1), GRADIENTS[places]
