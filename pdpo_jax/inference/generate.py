@@ -36,7 +36,7 @@ def rows_per_batch(num_requests: int, batch_size: int) -> int:
   return min(batch_size, 8 * math.ceil(even / 8))
 
 
-def _check_ids(name, ids, vocab_size):
+def check_ids(name, ids, vocab_size):
   for token in ids:
     if not 0 <= token < vocab_size:
       raise ValueError(
@@ -50,8 +50,8 @@ def _check(policy, requests, spec, stop_tokens, pad_id, batch_size):
   if batch_size < 1:
     raise ValueError(f"batch_size {batch_size} must be 1 or more")
   arch = policy.lm.arch
-  _check_ids("pad_id", [pad_id], arch.vocab_size)
-  _check_ids("stop token", stop_tokens, arch.vocab_size)
+  check_ids("pad_id", [pad_id], arch.vocab_size)
+  check_ids("stop token", stop_tokens, arch.vocab_size)
   num_rows = policy.user_model.num_rows
   prefix = policy.user_model.num_tokens
   for index, request in enumerate(requests):
@@ -66,7 +66,7 @@ def _check(policy, requests, spec, stop_tokens, pad_id, batch_size):
         f"the prompt of request {index} is empty; give it a token at least, "
         "for instance the one that begins a text"
       )
-    _check_ids(
+    check_ids(
       f"request {index}: prompt token",
       (prompt.min(), prompt.max()),
       arch.vocab_size,

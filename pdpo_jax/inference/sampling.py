@@ -11,8 +11,9 @@ Axes: B rows, V vocabulary, P prompt tokens, M generated tokens, S stop tokens.
 """
 
 import dataclasses
+import functools
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,34 @@ def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
   return jnp.where(logits < best[:, -1:], -jnp.inf, logits)
 
 
-def keep_top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
+def keep_top_k_by_row(
+  logits: Float[Array, "B V"], k: Int[Array, " B"]
+) -> Float[Array, "B V"]:
+  """`keep_top_k` with a k for each row; 0 leaves a row as it is.
+
+  The k-th largest logit is bisected, as in `keep_top_p`.
+  """
+  bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+  # As integers, ordered as the floats are: magnitudes of negative ones turn.
+  order = jnp.where(bits < 0, bits ^ jnp.int32(2**31 - 1), bits)
+  k = jnp.minimum(k, logits.shape[-1])
+
+  def halve(_, bounds):
+    # At least k are `low` or more, and fewer are `high` or more.
+    low, high = bounds
+    middle = (low & high) + ((low ^ high) >> 1)  # Their sum may overflow.
+    enough = (order >= middle[:, None]).sum(-1) >= k
+    return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+  bounds = (order.min(-1), order.max(-1) + 1)
+  low, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+  goes = (order < low[:, None]) & (k > 0)[:, None]
+  return jnp.where(goes, -jnp.inf, logits)
+
+
+def keep_top_p(
+  logits: Float[Array, "B V"], p: float | Float[Array, " B"]
+) -> Float[Array, "B V"]:
   """Bans the least likely tokens, of probability `1 - p` at most together.
 
   The likeliest token always stays (nucleus sampling, arXiv:1904.09751). Tokens
@@ -137,6 +165,9 @@ def keep_top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
   tokens took a thirtieth of the time of one sort. Bits of a float that is not
   negative, read as an integer, are ordered as the float is, so the bisection
   ends at neighbouring floats.
+
+  Args:
+    p: one for all, or one for each row; 1 leaves a row as it is.
   """
   probabilities = jax.nn.softmax(logits, -1)
 
@@ -156,7 +187,8 @@ def keep_top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
   bounds = (jnp.zeros_like(high), high)
   # Probabilities are at most 1.0, whose bits are below 2 ** 30.
   low, _ = jax.lax.fori_loop(0, 30, halve, bounds)
-  return jnp.where(bits(probabilities) > low[:, None], logits, -jnp.inf)
+  goes = (bits(probabilities) <= low[:, None]) & (jnp.asarray(p)[..., None] < 1)
+  return jnp.where(goes, -jnp.inf, logits)
 
 
 def filter_logits(
@@ -203,21 +235,91 @@ def row_keys(seeds: UInt[Array, " B"]) -> Key[Array, " B"]:
   return jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(seeds)
 
 
+def with_noise(
+  logits: Float[Array, "B V"],
+  keys: Key[Array, " B"],
+  count: Int[Array, "*B"] | int,
+) -> Float[Array, "B V"]:
+  """Their largest is a draw, from `fold_in(a row's key, its count)` alone."""
+
+  def noise(key, count):
+    key = jax.random.fold_in(key, count)
+    return jax.random.gumbel(key, logits.shape[1:], logits.dtype)
+
+  counts = jnp.broadcast_to(count, keys.shape)
+  return logits + jax.vmap(noise)(keys, counts)
+
+
 def choose(
   logits: Float[Array, "B V"],
   keys: Key[Array, " B"],
   count: Int[Array, ""] | int,
   spec: AnswersConfig,
 ) -> Int[Array, " B"]:
-  """Draws each row's next token, from `fold_in(its key, count)` alone."""
+  """Draws each row's next token."""
   if spec.temperature > 0:
-    noise = jax.vmap(
-      lambda key: jax.random.gumbel(
-        jax.random.fold_in(key, count), logits.shape[1:], logits.dtype
-      )
-    )
-    logits = logits + noise(keys)
+    logits = with_noise(logits, keys, count)
   return jnp.argmax(logits, -1).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowSettings:
+  """For rows that are each sampled in their own way, as `AnswersConfig` is."""
+
+  temperature: Float[Any, " B"]
+  top_p: Float[Any, " B"]
+  top_k: Int[Any, " B"]
+  seed: UInt[Any, " B"]
+
+
+def choose_by_row(
+  logits: Float[Array, "B V"],
+  counts: Int[Array, " B"],
+  settings: RowSettings,
+) -> Int[Array, " B"]:
+  """Each row's next token: what `filter_logits` and `choose` make of it.
+
+  What no row asks for is not computed.
+
+  Args:
+    counts: how many tokens each row has.
+  """
+  hot = settings.temperature > 0
+
+  def draw(logits):
+    sampled = logits / jnp.where(hot, settings.temperature, 1.0)[:, None]
+    sampled = jax.lax.cond(
+      (hot & (settings.top_k > 0)).any(),
+      lambda x: keep_top_k_by_row(x, settings.top_k),
+      lambda x: x,
+      sampled,
+    )
+    sampled = jax.lax.cond(
+      (hot & (settings.top_p < 1)).any(),
+      lambda x: keep_top_p(x, settings.top_p),
+      lambda x: x,
+      sampled,
+    )
+    sampled = with_noise(sampled, row_keys(settings.seed), counts)
+    return jnp.argmax(jnp.where(hot[:, None], sampled, logits), -1)
+
+  greedy = functools.partial(jnp.argmax, axis=-1)
+  return jax.lax.cond(hot.any(), draw, greedy, logits).astype(jnp.int32)
+
+
+def likeliest(
+  logits: Float[Array, "B V"], tokens: Int[Array, " B"], count: int
+) -> tuple[Float[Array, " B"], Int[Array, "B K"], Float[Array, "B K"]]:
+  """Log-probabilities in nats, before temperature and filters.
+
+  Returns:
+    Those of the tokens; which are the likeliest, `count` of them or V; theirs.
+  """
+  logps = jax.nn.log_softmax(logits, -1)
+  top, ids = jax.lax.top_k(logps, min(count, logits.shape[-1]))
+  chosen = jnp.take_along_axis(logps, tokens[:, None], 1)[:, 0]
+  return chosen, ids, top
 
 
 def is_stop(

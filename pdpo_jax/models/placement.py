@@ -35,6 +35,30 @@ def divides(mesh: jax.sharding.AbstractMesh, x: Array) -> bool:
   return x.shape[0] % shards == 0
 
 
+def of_cache(
+  mesh: jax.sharding.AbstractMesh | jax.sharding.Mesh, shape: tuple[int, ...]
+) -> jax.sharding.NamedSharding:
+  """Where keys or values `[L, B, C, K, E]` of a cache lie.
+
+  Rows are split over the devices that share a batch and heads over `tensor`,
+  where these divide them.
+  """
+  shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+  rows = None if shape[1] % shards else BATCH_AXES
+  heads = None if shape[3] % mesh.shape.get("tensor", 1) else "tensor"
+  spec = jax.sharding.PartitionSpec(None, rows, None, heads)
+  return jax.sharding.NamedSharding(mesh, spec)
+
+
+def by_slots(cache: Array) -> Array:
+  """Keeps a cache where `of_cache` says."""
+  mesh = jax.typeof(cache).sharding.mesh
+  if mesh.empty:
+    return cache
+  place = of_cache(mesh, cache.shape)
+  return jax.lax.with_sharding_constraint(cache, place)
+
+
 def gathered(weight: Array) -> Array:
   """A matrix `[V, D]` that is whole but for what `tensor` splits of V.
 

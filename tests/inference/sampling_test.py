@@ -222,3 +222,21 @@ def test_a_spec_names_its_bad_field(field, value):
     sections.check(
       sampling.AnswersConfig(**{"max_new_tokens": 8, field: value}), "answers."
     )
+
+
+def test_rows_may_have_each_its_own_top_k_and_top_p():
+  logits = jax.random.normal(jax.random.key(0), (7, 31))
+  logits = logits.at[:, 4].set(logits[:, 9])  # A tie.
+  logits = logits.at[0, 3].set(-jnp.inf).at[1, 3].set(-0.0).at[1, 5].set(0.0)
+  ks = [1, 5, 31, 99, 0, 17, 2]
+  found = sampling.keep_top_k_by_row(logits, jnp.asarray(ks))
+  for row, k in enumerate(ks):
+    one = logits[row : row + 1]
+    expected = sampling.keep_top_k(one, k) if k else one
+    np.testing.assert_array_equal(found[row], expected[0])
+  ps = [0.1, 0.5, 0.9, 1.0, 0.999, 0.7, 0.3]
+  found = sampling.keep_top_p(logits, jnp.asarray(ps))
+  for row, p in enumerate(ps):
+    one = logits[row : row + 1]
+    expected = sampling.keep_top_p(one, p) if p < 1 else one
+    np.testing.assert_array_equal(found[row], expected[0])

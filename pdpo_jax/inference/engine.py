@@ -1,0 +1,487 @@
+"""Answers whoever asks, whenever they do: continuous batching.
+
+A fixed number of requests run at once, each in a slot: with its own prompt,
+person, settings and seed. One that comes joins between two steps, and one that
+is done makes room. Prompts are run in pieces, between which everybody else
+goes on. Few programs are compiled, all of them at the start.
+
+A thread does it all. Nothing else touches the cache, and what others share with
+it lies behind one lock.
+"""
+
+import collections
+import dataclasses
+import logging
+import math
+import threading
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from pdpo_jax.core import processes, sections
+from pdpo_jax.inference import generate, programs, sampling, streams
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import sharding
+
+# Any hotter is the same: all tokens are as likely.
+_HOTTEST = 1e9
+# Before a step, where others go on.
+_MOST_PIECES = 4
+
+logger = logging.getLogger(__name__)
+
+MAX_TOP_LOGPROBS = programs.TOP
+Stream = streams.Stream
+Token = streams.Token
+
+
+class Full(Exception):
+  """As many requests wait as may."""
+
+
+class Stopped(Exception):
+  """The engine was closed, or died of `__cause__`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A prompt to answer.
+
+  Attributes:
+    prompt: token ids, without the person's prefix.
+    prefix: float32 `[T, D]`, see `prefixes`; None for a policy without users.
+    temperature: 0 is greedy.
+    top_p: 1 turns it off.
+    top_k: 0 turns it off.
+    seed: the same one gives the same answer.
+    top_logprobs: of how many likeliest tokens log-probabilities are told,
+      beside the chosen one's; None of none at all.
+  """
+
+  prompt: Sequence[int]
+  prefix: Float[np.ndarray, "T D"] | None
+  max_new_tokens: int
+  temperature: float = 0.0
+  top_p: float = 1.0
+  top_k: int = 0
+  seed: int = 0
+  top_logprobs: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+  """How busy an engine is, and how much it has done since its start."""
+
+  slots: int
+  running: int
+  waiting: int
+  prompt_tokens: int
+  new_tokens: int
+
+
+@dataclasses.dataclass
+class _Run:
+  """A request on its way.
+
+  Attributes:
+    number: of earlier requests.
+    inputs: prompt and prefix, which is -1.
+    fed: how many inputs the cache has, those that were made included.
+    count: how many tokens were made.
+    last: the last one.
+  """
+
+  request: Request
+  stream: Stream
+  inputs: np.ndarray
+  number: int = 0
+  fed: int = 0
+  count: int = 0
+  last: int = 0
+
+  @property
+  def behind(self) -> int:
+    """How many inputs pieces have to bring; the last one is a step's."""
+    return max(0, len(self.inputs) - 1 - self.fed)
+
+  def piece(self, size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The next inputs and their vectors; None where all are tokens."""
+    inputs = self.inputs[self.fed :][:size]
+    given = np.flatnonzero(inputs < 0)
+    if not len(given):
+      return inputs, None
+    vectors = np.zeros((len(inputs), self.request.prefix.shape[1]), np.float32)
+    first = np.flatnonzero(self.inputs < 0)[0]
+    vectors[given] = self.request.prefix[self.fed + given - first]
+    return inputs, vectors
+
+
+class Engine:
+  """Answers requests until it is closed.
+
+  Args:
+    policy: who answers; its user table is not read, prefixes come with
+      requests.
+    stop_tokens: what ends an answer.
+    slots: how many requests run at once.
+    positions: of prefix, prompt and answer together, at most.
+    queue: how many requests may wait for a slot.
+    piece: how many inputs of a prompt are run at once.
+
+  Raises:
+    ValueError: if a size cannot be.
+  """
+
+  def __init__(
+    self,
+    policy: policy_lib.Policy,
+    *,
+    stop_tokens: Sequence[int],
+    slots: int = 16,
+    positions: int = 1024,
+    queue: int = 64,
+    piece: int = 64,
+  ):
+    arch = policy.lm.arch
+    for name, value, least in (
+      ("slots", slots, 1),
+      ("positions", positions, 1),
+      ("queue", queue, 0),
+      ("piece", piece, 1),
+    ):
+      if value < least:
+        raise ValueError(f"{name} {value} must be {least} or more")
+    if positions > arch.max_positions:
+      raise ValueError(
+        f"positions {positions} are more than the model's "
+        f"{arch.max_positions}; lower them"
+      )
+    if processes.several():
+      raise ValueError(
+        "an engine is of one process, and there are several; start it on one "
+        "of them alone"
+      )
+    self._arch = arch
+    self._prefix_length = policy.user_model.num_tokens
+    self._prefix_place = 0 if policy.prefix_position == "front" else 1
+    self._stop_tokens = frozenset(map(int, stop_tokens))
+    self._columns, self._queue, self._piece = positions, queue, piece
+    self._weights = nnx.split(policy.lm)
+    mesh = sharding.mesh_of(self._weights[1])
+    self._cache = programs.make_cache(*self._weights, slots, positions, mesh)
+    self._no_vectors = {
+      size: jnp.zeros((size, arch.width)) for size in (piece, slots)
+    }
+    self._slots: list[_Run | None] = [None] * slots
+    self._waiting: collections.deque[_Run] = collections.deque()
+    self._changed = threading.Condition()
+    self._closing = False
+    self.failure: BaseException | None = None
+    self._requests = self._prompt_tokens = self._new_tokens = 0
+    self._warm_up()
+    self._thread = threading.Thread(
+      target=self._serve, name="engine", daemon=True
+    )
+    self._thread.start()
+
+  def __enter__(self) -> "Engine":
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends all streams with `Stopped`, and then the thread."""
+    with self._changed:
+      self._closing = True
+      self._changed.notify_all()
+    self._thread.join()
+
+  def submit(self, request: Request) -> Stream:
+    """Lets a request wait for a slot; from any thread.
+
+    Raises:
+      Full: if as many wait as may.
+      Stopped: if the engine was closed or died.
+      ValueError: if the request can never be answered.
+    """
+    self._check(request)
+    inputs = np.array(request.prompt, np.int32)
+    if request.prefix is not None:
+      # A copy, which nobody changes later.
+      prefix = np.array(request.prefix, np.float32)
+      request = dataclasses.replace(request, prefix=prefix)
+      place = self._prefix_place
+      given = np.full(len(prefix), -1, np.int32)
+      inputs = np.concatenate([inputs[:place], given, inputs[place:]])
+    run = _Run(request, Stream(), inputs)
+    if request.max_new_tokens == 0:
+      run.stream.finish("length")
+      return run.stream
+    with self._changed:
+      self._raise_if_stopped()
+      self._forget_cancelled()
+      busy = len(self._waiting) + self._running()
+      if busy >= len(self._slots) + self._queue:
+        raise Full(
+          f"{self._queue} requests wait for one of {len(self._slots)} slots "
+          "already; ask again later"
+        )
+      run.number = self._requests
+      self._requests += 1
+      self._waiting.append(run)
+      self._changed.notify_all()
+    return run.stream
+
+  def status(self) -> Status:
+    with self._changed:
+      return Status(
+        slots=len(self._slots),
+        running=self._running(),
+        waiting=len(self._waiting),
+        prompt_tokens=self._prompt_tokens,
+        new_tokens=self._new_tokens,
+      )
+
+  def _running(self):
+    return sum(run is not None for run in self._slots)
+
+  def _raise_if_stopped(self):
+    if self.failure is not None:
+      raise Stopped(
+        f"the engine died: {self.failure!r}; start it again"
+      ) from self.failure
+    if self._closing:
+      raise Stopped("the engine was closed")
+
+  def _check(self, request):
+    prompt = np.asarray(request.prompt)
+    if prompt.ndim != 1 or not len(prompt):
+      raise ValueError("the prompt must be a list of token ids, one or more")
+    if not np.issubdtype(prompt.dtype, np.integer):
+      raise ValueError(f"the prompt is of {prompt.dtype}, not of token ids")
+    generate.check_ids(
+      "prompt token", (prompt.min(), prompt.max()), self._arch.vocab_size
+    )
+    shape = None if request.prefix is None else np.shape(request.prefix)
+    length, width = self._prefix_length, self._arch.width
+    if (shape or (0, width)) != (length, width):
+      raise ValueError(
+        f"the prefix has shape {shape}, and this policy's users have "
+        f"{(length, width) if length else 'none'}"
+      )
+    if shape and not np.isfinite(np.float32(request.prefix)).all():
+      raise ValueError("the prefix has numbers that are no finite float32")
+    settings = sampling.AnswersConfig(
+      max_new_tokens=request.max_new_tokens,
+      temperature=request.temperature,
+      top_p=request.top_p,
+      top_k=request.top_k,
+    )
+    sections.check(settings, "")
+    if not 0 <= request.seed <= generate.MAX_SEED:
+      raise ValueError(
+        f"seed {request.seed} must be from 0 to {generate.MAX_SEED}"
+      )
+    if not 0 <= (request.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
+      raise ValueError(
+        f"top_logprobs {request.top_logprobs} must be from 0 to "
+        f"{MAX_TOP_LOGPROBS}"
+      )
+    total = length + len(prompt) + request.max_new_tokens
+    if total > self._columns:
+      raise ValueError(
+        f"{total} positions are needed ({length} of the person, {len(prompt)} "
+        f"of the prompt and max_new_tokens {request.max_new_tokens}), and "
+        f"there are {self._columns}; shorten the prompt or lower max_new_tokens"
+      )
+
+  # What follows is of the engine's thread.
+
+  def _warm_up(self):
+    """Compiles all programs, by running each on no slot at all."""
+    nothing = np.int32(0)
+    for extent in programs.extents(self._columns):
+      self._cache = programs.run_piece(
+        *self._weights,
+        self._cache,
+        np.zeros(self._piece, np.int32),
+        self._no_vectors[self._piece],
+        nothing,
+        nothing,
+        nothing,
+        extent=extent,
+      )
+      self._advance([], extent)
+
+  def _serve(self):
+    try:
+      while self._admit():
+        self._feed()
+        self._step()
+    except BaseException as error:  # Whoever waits is told.
+      logger.exception("the engine died")
+      self._end(error)
+    else:
+      self._end(None)
+
+  def _end(self, failure):
+    with self._changed:
+      self.failure, self._closing = failure, True
+      runs = [run for run in self._slots if run is not None]
+      runs += self._waiting
+      self._slots = [None] * len(self._slots)
+      self._waiting.clear()
+      self._cache = None
+    for run in runs:
+      try:
+        self._raise_if_stopped()
+      except Stopped as stopped:
+        run.stream.finish(stopped)
+
+  def _forget_cancelled(self):
+    self._waiting = collections.deque(
+      run for run in self._waiting if not run.stream.cancelled
+    )
+
+  def _admit(self):
+    """Fills free slots; waits while nobody asks. False when all is over."""
+    with self._changed:
+      while not self._closing:
+        self._forget_cancelled()
+        for slot, run in enumerate(self._slots):
+          if run is not None and run.stream.cancelled:
+            self._slots[slot] = run = None
+          if run is None and self._waiting:
+            self._slots[slot] = self._waiting.popleft()
+        if self._running():
+          return True
+        self._changed.wait()
+    return False
+
+  def _feed(self):
+    """Runs pieces of prompts that are not fed yet, the oldest request's first.
+
+    Where few go on and many are behind there are several before the next step:
+    that costs the same for few as for many.
+    """
+    behind = [
+      (run.number, slot)
+      for slot, run in enumerate(self._slots)
+      if run is not None and run.behind
+    ]
+    going = self._running() - len(behind)
+    pieces = math.ceil(len(behind) / going) if going else 1
+    for _, slot in sorted(behind)[: min(pieces, _MOST_PIECES)]:
+      self._run_piece(slot, self._slots[slot])
+
+  def _run_piece(self, slot, run):
+    inputs, given = run.piece(min(self._piece, run.behind))
+    tokens = np.zeros(self._piece, np.int32)
+    tokens[: len(inputs)] = inputs
+    vectors = self._no_vectors[self._piece]
+    if given is not None:
+      vectors = np.zeros(vectors.shape, np.float32)
+      vectors[: len(inputs)] = given
+    self._cache = programs.run_piece(
+      *self._weights,
+      self._cache,
+      tokens,
+      vectors,
+      np.int32(slot),
+      np.int32(run.fed),
+      np.int32(len(inputs)),
+      extent=self._extent(run.fed),
+    )
+    run.fed += len(inputs)
+    self._prompt_tokens += len(inputs)
+
+  def _extent(self, columns):
+    return next(
+      size for size in programs.extents(self._columns) if size >= columns
+    )
+
+  def _step(self):
+    """A token for each whose prompt is fed."""
+    going = [
+      (slot, run)
+      for slot, run in enumerate(self._slots)
+      if run is not None and not run.behind
+    ]
+    if not going:
+      return
+    extent = self._extent(max(run.fed for _, run in going))
+    chosen = self._advance(going, extent)
+    if any(run.request.top_logprobs is not None for _, run in going):
+      chosen = jax.device_get(chosen)
+    tokens = np.asarray(chosen.tokens).tolist()
+    for slot, run in going:
+      self._give(slot, run, tokens[slot], chosen)
+
+  def _advance(self, going, extent):
+    size = len(self._slots)
+    tokens, positions, counts, top_k = np.zeros((4, size), np.int32)
+    temperature, top_p = np.zeros(size, np.float32), np.ones(size, np.float32)
+    seed, active = np.zeros(size, np.uint32), np.zeros(size, bool)
+    vectors = self._no_vectors[size]
+    for slot, run in going:
+      request = run.request
+      tokens[slot] = run.last if run.count else run.inputs[-1]
+      positions[slot], counts[slot] = run.fed, run.count
+      temperature[slot] = min(request.temperature, _HOTTEST)
+      top_p[slot] = request.top_p
+      top_k[slot] = min(request.top_k, self._arch.vocab_size)
+      seed[slot] = request.seed
+      active[slot] = True
+      if tokens[slot] < 0:  # A prompt of one token, and the prefix behind it.
+        vectors = np.array(vectors)
+        vectors[slot] = request.prefix[-1]
+    wanted = any(run.request.top_logprobs is not None for _, run in going)
+    self._cache, chosen = programs.step(
+      *self._weights,
+      self._cache,
+      tokens,
+      vectors,
+      positions,
+      active,
+      counts,
+      sampling.RowSettings(temperature, top_p, top_k, seed),
+      np.asarray(wanted),
+      extent=extent,
+    )
+    return chosen
+
+  def _give(self, slot, run, token, chosen):
+    """Hands a token to who asked for it, and frees the slot after the last."""
+    self._prompt_tokens += run.count == 0
+    run.fed += 1
+    run.count += 1
+    run.last = token
+    end = None
+    if token in self._stop_tokens:
+      end = "stop"
+    else:
+      self._new_tokens += 1
+      run.stream.put(_told(run.request, slot, token, chosen))
+      if run.count == run.request.max_new_tokens:
+        end = "length"
+    if end is not None:
+      with self._changed:
+        self._slots[slot] = None
+      run.stream.finish(end)
+
+
+def _told(request, slot, token, chosen):
+  if request.top_logprobs is None:
+    return Token(token)
+  count = request.top_logprobs
+  top = zip(
+    chosen.top[slot, :count].tolist(),
+    chosen.top_logps[slot, :count].tolist(),
+    strict=True,
+  )
+  return Token(token, float(chosen.logps[slot]), tuple(top))
