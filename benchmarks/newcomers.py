@@ -33,8 +33,8 @@ from benchmarks import newcomers_trained
 from pdpo_jax import command_line
 from pdpo_jax.core import structs
 from pdpo_jax.data.sources import synthetic
-from pdpo_jax.evaluation import statistics, texts
-from pdpo_jax.inference import likelihoods, respond
+from pdpo_jax.evaluation import statistics
+from pdpo_jax.inference import likelihoods, respond, text_health
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.training import people as people_lib
@@ -244,7 +244,7 @@ def examine(run, prompts, said: Mapping[str, list[str]]) -> dict[str, float]:
   mine = {name: own for name, own in said.items() if name != "base"}
 
   def repeated(name):
-    return 100 * np.mean([texts.repetition(text) for text in said[name]])
+    return 100 * np.mean([text_health.repetition(text) for text in said[name]])
 
   likely = likelihoods.under_base(run.base, prompts, said, run.config.data)
   return {

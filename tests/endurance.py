@@ -61,10 +61,13 @@ def train(folder: pathlib.Path, steps: int, looks: int = 10) -> list[Use]:
     if step % (steps // looks) == 0:
       uses.append(Use.now(step))
 
-  training = loop_test.make_training(folder, total_steps=steps, at_step=at_step)
-  cadence = dataclasses.replace(
-    loop_test.CADENCE, eval_every=5, checkpoint_every=2
+  training = loop_test.make_training(
+    folder,
+    total_steps=steps,
+    at_step=at_step,
+    looks=[loop_test.held_out_look(every=5)],
   )
+  cadence = dataclasses.replace(loop_test.CADENCE, checkpoint_every=2)
   before = resource.getrlimit(resource.RLIMIT_NOFILE)
   resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, before[1]))
   try:

@@ -1,21 +1,13 @@
-"""What answers are like: how much they differ, and how much they repeat."""
+"""What answers are like: how much they differ, and drift from the base's."""
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pdpo_jax.evaluation import statistics
-
-# Thai, Lao, Burmese, Khmer, kana, and Chinese characters: written without
-# spaces between words.
-_UNSPACED = re.compile(
-  "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-  "\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-_LONGEST_WORD = 24
+from pdpo_jax.inference import text_health
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,31 +60,6 @@ def distinctness(
   )
 
 
-def words_of(text: str) -> list[str]:
-  """Words, and single letters where there are no spaces to tell words apart.
-
-  Those are letters of Chinese, Japanese, Thai and the like, and of a word that
-  is longer than words are: "nononono…", an address, a cell of a table.
-  """
-  words = []
-  for word in _UNSPACED.sub(r" \g<0> ", text).split():
-    words.extend(word if len(word) > _LONGEST_WORD else [word])
-  return words
-
-
-def repetition(text: str, size: int = 3) -> float:
-  """Share of a text's n-grams of words that it had before; 0 if it is short.
-
-  One minus "distinct-n" (Li et al. 2016, arXiv:1510.03055) of a single text.
-  See `words_of` for texts without spaces.
-  """
-  words = words_of(text)
-  grams = [
-    tuple(words[start : start + size]) for start in range(len(words) - size + 1)
-  ]
-  return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
 @dataclasses.dataclass(frozen=True)
 class Drift:
   """How a speaker's answers differ from the base's to the same prompts.
@@ -111,12 +78,14 @@ def drift(answers: Sequence[str], base: Sequence[str]) -> Drift:
   pairs = list(zip(answers, base, strict=True))
   return Drift(
     statistics.mean_of([len(a.split()) - len(b.split()) for a, b in pairs]),
-    statistics.mean_of([repetition(a) - repetition(b) for a, b in pairs]),
+    statistics.mean_of(
+      [text_health.repetition(a) - text_health.repetition(b) for a, b in pairs]
+    ),
   )
 
 
 def _words(text: str) -> frozenset[str]:
-  return frozenset(words_of(text.casefold()))
+  return frozenset(text_health.words_of(text.casefold()))
 
 
 def _distance(a: frozenset[str], b: frozenset[str]) -> float:

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,6 +31,15 @@ class Likelihoods:
   sums: Float[np.ndarray, " prompts"]
   tokens: Int[np.ndarray, " prompts"]
 
+  @classmethod
+  def joined(cls, several: Iterable["Likelihoods"]) -> "Likelihoods":
+    """Of the answers of several speakers, one after the other."""
+    several = [*several]
+    return cls(
+      np.concatenate([each.sums for each in several]),
+      np.concatenate([each.tokens for each in several]),
+    )
+
   @property
   def per_token(self) -> Float[np.ndarray, " prompts"]:
     return self.sums / np.maximum(self.tokens, 1)
@@ -49,6 +58,7 @@ def under_base(
   answers: Mapping[str, Sequence[str]],
   data: data_config.DataConfig,
   logits_chunk: int = 0,
+  max_new_tokens: int = 0,
 ) -> dict[str, Likelihoods]:
   """Log-likelihoods of answers under the base, by speaker.
 
@@ -57,6 +67,8 @@ def under_base(
     answers: by speaker, in the order of the prompts.
     data: how prompts are written.
     logits_chunk: as `recipes.TrainConfig.logits_chunk`.
+    max_new_tokens: limit of an answer; calls with the same one mostly share
+      what was compiled.
   """
   encoder = prompts_lib.make_encoder(base.tokenizer, data)
   counts: collections.Counter[str] = collections.Counter()
@@ -81,12 +93,10 @@ def under_base(
       scored.append((rows, place))
       tokens[rows, place] = [*map(len, ids)]
   if examples:
-    devices = sharding.batch_shards(sharding.mesh_of(base.params))
-    batches = batching.PreferenceBatches(
-      examples, None, devices, 0, 0, devices=devices, pack=False
-    )
     for batch, logps in scoring.score_batches(
-      scoring.of_base(base), batches.in_order(), logits_chunk
+      scoring.of_base(base),
+      _batches(examples, base, max_new_tokens),
+      logits_chunk,
     ):
       for row, index in enumerate(batch.index):
         if index >= 0:
@@ -96,3 +106,26 @@ def under_base(
     speaker: Likelihoods(sums[row], tokens[row])
     for row, speaker in enumerate(answers)
   }
+
+
+def _batches(
+  examples: Sequence[structs.TokenizedExample],
+  base: base_lib.Base,
+  max_new_tokens: int,
+) -> Iterator[structs.PreferenceBatch]:
+  """All of one shape."""
+  longest = max(len(ids) for each in examples for ids in each.responses)
+  shape = (
+    batching.padded_length(max(len(each.prompt) for each in examples)),
+    _TOGETHER,
+    batching.padded_length(max(longest, max_new_tokens + 1)),
+  )
+  rows = sharding.batch_shards(sharding.mesh_of(base.params))
+  for start in range(0, len(examples), rows):
+    places = range(start, start + rows)
+    yield batching.make_batch(
+      examples,
+      None,
+      [[place] if place < len(examples) else [] for place in places],
+      shape,
+    )

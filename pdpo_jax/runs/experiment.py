@@ -12,7 +12,7 @@ from pdpo_jax.core import display, processes, structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out, prompts, tokenized
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.inference import likelihoods, respond
+from pdpo_jax.inference import likelihoods, respond, text_health
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import answers, earlier, roster, run_folder
 from pdpo_jax.runs import config as config_lib
@@ -97,21 +97,26 @@ def run(config: config_lib.Config) -> Outcome:
   user_texts = earlier.user_texts(config, folder, dataset)
   if not any(policies.is_begun(folder / name) for name in config.trainings):
     run_folder.write_user_texts(folder, user_texts)
-  scores, texts = {}, {}
+  with clock.stage("sft_answers"):
+    nobody = policy_lib.base_policy(base.lm)
+    texts = _answer(config, nobody, base, prepared.prompts, {"S": 0})
+  scores = {}
   for name, training in config.trainings.items():
     scores[name], answered = _train(
-      training, base, prepared, folder / name, dataset.digest, clock
+      training, base, prepared, texts["S"], folder / name, dataset.digest, clock
     )
     texts |= answered
   # Not before, since a folder that holds another run has refused by now.
   run_folder.write_user_texts(folder, user_texts)
   run_folder.write_held_out(folder, before.after(dataset))
-  with clock.stage("sft_answers"):
-    nobody = policy_lib.base_policy(base.lm)
-    texts = _answer(config, nobody, base, prepared.prompts, {"S": 0}) | texts
   with clock.stage("likelihoods"):
     likely = likelihoods.under_base(
-      base, prepared.prompts, texts, config.data, config.train.logits_chunk
+      base,
+      prepared.prompts,
+      texts,
+      config.data,
+      config.train.logits_chunk,
+      config.answers.max_new_tokens,
     )
   answers.write(
     folder / run_folder.ANSWERS, prepared.prompts, texts, likely, config.seed
@@ -159,6 +164,7 @@ def _train(
   config: config_lib.Config,
   base: base_lib.Base,
   prepared: Prepared,
+  own: Sequence[str],
   folder: pathlib.Path,
   digest: str,
   clock: Clock,
@@ -167,6 +173,7 @@ def _train(
 
   Args:
     config: of the training.
+    own: the base's answers to all prompts.
     folder: of the training.
     digest: of the data set.
   """
@@ -183,7 +190,22 @@ def _train(
   )
   if shared:
     print(f"{name}: {shared}")
+  rows = {"V": 0}
+  if config.user.kind != "none":
+    rows = {"G": 0} | prepared.speakers
   with clock.stage(name):
+    check_text = None
+    if config.train.text_checks and config.answers.max_new_tokens:
+      check_text = text_health.Watch(
+        base,
+        prepared.prompts,
+        rows,
+        own,
+        config.answers,
+        config.data,
+        config.seed,
+        config.train.logits_chunk,
+      )
     policy = pdpo.train(
       recipe,
       base,
@@ -193,6 +215,7 @@ def _train(
       splits[tokenized.TRAIN].examples,
       folder,
       digest,
+      check_text,
     )
   with clock.stage(f"{name}_accuracy"):
     step = recipe.train.epochs * batches[tokenized.TRAIN].num_batches
@@ -209,9 +232,6 @@ def _train(
       if split in splits
     }
   with clock.stage(f"{name}_answers"):
-    rows = {"V": 0}
-    if config.user.kind != "none":
-      rows = {"G": 0} | prepared.speakers
     texts = _answer(config, policy.merge(), base, prepared.prompts, rows)
   return scores, texts
 

@@ -11,7 +11,7 @@ import math
 import pathlib
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,21 @@ class NonFiniteLoss(ArithmeticError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Look:
+  """Something that is found out on the way, and written with the metrics.
+
+  Attributes:
+    name: what the names of its scalars begin with.
+    steps: after which it is done, if training is not done by then.
+    find: `state -> scalars`.
+  """
+
+  name: str
+  steps: Collection[int]
+  find: Callable[[structs.TrainState], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Training:
   """One training, in the parts that differ between trainings.
 
@@ -43,7 +58,8 @@ class Training:
     batch: of a step's number, from 0.
     total_steps: at which it ends.
     examples: a step.
-    evaluate: `state -> scalars` on held-out data, on the way.
+    looks: on the way; what is done is looked at by whoever asked for it.
+    notice: is told each line of metrics, and gives what is to be shown of it.
     describe: names the example of an index of a batch, for error messages.
     users: of the user table, None without one.
     meta: compared when a checkpoint is loaded.
@@ -56,7 +72,8 @@ class Training:
   batch: Callable[[int], Any]
   total_steps: int
   examples: int
-  evaluate: Callable[[structs.TrainState], dict[str, float]] | None
+  looks: Sequence[Look]
+  notice: Callable[[int, Mapping[str, float]], str]
   describe: Callable[[int], str]
   users: users_lib.UserIndex | None
   meta: Mapping[str, Any]
@@ -142,16 +159,21 @@ def _run(training, cadence, saved):
     mean.add({name: float(value) for name, value in values.items()})
     progress.step(step + 1)
 
-  def evaluate(step):
-    scalars = training.evaluate(state).items()
-    writer.write(
-      step, {f"{metrics.HELD_OUT}{name}": value for name, value in scalars}
-    )
+  def write(step, values):
+    writer.write(step, values)
+    shown = training.notice(step, values)
+    if shown:
+      progress.say(shown)
 
-  def is_evaluated(step):
-    # What is done is evaluated by whoever asked for the training.
+  def due(step):
     on_the_way = 0 < step < training.total_steps
-    return training.evaluate and on_the_way and step % cadence.eval_every == 0
+    return [
+      look for look in training.looks if on_the_way and step in look.steps
+    ]
+
+  def take(step, look):
+    scalars = look.find(state).items()
+    write(step, {f"{look.name}{name}": value for name, value in scalars})
 
   def save(step):
     writer.flush()
@@ -165,10 +187,13 @@ def _run(training, cadence, saved):
     contextlib.closing(writer),
     contextlib.closing(progress),
   ):
-    # One that was stopped may have been killed before it was evaluated.
-    known = processes.from_first(lambda: start in writer.evaluated)
-    if is_evaluated(start) and not known:
-      evaluate(start)
+    # One that was stopped may have been killed before it was looked at.
+    for look in due(start):
+      known = processes.from_first(
+        lambda look=look: any(x.startswith(look.name) for x in writer.known)
+      )
+      if not known:
+        take(start, look)
     for step in range(start, training.total_steps):
       saved.check()
       batch = training.batch(step)
@@ -188,11 +213,11 @@ def _run(training, cadence, saved):
         pending = None
         means = mean.take()
         means["samples_per_second"] = progress.show(done, means)
-        writer.write(done, means)
-      if stop:  # Whoever stops it may not wait for an evaluation.
+        write(done, means)
+      if stop:  # Whoever stops it may not wait for a look.
         save(done)
-      if is_evaluated(done):
-        evaluate(done)
+      for look in due(done):
+        take(done, look)
       if last or done % cadence.checkpoint_every == 0:
         if pending is not None:
           settle(*pending)

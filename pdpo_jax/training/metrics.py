@@ -19,8 +19,8 @@ from pdpo_jax.core import kept, processes
 
 logger = logging.getLogger(__name__)
 
-# What the names of scalars on held-out data begin with.
-HELD_OUT = "heldout_"
+# What the names of scalars begin with that are on held-out data, and of text.
+HELD_OUT, TEXT = "heldout_", "text_"
 # Between times at which TensorBoard is given what there is.
 _FLUSH_SECONDS = 30.0
 
@@ -52,7 +52,7 @@ def open_writer(folder: pathlib.Path, step: int) -> "Writer | NoWriter":
 class NoWriter:
   """A `Writer` of the other processes."""
 
-  evaluated: frozenset[int] = frozenset()
+  known: frozenset[str] = frozenset()
 
   def flush(self) -> None:
     pass
@@ -81,8 +81,8 @@ class Writer:
     self._flushed = time.monotonic()
     kept.make_folder(folder / "tensorboard")
     with self._writing():
-      # Steps with a line of an evaluation.
-      self.evaluated = _keep_until(self.file, step)
+      # Names of the scalars that are there of that step.
+      self.known = _keep_until(self.file, step)
       self._lines = self.file.open("a")
       # The library's own writer has a thread, which a full disk ends unseen.
       self._board = event_file_writer.EventsWriter(
@@ -128,13 +128,13 @@ class Writer:
       self._board.close()
 
 
-def _keep_until(file: pathlib.Path, step: int) -> set[int]:
+def _keep_until(file: pathlib.Path, step: int) -> set[str]:
   """Drops the lines of later steps, and those that are damaged.
 
   Returns:
-    The steps that are left with a line of an evaluation.
+    Names of scalars of the step.
   """
-  lines, evaluated, damaged = [], set(), 0
+  lines, known, damaged = [], set(), 0
   text = file.read_bytes() if file.is_file() else b""
   *whole, last = text.split(b"\n")
   for number, line in enumerate([*whole, last]):
@@ -147,14 +147,14 @@ def _keep_until(file: pathlib.Path, step: int) -> set[int]:
       continue
     if not late:
       lines.append(line + b"\n")
-      if any(name.startswith(HELD_OUT) for name in record):
-        evaluated.add(record["step"])
+      if record["step"] == step:
+        known.update(record)
   if damaged:
     logger.warning("%s: %d damaged lines were dropped", file, damaged)
   if text:
     with kept.writing(file, summed=False) as out:
       out.write(b"".join(lines))
-  return evaluated
+  return known
 
 
 class Progress:
@@ -199,6 +199,11 @@ class Progress:
 
   def step(self, step: int) -> None:
     self._bar.update(step - self._bar.n)
+
+  def say(self, text: str) -> None:
+    """Prints a line above the bar."""
+    if not self._bar.disable:
+      self._bar.write(text)
 
   def close(self) -> None:
     self._bar.close()

@@ -200,8 +200,10 @@ def loss_and_metrics(
     The loss, and metrics that add up over microbatches as well: `loss`, for
     each branch `reward_accuracy` (share of pairs whose chosen response has the
     larger reward), the mean `chosen_reward` and `rejected_reward` and their
-    difference, the `margin`, those of the first branch without its name, and
-    `example_loss` `[B]`, of each row.
+    difference, the `margin`, those of the first branch without its name; of
+    that branch the mean `chosen_log_ratio` and `chosen_tokens`, whose quotient
+    says how much more likely a token chosen responses are than under the
+    reference; and `example_loss` `[B]`, of each row.
   """
   pair_loss = losses.LOSSES[objective.kind]
   logps = branch_logps(policy, batch, objective, dropout_key, logits_chunk)
@@ -236,6 +238,15 @@ def loss_and_metrics(
       f"{prefix}chosen_reward": reward,
       f"{prefix}rejected_reward": reward - margin,
     }
+    if place == 0:
+      length = batch.response_mask.sum(-1, dtype=jnp.float32)
+      length = losses.of_chosen(length, batch.chosen)
+      nats = losses.of_chosen(logps[name] - batch.reference_logps, batch.chosen)
+      nats = jax.lax.stop_gradient(jnp.where(scales > 0, nats, 0.0))
+      metrics |= {
+        "chosen_log_ratio": jnp.sum(scales * nats),
+        "chosen_tokens": jnp.sum(scales * length),
+      }
   example_loss = jnp.sum(scales * pairs, -1)
   loss = jnp.sum(example_loss)
   return loss, {"loss": loss, "example_loss": example_loss} | metrics

@@ -15,9 +15,11 @@ from pdpo_jax.core import structs
 from pdpo_jax.data import batching
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.training import (
+  diagnosis,
   host_users,
   loop,
   losses,
+  metrics,
   optimizer,
   policies,
   recipes,
@@ -29,10 +31,6 @@ from pdpo_jax.training import step as step_lib
 from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
-
-# Nats a token by which chosen responses may be less likely than under the base.
-# In the quickstart, text is whole above it and broken below (docs/results.md).
-_UNLIKELY = 0.1
 
 
 def make_objective(recipe: recipes.Recipe) -> objective_lib.LossConfig:
@@ -100,19 +98,6 @@ def held_out_metrics(
   }
 
 
-def _warn_of_broken_text(chosen_per_token: float, folder: pathlib.Path) -> None:
-  """Warns where even chosen responses become unlikely, at each evaluation."""
-  if chosen_per_token < -_UNLIKELY:
-    logger.warning(
-      "%s: held-out chosen responses are %.2f nats a token less likely than "
-      "under the base. The margin grows by making both responses unlikely, and "
-      "text breaks, whatever accuracy says: stop here, and hold the policy "
-      "to the base by a larger --config.loss.beta, or train fewer steps",
-      folder.name,
-      -chosen_per_token,
-    )
-
-
 def train(
   recipe: recipes.Recipe,
   base: base_lib.Base,
@@ -122,6 +107,7 @@ def train(
   examples: Sequence[structs.PreferenceExample],
   folder: pathlib.Path,
   data: str = "",
+  check_text: Callable[[policies.SplitPolicy], dict[str, float]] | None = None,
 ) -> policies.SplitPolicy:
   """Trains a policy, or goes on where this run was cut off.
 
@@ -134,6 +120,7 @@ def train(
     examples: what `batches` was made of, to name examples in errors.
     folder: gets metrics and checkpoints.
     data: names the data set; a training only goes on with the same.
+    check_text: `train.text_checks` times, what a policy's text is like.
 
   Raises:
     ValueError: besides `loop.run`'s, if `train.start_from` cannot be started
@@ -177,11 +164,25 @@ def train(
   )
   place = sharding.batch_placer(mesh)
 
+  def policy_of(state):
+    return dataclasses.replace(policy, trainable=state.trainable)
+
   def evaluate(state):
-    trained = dataclasses.replace(policy, trainable=state.trainable)
-    scored = scoring.score_held_out(trained, heldout, train_config.logits_chunk)
-    _warn_of_broken_text(scored.chosen_per_token, folder)
+    trained, chunk = policy_of(state), train_config.logits_chunk
+    scored = scoring.score_held_out(trained, heldout, chunk)
     return held_out_metrics(scored, objective)
+
+  looks = []
+  if heldout:
+    steps = range(0, total_steps, train_config.eval_every)
+    looks.append(loop.Look(metrics.HELD_OUT, steps, evaluate))
+  if check_text and train_config.text_checks:
+    # Parts of the same length, between which it is looked at.
+    parts = train_config.text_checks + 1
+    steps = {round(part * total_steps / parts) for part in range(1, parts)}
+    looks.append(
+      loop.Look(metrics.TEXT, steps, lambda state: check_text(policy_of(state)))
+    )
 
   def describe(index):
     # Generic rows, where they are examples of their own, come after the others.
@@ -197,7 +198,8 @@ def train(
       batch=lambda number: place(batches.batch(number)),
       total_steps=total_steps,
       examples=train_config.batch_size,
-      evaluate=evaluate if heldout else None,
+      looks=looks,
+      notice=diagnosis.Diagnosis(folder.name).notice,
       describe=describe,
       users=users,
       meta=policies.meta(recipe, base, users) | {"data": data},

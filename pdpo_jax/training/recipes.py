@@ -48,6 +48,9 @@ class TrainConfig(sections.Section):
   log_every: sections.Count = 10
   eval_every: sections.Count = 50
   checkpoint_every: sections.Count = 50
+  # How often on the way a few people's answers to a few prompts are looked at:
+  # whether they are language still, and end. 0: never.
+  text_checks: sections.CountOrNone = 6
   # Newest checkpoints that are kept.
   keep_checkpoints: sections.Count = 2
   # About how many positions of a device have logits over the vocabulary at a

@@ -248,7 +248,8 @@ def train_base(
       batch=lambda number: place(batches.batch(number)),
       total_steps=sft.steps,
       examples=sft.batch_size,
-      evaluate=None,
+      looks=(),
+      notice=lambda step, values: "",
       describe=str,
       users=None,
       meta={

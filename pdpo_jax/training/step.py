@@ -86,6 +86,9 @@ def make_train_step(
         (batch, scales),
         accumulation_steps,
       )
+    metrics["chosen_per_token"] = metrics.pop("chosen_log_ratio") / jnp.maximum(
+      metrics.pop("chosen_tokens"), 1e-6
+    )
     for name, norm in optimizer.norms(gradients).items():
       metrics[f"grad_norm_{name}"] = norm
     updates, opt_state = transformation.update(

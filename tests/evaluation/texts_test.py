@@ -24,42 +24,6 @@ def test_one_user_differs_from_nobody():
   assert texts.distinctness({"ann": ["a"]}) is None
 
 
-@pytest.mark.parametrize(
-  "text,share",
-  [("", 0.0), ("a b", 0.0), ("a b c d", 0.0), ("a b c a b c", 0.25)],
-)
-def test_repetition_is_the_share_of_3_grams_seen_before(text, share):
-  assert texts.repetition(text) == share
-
-
-@pytest.mark.parametrize(
-  "again",
-  [
-    "ノラはバッグを壊した。",
-    "他卖了自行车。",
-    "แม่ขายจักรยาน",
-    "no",
-    "a",
-    "Nora ruined bags. ",
-  ],
-)
-def test_a_text_that_repeats_itself_does_so_in_any_script(again):
-  assert texts.repetition(again * 30) > 0.9
-
-
-@pytest.mark.parametrize(
-  "text",
-  [
-    "ノラは昨日バッグを壊してしまったので新しい物を買いに行った。",
-    "Donaudampfschifffahrtsgesellschaftskapitän",
-    "https://example.org/a/page?name=value&other=thing",
-    "Anna sold bikes. Bob broke books. Carl hid coins.",
-  ],
-)
-def test_a_text_that_does_not_repeat_itself_is_not_said_to(text):
-  assert texts.repetition(text) < 0.1
-
-
 def test_answers_without_spaces_differ_by_their_letters():
   found = texts.distinctness({"ann": ["犬が好き"], "bob": ["猫が好き"]})
   assert found.distance == pytest.approx(2 / 5)

@@ -24,8 +24,12 @@ from pdpo_jax.training import checkpoint, loop, metrics, recipes
 
 ROOT = pathlib.Path(__file__).parents[2]
 CADENCE = recipes.TrainConfig(
-  log_every=2, eval_every=3, checkpoint_every=2, keep_checkpoints=2
+  log_every=2, checkpoint_every=2, keep_checkpoints=2
 )
+
+
+def held_out_look(find=lambda state: {"loss": float(state.step)}, every=3):
+  return loop.Look(metrics.HELD_OUT, range(0, 10**9, every), find)
 
 
 def make_training(folder, *, total_steps=7, at_step=None, **changes):
@@ -58,7 +62,8 @@ def make_training(folder, *, total_steps=7, at_step=None, **changes):
     batch=batch,
     total_steps=total_steps,
     examples=2,
-    evaluate=lambda state: {"loss": float(state.step)},
+    looks=[held_out_look()],
+    notice=lambda step, values: "",
     describe=lambda index: f"example {index}",
     users=users_lib.UserIndex(["ann"]),
     meta={"base": "abc"},
@@ -130,9 +135,27 @@ def test_a_signal_at_a_step_of_an_evaluation_loses_none_of_it(tmp_path):
   file = tmp_path / "metrics.jsonl"
   kept_lines = file.read_text().splitlines(keepends=True)
   file.write_text("".join(x for x in kept_lines if "heldout" not in x))
-  for total_steps in (5, 7):
-    loop.run(make_training(tmp_path, total_steps=total_steps), CADENCE)
+  text = loop.Look(metrics.TEXT, {3}, lambda state: {"ended": 1.0})
+  for total_steps, looks in ((5, [held_out_look(), text]), (7, None)):
+    training = make_training(tmp_path, total_steps=total_steps)
+    if looks:
+      training = dataclasses.replace(training, looks=looks)
+    loop.run(training, CADENCE)
   assert held_out() == [3, 6]
+  assert [x["step"] for x in lines(tmp_path) if "text_ended" in x] == [3]
+
+
+def test_what_is_noticed_of_a_line_is_shown(tmp_path, capsys):
+  seen = []
+
+  def notice(step, values):
+    seen.append((step, [*values]))
+    return f"noticed {step}" if "heldout_loss" in values else ""
+
+  loop.run(make_training(tmp_path, total_steps=5, notice=notice), CADENCE)
+  assert (3, ["heldout_loss"]) in seen
+  assert [step for step, _ in seen] == [2, 3, 4, 5]
+  assert "noticed 3\n" in capsys.readouterr().out
 
 
 def test_a_signal_saves_before_it_evaluates(tmp_path):
@@ -148,9 +171,8 @@ def test_a_signal_saves_before_it_evaluates(tmp_path):
     return {"loss": 0.0}
 
   with pytest.raises(loop.Interrupted, match="at step 3 of 7"):
-    loop.run(
-      make_training(tmp_path, at_step=at_step, evaluate=evaluate), CADENCE
-    )
+    looks = [held_out_look(evaluate)]
+    loop.run(make_training(tmp_path, at_step=at_step, looks=looks), CADENCE)
 
 
 def test_a_step_is_counted_once_its_metrics_were_read(tmp_path, monkeypatch):

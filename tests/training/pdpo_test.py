@@ -134,25 +134,49 @@ def test_new_users_take_the_place_of_rows_that_were_nobodys(run, kind):
   np.testing.assert_allclose(stranger, before.generic(), atol=1e-6)
 
 
-@pytest.mark.parametrize(("limit", "warned"), [(1.0, False), (-1.0, True)])
-def test_chosen_responses_that_become_unlikely_are_warned_of(
-  tmp_path, monkeypatch, caplog, limit, warned
-):
-  # Nothing is as unlikely as 1 nat a token, and all is more than -1.
-  monkeypatch.setattr(pdpo, "_UNLIKELY", limit)
+def test_metrics_have_rewards_apart_and_what_text_is_like(tmp_path):
   config = tiny.tiny_config(tmp_path)
-  tiny.train(config)
-  assert ("text breaks, whatever accuracy says" in caplog.text) == warned
-  lines = (config.folder / "pdpo" / "metrics.jsonl").read_text().splitlines()
-  evaluated = [
-    line for line in map(json.loads, lines) if "heldout_loss" in line
-  ]
+  config.train.epochs = 2
+  config.train.text_checks = 2
+  parts = tiny.tiny_parts(config)
+  base, users, batches, heldout, dataset = parts
+  seen = []
+
+  def check_text(policy):
+    seen.append(policy.digest())
+    names = ("log_likelihood", "repetition", "ended")
+    values = dict.fromkeys((*names, *(f"base_{n}" for n in names)), 0.5)
+    return values | {"broken": 0.25}
+
+  folder = config.folder / "pdpo"
+  pdpo.train(
+    config.recipe,
+    base,
+    users,
+    batches,
+    heldout,
+    dataset.train,
+    folder,
+    check_text=check_text,
+  )
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  lines = [*map(json.loads, lines)]
+  total = config.train.epochs * batches.num_batches
+  checked = [line["step"] for line in lines if "text_broken" in line]
+  assert checked == [round(total / 3), round(2 * total / 3)]
+  assert len({*seen}) == 2
+  evaluated = [line for line in lines if "heldout_loss" in line]
   assert evaluated
   for line in evaluated:
     assert line["heldout_margin"] == pytest.approx(
       line["heldout_chosen_reward"] - line["heldout_rejected_reward"], abs=1e-5
     )
     assert abs(line["heldout_chosen_per_token"]) < 1
+  # The same quotient, of the examples of a step.
+  for line in lines:
+    if "chosen_reward" in line:
+      share = line["chosen_per_token"] / line["chosen_reward"]
+      assert 0 < share < 1 / config.loss.beta
 
 
 def test_held_out_ratios_have_a_row_for_each_example(run):

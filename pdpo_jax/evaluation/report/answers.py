@@ -9,8 +9,9 @@ from typing_extensions import TypedDict
 
 from pdpo_jax.core import processes
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.evaluation import lengths, statistics, text_health, texts
+from pdpo_jax.evaluation import lengths, statistics, texts
 from pdpo_jax.evaluation.report import charts, page
+from pdpo_jax.inference import text_health
 from pdpo_jax.runs import answers, run_folder, trained
 
 # By speaker; empty where it is not known.

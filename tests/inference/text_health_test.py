@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from pdpo_jax.evaluation import text_health
-from pdpo_jax.inference import likelihoods
+from pdpo_jax.inference import likelihoods, respond, text_health
+from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.training import policies
+from tests import loading, tiny
 
 BASE = ["Anna sold bikes.", "Bob broke books. Carl hid coins.", "Fay ran.", ""]
 
@@ -68,7 +70,7 @@ def test_a_base_without_any_likelihood_says_nothing_of_others():
 
 
 def health(broken):
-  return text_health.Health(-1.0, 1.0, broken, 0.0, broken)
+  return text_health.Health(-1.0, 1.0, broken, 0.0, broken, 0.0)
 
 
 def test_whose_text_is_broken_is_said_the_worst_first():
@@ -87,3 +89,73 @@ def test_of_many_whose_text_is_broken_the_others_are_counted():
 def test_of_whole_text_nothing_is_said():
   assert text_health.sentence({"4": health(0.1)}, {}) == ""
   assert text_health.sentence({}, {}) == ""
+
+
+@pytest.mark.parametrize(
+  "text,share",
+  [("", 0.0), ("a b", 0.0), ("a b c d", 0.0), ("a b c a b c", 0.25)],
+)
+def test_repetition_is_the_share_of_3_grams_seen_before(text, share):
+  assert text_health.repetition(text) == share
+
+
+@pytest.mark.parametrize(
+  "again",
+  [
+    "ノラはバッグを壊した。",
+    "他卖了自行车。",
+    "แม่ขายจักรยาน",
+    "no",
+    "a",
+    "Nora ruined bags. ",
+  ],
+)
+def test_a_text_that_repeats_itself_does_so_in_any_script(again):
+  assert text_health.repetition(again * 30) > 0.9
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "ノラは昨日バッグを壊してしまったので新しい物を買いに行った。",
+    "Donaudampfschifffahrtsgesellschaftskapitän",
+    "https://example.org/a/page?name=value&other=thing",
+    "Anna sold bikes. Bob broke books. Carl hid coins.",
+  ],
+)
+def test_a_text_that_does_not_repeat_itself_is_not_said_to(text):
+  assert text_health.repetition(text) < 0.1
+
+
+def test_a_watch_finds_what_the_same_answers_would_show_at_the_end(tmp_path):
+  config = tiny.tiny_config(tmp_path)
+  config.answers.max_new_tokens = 6
+  config.user.init_std = 1.0
+  dataset = loading.load(config)
+  base, prompts = tiny.tiny_base(dataset), dataset.prompts
+  policy = policies.make_policy(config.recipe, base, num_rows=9)
+  rows = {"G": 0} | {str(row): row for row in range(1, 9)}
+
+  def answer(policy, rows):
+    return respond.answer(
+      policy, base, prompts, rows, config.answers, config.data, config.seed
+    )
+
+  own = answer(policy_lib.base_policy(base.lm), {"S": 0})
+  watch = text_health.Watch(
+    base, prompts, rows, own["S"], config.answers, config.data, config.seed
+  )
+  found = watch(policy)
+  few = {name: rows[name] for name in ("G", "1", "5", "8")}
+  answered = answer(policy.merge(), few)
+  likely = likelihoods.under_base(base, prompts, own | answered, config.data)
+  health = text_health.examine(own | answered, likely, "S", 6)
+  for name in ("ended", "broken", "repetition"):
+    mean = np.mean([getattr(health[speaker], name) for speaker in few])
+    assert found[name] == pytest.approx(mean)
+  joined = likelihoods.Likelihoods.joined(likely[name] for name in few)
+  assert found["log_likelihood"] == pytest.approx(joined.mean, rel=1e-5)
+  assert found["base_log_likelihood"] == pytest.approx(
+    likely["S"].mean, rel=1e-5
+  )
+  assert found["base_ended"] == health["S"].ended
