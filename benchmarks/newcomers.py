@@ -37,6 +37,7 @@ from pdpo_jax.evaluation import statistics
 from pdpo_jax.inference import likelihoods, respond, text_health
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import run as run_lib
+from pdpo_jax.training import choices as choices_lib
 from pdpo_jax.training import people as people_lib
 from pdpo_jax.training import policies, posterior
 
@@ -59,7 +60,7 @@ _POOL = 32
 # Of posts that the run did not draw.
 _SEED = 1_000
 
-Choices = Mapping[str, Sequence[people_lib.Choice]]
+Choices = Mapping[str, Sequence[choices_lib.Choice]]
 People = Mapping[str, people_lib.Person]
 
 

@@ -42,7 +42,8 @@ _WORKDIR = command_line.workdir_flag()
 _DATA = flags.DEFINE_string(
   "data",
   None,
-  "learn, ask: comparisons, in any format that `data.path` of a training has.",
+  "learn, ask: comparisons, in any format that `data.path` of a training has; "
+  "learn: also thumbs.",
 )
 _PROMPTS = command_line.prompt_flag()
 _COUNT = flags.DEFINE_integer("count", 1, "ask: how many pairs.", lower_bound=1)

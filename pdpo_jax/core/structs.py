@@ -69,6 +69,23 @@ class PreferenceExample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Thumb:
+  """One response, as text, that somebody liked, or did not."""
+
+  prompt: Prompt
+  response: str
+  is_up: bool
+  user_id: str | None = None  # None: an unknown user
+  user_text: str = ""
+  # As of a `PreferenceExample`.
+  place: str = dataclasses.field(default="", compare=False, repr=False)
+
+
+# What may be said of somebody's taste.
+Feedback = PreferenceExample | Thumb
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenizedExample:
   """One comparison, as token ids."""
 

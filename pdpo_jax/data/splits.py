@@ -22,8 +22,8 @@ def split(
   Comparisons of the same responses to a prompt stay on one side.
   """
   groups = collections.defaultdict(list)
-  for place, example in enumerate(examples):
-    groups[_content(example)].append(place)
+  for place, content in enumerate(_contents(examples)):
+    groups[content].append(place)
   members = list(groups.values())
   random.Random(f"held out {seed}").shuffle(members)
   wanted = round(share * len(examples))
@@ -40,8 +40,13 @@ def split(
   )
 
 
-def _content(example: structs.PreferenceExample):
-  return example.prompt, frozenset((example.chosen, *example.rejected))
+def _contents(examples: Examples) -> list[tuple[structs.Prompt, frozenset]]:
+  """What each example compares; a ranking's comparisons are all of the same."""
+  responses = collections.defaultdict(set)
+  records_of = [(x.place or str(n), x.prompt) for n, x in enumerate(examples)]
+  for record, example in zip(records_of, examples, strict=True):
+    responses[record] |= {example.chosen, *example.rejected}
+  return [(record[1], frozenset(responses[record])) for record in records_of]
 
 
 def note_repeated(examples: Examples, tally: records.Tally) -> None:
@@ -75,8 +80,12 @@ def without_common(
   train: Examples, heldout: Examples, tally: records.Tally
 ) -> Examples:
   """Held-out comparisons of what nobody compares in training."""
-  trained = set(map(_content, train))
-  kept = [example for example in heldout if _content(example) not in trained]
+  trained = set(_contents(train))
+  kept = [
+    example
+    for example, content in zip(heldout, _contents(heldout), strict=True)
+    if content not in trained
+  ]
   tally.drop(
     "held-out comparisons that training has too", len(heldout) - len(kept)
   )

@@ -93,6 +93,7 @@ def tokenize_examples(
   kept_start: int | None = None,
   *,
   may_be_none: bool = False,
+  alone: bool = False,
 ) -> Tokenized:
   """Token ids of comparisons, with the token that ends a response after each.
 
@@ -109,6 +110,7 @@ def tokenize_examples(
     max_bad_share: share of dialogues that the chat template may refuse; they
       are dropped.
     may_be_none: whether it is no error that no comparison is left.
+    alone: whether chosen responses may be compared to none.
     kept_start: how many first tokens a prompt keeps where it and the longest
       response have more than that and `max_response_tokens` together; responses
       are cut if they still have. Without, limits are of each.
@@ -125,7 +127,10 @@ def tokenize_examples(
   if kept_start is not None:
     response_limit += kept_start
   for place, example in enumerate(examples):
-    _check_example(place, example)
+    if not (example.rejected or alone):
+      raise ValueError(
+        f"{_name(place, example)} has no rejected response; give one or more"
+      )
   dialogues.check(examples)
   tokenized = Tokenized([], [], collections.Counter())
   refused = records.Tally()
@@ -166,7 +171,7 @@ def tokenize_examples(
         tokenized.counts,
         name,
       )
-      if fitting:
+      if len(fitting) > 1 or (fitting and not example.rejected):
         tokenized.kept.append(start + place)
         tokenized.examples.append(
           structs.TokenizedExample(
@@ -225,9 +230,9 @@ def _keep_start(prompt, bare_prompt, responses, limits, counts):
 
 
 def _fitting(responses, limit, long_response, counts, name):
-  """The responses that are to be compared; () where that is none.
+  """The responses that are to be compared, of which the chosen one is first.
 
-  The first one is the chosen one.
+  Without it there is none.
   """
   fitting = []
   for number, ids in enumerate(responses):
@@ -249,7 +254,7 @@ def _fitting(responses, limit, long_response, counts, name):
     elif number == 0:
       # Without its chosen response a comparison says nothing.
       return ()
-  return tuple(fitting) if len(fitting) > 1 else ()
+  return tuple(fitting)
 
 
 def count_tokens(
@@ -325,13 +330,6 @@ def _beginning(prompt: structs.Prompt) -> str:
   """Of the last turn."""
   text = prompt if isinstance(prompt, str) else prompt[-1].content
   return repr(text if len(text) <= 40 else f"{text[:40]}…")
-
-
-def _check_example(place: int, example: structs.PreferenceExample):
-  if not example.rejected:
-    raise ValueError(
-      f"{_name(place, example)} has no rejected response; give one or more"
-    )
 
 
 def listed(counts: collections.Counter[str]) -> str:

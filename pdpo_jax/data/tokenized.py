@@ -98,11 +98,13 @@ def tokenize_split(
   users: users_lib.UserIndex,
   *,
   may_be_none: bool = False,
+  alone: bool = False,
 ) -> TokenizedSplit:
   """Token ids of one split; users that have no row are read as the generic.
 
   Args:
     may_be_none: whether it is no error that no comparison is left.
+    alone: whether chosen responses may be compared to none.
   """
   known = [
     example
@@ -119,6 +121,7 @@ def tokenize_split(
     data.max_bad_share,
     data.max_prompt_tokens if data.truncation == "keep_start" else None,
     may_be_none=may_be_none,
+    alone=alone,
   )
   kept = [examples[place] for place in result.kept]
   return TokenizedSplit(name, kept, result.examples, result.counts)

@@ -142,7 +142,7 @@ def _floats(array: np.ndarray) -> list[float]:
   return [float(str(x)) for x in np.asarray(array, np.float32).ravel()]
 
 
-def _fields(example: structs.PreferenceExample) -> dict[str, Any]:
+def _fields(example: structs.Feedback) -> dict[str, Any]:
   return json.loads(comparisons.to_json(example))
 
 
@@ -189,7 +189,7 @@ def read(file: pathlib.Path) -> Dossier:
   return dossier
 
 
-def examples(dossier: Dossier) -> list[structs.PreferenceExample]:
+def examples(dossier: Dossier) -> list[structs.Feedback]:
   """The choices that a person can be learnt from, each once."""
   of_data = (dossier["comparisons"] or {}).get("train", [])
   return [

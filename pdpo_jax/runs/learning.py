@@ -38,10 +38,8 @@ class Lesson:
   counts: collections.Counter[str]
 
 
-def read_choices(
-  run: run_lib.Run, path: str
-) -> list[structs.PreferenceExample]:
-  """The comparisons of a file, as those that a run is trained on.
+def read_choices(run: run_lib.Run, path: str) -> list[structs.Feedback]:
+  """The comparisons and thumbs of a file, as a training reads them.
 
   Raises:
     ValueError: if nothing can be read, or too much is broken.
@@ -55,7 +53,7 @@ def read_choices(
   if tally.noted or tally.dropped:
     logger.warning("%s: %s", path, tally)
   if not examples:
-    raise ValueError(f"{path!r} has no comparison ({tally})")
+    raise ValueError(f"{path!r} has no comparison and no thumb ({tally})")
   return examples
 
 
@@ -104,7 +102,7 @@ def check_not_trained(run: run_lib.Run, ids: Iterable[str]) -> None:
 
 
 def learn(
-  run: run_lib.Run, examples: Sequence[structs.PreferenceExample] = ()
+  run: run_lib.Run, examples: Sequence[structs.Feedback] = ()
 ) -> Lesson:
   """Keeps choices, and learns everyone whose row is not of all that is known.
 
@@ -202,7 +200,7 @@ class Question:
 def ask(
   run: run_lib.Run,
   user_id: str,
-  candidates: Sequence[structs.PreferenceExample],
+  candidates: Sequence[structs.Feedback],
   count: int,
 ) -> list[Question]:
   """The pairs whose answers would tell most of a person, best first.
@@ -213,10 +211,18 @@ def ask(
   Raises:
     ValueError: as `person_of`, or if no pair is left.
   """
+  thumbs = sum(isinstance(each, structs.Thumb) for each in candidates)
+  if thumbs:
+    raise ValueError(
+      f"{thumbs:,} of {len(candidates):,} records have a single response, and "
+      "a person is asked which one of two they prefer; bring comparisons "
+      "(chosen, rejected) or rankings"
+    )
   person = person_of(run, user_id)
   asked = {
     _pair(example.prompt, example.chosen, rejected)
     for example in people_lib.People.of_run(run.workdir).choices(user_id)
+    if isinstance(example, structs.PreferenceExample)
     for rejected in example.rejected
   }
   pairs = [
@@ -345,7 +351,7 @@ def _check_came(run: run_lib.Run, ids: Collection[str], user_id: str) -> None:
 def take_up(
   run: run_lib.Run,
   user_id: str,
-  examples: Sequence[structs.PreferenceExample],
+  examples: Sequence[structs.Feedback],
   learnt: people_lib.Learnt | None,
 ) -> Lesson:
   """Takes up somebody from another run; see `dossier.py`.

@@ -216,7 +216,7 @@ class People:
       for row in rows
     }
 
-  def choices(self, user_id: str) -> list[structs.PreferenceExample]:
+  def choices(self, user_id: str) -> list[structs.Feedback]:
     """A person's choices, in the order in which they were brought."""
     with self._reading() as connection:
       if connection is None:
@@ -230,7 +230,7 @@ class People:
 
   def add(
     self,
-    examples: Iterable[structs.PreferenceExample],
+    examples: Iterable[structs.Feedback],
     learnt: Learnt | None = None,
   ) -> int:
     """Keeps choices of people who may be new; those that are there stay once.
@@ -348,7 +348,7 @@ def _set_up_sqlite(connection: sqlite3.Connection, _) -> None:
 
 
 def _by_person(
-  examples: Iterable[structs.PreferenceExample],
+  examples: Iterable[structs.Feedback],
 ) -> dict[str, list[str]]:
   of_people = collections.defaultdict(list)
   for example in examples:

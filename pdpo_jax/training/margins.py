@@ -132,6 +132,19 @@ class Margins:
       gradients[batch.index[real]] = processes.fetch(slopes)[real]
     return margins, gradients
 
+  def response_logps(
+    self,
+    examples: Examples,
+    coordinates: Float[np.ndarray, "B K"],
+    basis: Float[np.ndarray, "K ..."],
+  ) -> Float[np.ndarray, " B"]:
+    """`log pi(y | x, row)`, in nats, of first responses beside empty ones."""
+    none = np.zeros((len(examples), 2), np.float32)
+    margins, _ = self.of(examples, none, coordinates, basis)
+    loss = self._recipe.loss
+    lengths = np.array([len(example.responses[0]) for example in examples])
+    return margins / loss.beta * (lengths if loss.length_normalized else 1)
+
   def batches(
     self, examples: Examples, reference_logps: Float[np.ndarray, "B 2"] | None
   ) -> Iterator[structs.PreferenceBatch]:

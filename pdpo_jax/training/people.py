@@ -23,7 +23,6 @@ Axes: A people · B choices · G groups · k directions · F
 numbers of a row.
 """
 
-import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
 
@@ -32,9 +31,8 @@ from jaxtyping import Float, Int
 from scipy import special
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import tokenized
-from pdpo_jax.data import users as users_lib
 from pdpo_jax.training import calibration as calibration_lib
+from pdpo_jax.training import choices as choices_lib
 from pdpo_jax.training import margins as margins_lib
 from pdpo_jax.training import policies, posterior, recipes
 from pdpo_jax.training import population as population_lib
@@ -44,36 +42,6 @@ from pdpo_jax.weights import base as base_lib
 # before anything is learnt, nor read for what somebody will choose who is of
 # them with no more than this probability.
 _HOPELESS, _NEGLIGIBLE = 10.0, 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-  """Of one prompt, a person preferred one response to another.
-
-  Attributes:
-    user_id: whose it is; None for nobody's, such as one that may be asked.
-    place: of its comparison among those that it was prepared from.
-    example: the preferred response and the other one.
-    reference_logps: of both, in nats.
-  """
-
-  user_id: str | None
-  place: int
-  example: structs.TokenizedExample
-  reference_logps: Float[np.ndarray, " 2"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-  """Comparisons, ready to be learnt from.
-
-  Attributes:
-    choices: one for each rejected response that differs from the chosen one.
-    counts: what was cut or left out, by reason.
-  """
-
-  choices: list[Choice]
-  counts: collections.Counter[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,42 +147,26 @@ class Learner:
   ):
     self.population = population or population_lib.of_policy(policy, user_rows)
     self.calibration = calibration or calibration_lib.Calibration()
-    self._data, self._tokenizer = recipe.data, base.tokenizer
     self._margins = margins_lib.Margins(recipe, base, policy)
     self._basis = np.concatenate(
-      [self.population.means, self.population.directions]
+      [
+        self.population.means,
+        self.population.directions,
+        self.population.generic[None],
+      ]
     ).reshape(-1, *self.population.shape)
-
-  def prepare(self, examples: Sequence[structs.PreferenceExample]) -> Prepared:
-    """Token ids and what the reference thinks, computed once.
-
-    A comparison is a choice for each of its rejected responses. Those that say
-    nothing, between responses with the same tokens, are counted and left out,
-    and so are those that training would leave out.
-    """
-    split = tokenized.tokenize_split(
-      "choices",
-      [dataclasses.replace(x, place=str(n)) for n, x in enumerate(examples)],
-      self._data,
-      self._tokenizer,
-      users_lib.UserIndex([]),
-      may_be_none=True,
+    self._preparer = choices_lib.Preparer(
+      recipe.data, base.tokenizer, self._margins, self._basis
     )
-    owners, pairs = [], []
-    for text, example in zip(split.examples, split.tokenized, strict=True):
-      chosen, *others = example.responses
-      for rejected in others:
-        owners.append((text.user_id, int(text.place)))
-        pairs.append(dataclasses.replace(example, responses=(chosen, rejected)))
-    logps = self._margins.reference_logps(pairs)
-    choices = [
-      Choice(*owner, pair, reference)
-      for owner, pair, reference in zip(owners, pairs, logps, strict=True)
-    ]
-    return Prepared(choices, split.counts)
+
+  def prepare(
+    self, feedback: Sequence[structs.Feedback]
+  ) -> choices_lib.Prepared:
+    """Choices of comparisons and thumbs, as `choices.Preparer.prepare`."""
+    return self._preparer.prepare(feedback)
 
   def learn(
-    self, choices: Sequence[Choice], people: Iterable[str] = ()
+    self, choices: Sequence[choices_lib.Choice], people: Iterable[str] = ()
   ) -> dict[str, Person]:
     """What each person is like, of those whose choices these are.
 
@@ -295,12 +247,14 @@ class Learner:
     """Somebody of whom nothing is known."""
     return self.learn([], [""])[""]
 
-  def outlook(self, person: Person, choices: Sequence[Choice]) -> Outlook:
+  def outlook(
+    self, person: Person, choices: Sequence[choices_lib.Choice]
+  ) -> Outlook:
     """What a person is expected to choose of each pair."""
     return self.outlooks([person] * len(choices), choices)
 
   def outlooks(
-    self, people: Sequence[Person], choices: Sequence[Choice]
+    self, people: Sequence[Person], choices: Sequence[choices_lib.Choice]
   ) -> Outlook:
     """What a person each is expected to choose of a pair each."""
     shares = np.stack([person.groups for person in people], 1)  # [G, B]
@@ -320,20 +274,21 @@ class Learner:
 
   def margins(
     self,
-    choices: Sequence[Choice],
+    choices: Sequence[choices_lib.Choice],
     groups: Int[np.ndarray, " B"],
     z: Float[np.ndarray, "B k"],
   ) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, "B k"]]:
     """The margin of each choice for somebody of a group at z; its gradient."""
     groups = np.eye(self.population.groups)[groups]
+    none = np.zeros((len(choices), 1))  # of the generic user
     logps = np.zeros((len(choices), 2), np.float32)
     for number, choice in enumerate(choices):
       logps[number] = choice.reference_logps
     found, gradients = self._margins.of(
       [choice.example for choice in choices],
       logps,
-      np.concatenate([groups, z], 1),
+      np.concatenate([groups, z, none], 1),
       self._basis,
     )
     scale = self.calibration.scale
-    return scale * found, scale * gradients[:, groups.shape[1] :]
+    return scale * found, scale * gradients[:, groups.shape[1] : -1]

@@ -47,7 +47,9 @@ class FakeLearner:
     self.learnt = []
 
   def prepare(self, examples):
-    counts = collections.Counter(x.chosen == "too long" for x in examples)
+    counts = collections.Counter(
+      getattr(x, "chosen", "") == "too long" for x in examples
+    )
     if counts[True]:
       raise ValueError("a response is too long")
     choices = [Choice(n, x.user_id, x) for n, x in enumerate(examples)]
@@ -103,6 +105,21 @@ def test_choices_add_up_and_everyone_else_keeps_their_row(folder, learner):
   assert flo.learnt.row[0] == 3
   # Nobody is left to learn.
   assert learning.learn(run).people == {}
+
+
+def test_thumbs_are_kept_and_learnt_from_and_are_no_questions(folder, learner):
+  run = run_lib.Run.open(folder)
+  thumb = structs.Thumb("p", "good", True, "flo")
+  lesson = learning.learn(run, [thumb, choice("flo", "q"), thumb])
+  assert lesson.added == 2
+  kept = people.People.of_run(folder).choices("flo")
+  assert kept == [thumb, choice("flo", "q")]
+  run = run_lib.Run.open(folder)
+  with pytest.raises(ValueError, match="1 of 2 records have a single response"):
+    learning.ask(run, "flo", [choice(None, "p"), thumb], 1)
+  file = folder / "flo.json"
+  file.write_text(json.dumps(dossier.make(run, "flo", None)))
+  assert dossier.examples(dossier.read(file)) == kept
 
 
 def test_whoever_was_learnt_with_other_weights_is_learnt_again(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdpo_jax.core import structs
 from pdpo_jax.data import batching
 from pdpo_jax.training import calibration, losses, policies, posterior
 from pdpo_jax.training import objective as objective_lib
@@ -13,6 +14,7 @@ from pdpo_jax.training import people as people_lib
 from tests import loading, tiny
 
 KINDS = ("individual", "cluster")
+NORMALIZED = {"length_normalized": True}
 # So that margins of an untrained model, which hardly looks at its prefix, are
 # as large as those of a trained one.
 BETA, SPREAD = 200.0, 4.0
@@ -107,6 +109,54 @@ def test_learning_ends_at_the_top_of_the_log_posterior(parts):
   np.testing.assert_allclose(
     person.row, learner.population.row(group, z), rtol=1e-6
   )
+
+
+# Noise is that of float32, times beta, and a token.
+@pytest.mark.parametrize(
+  "kind, loss, noise", [(KINDS[0], {}, 0.02), (KINDS[1], NORMALIZED, 0.001)]
+)
+def test_a_thumb_is_how_much_sooner_one_would_be_answered_so(
+  kind, loss, noise, folder
+):
+  learner, _, dataset, *_ = make_parts(kind, folder, **loss)
+  pair = dataset.train[0]
+  one, other = pair.chosen, pair.rejected[0]
+  choices = learner.prepare(
+    [
+      pair,
+      structs.Thumb(pair.prompt, one, True, "1"),
+      structs.Thumb(pair.prompt, other, True, "1"),
+      structs.Thumb(pair.prompt, other, False, "1"),
+    ]
+  ).choices
+  assert [choice.place for choice in choices] == [0, 1, 2, 3]
+  group = learner.population.groups - 1
+  z = np.full((4, learner.population.size), 2.0)
+  somebody, slopes = learner.margins(choices, np.full(4, group), z)
+  generic = np.zeros((4, len(learner._basis)))
+  generic[:, -1] = 1
+  anybody, _ = learner._margins.of(
+    [choice.example for choice in choices],
+    np.array([choice.reference_logps for choice in choices], np.float32),
+    generic,
+    learner._basis,
+  )
+  # Of what anybody likes as much, a thumb says nothing.
+  np.testing.assert_allclose(anybody[1:], 0.0, atol=noise)
+  # Two of them say what a comparison does, beyond what it says of anybody.
+  np.testing.assert_allclose(
+    somebody[1] - somebody[2], somebody[0] - anybody[0], atol=3 * noise
+  )
+  assert somebody[2] == -somebody[3] and np.abs(somebody[1:]).max() > 5 * noise
+  np.testing.assert_array_equal(slopes[2], -slopes[3])
+  person = learner.learn(choices[1:2] + choices[3:])["1"]
+  assert (person.choices, person.converged) == (2, True)
+  before, after = (
+    learner.outlook(x, choices).margin[person.group, [1, 3]].sum()
+    for x in (learner.nobody(), person)
+  )
+  # Without a step, there is too little to learn.
+  assert after > before or not person.iterations
 
 
 def test_many_people_at_once_are_each_as_if_alone(parts):

@@ -3,8 +3,14 @@
 A record has `prompt`, `chosen` and `rejected`, each a text or a list of
 messages (`{"role": …, "content": …}`), and may have `user_id` and `user_text`.
 Several rejected responses are a list. Without `prompt`, `chosen` and `rejected`
-are whole dialogues, and the prompt is what they begin with alike. Where names
-tell the splits, one is trained on and another held out (`locations.py`).
+are whole dialogues, and the prompt is what they begin with alike. In place of
+`chosen` and `rejected`, a record may have a `ranking` of responses, or one
+`response` with a `label`, a thumb up or down. Where names tell the splits, one
+is trained on and another held out (`locations.py`).
+
+A ranking is a choice of its best response, then of the best of the rest, and so
+on (Plackett and Luce; arXiv:2305.18290, appendix A.3), each of which is a
+comparison with one or several rejected responses.
 """
 
 import logging
@@ -12,11 +18,18 @@ import logging
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import dataset, records, splits
-from pdpo_jax.data.sources import locations, preference_records, turns, user_ids
+from pdpo_jax.data.sources import (
+  locations,
+  preference_records,
+  thumbs,
+  turns,
+  user_ids,
+)
 
 logger = logging.getLogger(__name__)
 
 Examples = list[structs.PreferenceExample]
+Feedback = list[structs.Feedback]
 
 
 def load(
@@ -27,6 +40,9 @@ def load(
   tally = records.Tally()
   train, heldout = _read_both(data.path, files, tally)
   tally.check(data.max_bad_share)
+  train = thumbs.as_comparisons(train, tally)
+  if heldout is not None:
+    heldout = thumbs.as_comparisons(heldout, tally)
   user_ids.note_alike(
     (example.user_id for example in (*train, *(heldout or ()))), tally
   )
@@ -63,7 +79,9 @@ def load(
       raise ValueError(
         f"data.path {data.path!r}: no {name} comparison of a seen user is "
         f"left ({tally}); bring more choices, or look at data.files "
-        "(heldout_share, heldout_path, min_per_user) and data.max_bad_share"
+        "(heldout_share, heldout_path, min_per_user) and data.max_bad_share. "
+        "Thumbs on single responses teach who somebody is to a run that is "
+        "trained already: python -m pdpo_jax.users learn"
       )
   splits.note_known(train, heldout, tally)
   tally.note(
@@ -84,8 +102,8 @@ def read(
   user_column: str,
   tally: records.Tally,
   prompt_column: str = "prompt",
-) -> Examples:
-  """The comparisons to train on at a path.
+) -> Feedback:
+  """The comparisons and thumbs at a path, of the split to train on.
 
   Args:
     path: a file, a folder, or the id of a hub data set. A split of the latter
@@ -105,7 +123,7 @@ def read(
 
 def _read_both(
   path: str, files: data_config.FilesConfig, tally: records.Tally
-) -> tuple[Examples, Examples | None]:
+) -> tuple[Feedback, Feedback | None]:
   """What to train on and hold out; None where the former is to be split."""
   location = _find(path, "data.path")
   training = location.training_split()
@@ -143,13 +161,13 @@ def _read(
   split: str,
   columns: tuple[str, str],
   tally: records.Tally,
-) -> Examples:
-  """The comparisons of a split; `columns` are those of users and prompts."""
+) -> Feedback:
+  """What a split says; `columns` are those of users and prompts."""
   reader = preference_records.Reader(*columns, tally)
   wanted = {*preference_records.COLUMNS, *columns}
-  read_records = (
-    reader.read(place, record)
+  feedback = [
+    each
     for place, record in location.records(split, tally, wanted)
-  )
-  examples = [example for example in read_records if example is not None]
-  return user_ids.without_points(examples, tally)
+    for each in reader.read(place, record)
+  ]
+  return user_ids.without_points(feedback, tally)

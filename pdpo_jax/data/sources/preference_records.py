@@ -1,18 +1,25 @@
-"""A comparison of a record, as people's files have it."""
+"""What a record says of somebody's taste, as people's files have it.
+
+It is a comparison (`chosen`, `rejected`), several responses from the best to
+the worst (`ranking`), or one that was liked or not (`response`, `label`).
+"""
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import records
-from pdpo_jax.data.sources import turns, user_ids
+from pdpo_jax.data.sources import thumbs, turns, user_ids
 
+# What tells taste, in this order where a record has more than one.
+_KINDS = (("chosen", "rejected"), ("ranking",), ("response", "label"))
 # What is read of a record, besides the columns of prompts and of users.
-COLUMNS = ("chosen", "rejected", "user_text")
+COLUMNS = (*(name for kind in _KINDS for name in kind), "user_text")
 
 
 class Reader:
-  """Makes comparisons of the records of one path, one after the other."""
+  """Reads the records of one path, one after the other."""
 
   def __init__(
     self, user_column: str, prompt_column: str, tally: records.Tally
@@ -23,11 +30,10 @@ class Reader:
     self._ids = user_ids.Reader()
     self._file = ""
     self._columns = {*COLUMNS, user_column, prompt_column}
+    self._labels = thumbs.Labels()
 
-  def read(
-    self, place: str, record: records.Record
-  ) -> structs.PreferenceExample | None:
-    """The comparison of a record, or None where there is none.
+  def read(self, place: str, record: records.Record) -> list[structs.Feedback]:
+    """What a record says: comparisons, or one thumb.
 
     Raises:
       ValueError: if the first record of a file lacks a column, or user ids are
@@ -36,15 +42,15 @@ class Reader:
     self._check_columns(place, record)
     notes: turns.Notes = collections.Counter()
     try:
-      example = self._example(place, record, notes)
+      feedback = self._feedback(place, record, notes)
     except records.BrokenRecord as broken:
       self._tally.break_(place, broken.reason, broken.detail)
-      return None
+      return []
     for reason, count in notes.items():
       self._tally.note(reason, count)
-    if example is None:
+    if not feedback:
       self._tally.drop("comparisons of equal responses")
-    return example
+    return feedback
 
   def _check_columns(self, place: str, record: records.Record) -> None:
     for column in record.keys() - self._columns:
@@ -54,11 +60,21 @@ class Reader:
       return
     self._file = file
     columns = ", ".join(map(repr, record))
-    if missing := {"chosen", "rejected"} - record.keys():
+    lacking = [[each for each in x if each not in record] for x in _KINDS]
+    if all(lacking):
+      # Of the kind that it has a part of, if any.
+      missing = next(
+        (
+          x
+          for x, kind in zip(lacking, _KINDS, strict=True)
+          if len(x) < len(kind)
+        ),
+        lacking[0],
+      )
       raise ValueError(
-        f"{place} has no {' and no '.join(map(repr, sorted(missing)))}; a "
-        "record needs 'prompt', 'chosen' and 'rejected', and this one has "
-        f"{columns}"
+        f"{place} has no {' and no '.join(map(repr, missing))}; a record needs "
+        "'prompt', and either 'chosen' and 'rejected', or 'ranking', or "
+        f"'response' and 'label', and this one has {columns}"
       )
     for option, column, usual in (
       ("user_column", self._user_column, "user_id"),
@@ -69,45 +85,94 @@ class Reader:
           f"{place} has no {column!r} (data.files.{option}); it has {columns}"
         )
 
-  def _example(
+  def _feedback(
     self, place: str, record: records.Record, notes: turns.Notes
-  ) -> structs.PreferenceExample | None:
-    """The comparison; None where all responses are equal."""
-    prompt, chosen, rejected = _parse(record, self._prompt_column, notes)
+  ) -> list[structs.Feedback]:
+    """What a record says; nothing where all responses are equal."""
+    kind = self._kind(record)
+    if kind == ("ranking",):
+      ranks = _ranks(record["ranking"], notes)
+    elif kind == ("response", "label"):
+      ranks = [[_single(record, notes)]]
+    else:
+      chosen, rejected = _responses(record, notes)
+      ranks = [[chosen], rejected]
+    prompt, texts = _parse(
+      record.get(self._prompt_column),
+      [y for rank in ranks for y in rank],
+      notes,
+    )
     user_id = self._ids.read(place, record.get(self._user_column), notes)
     user_text = _user_text(record.get("user_text"), notes)
     contents = (
       [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
     )
-    _check_texts(
-      (*contents, chosen, *rejected, user_text, user_id or ""), notes
-    )
-    others = {}
-    for text in rejected:
-      if text.strip() == chosen.strip():
+    _check_texts((*contents, *texts, user_text, user_id or ""), notes)
+    if kind == ("response", "label"):
+      is_up = self._labels.is_up(record.get("label"))
+      return [
+        structs.Thumb(prompt, texts[0], is_up, user_id, user_text, place=place)
+      ]
+    left = iter(texts)
+    ranked = _different([[next(left) for _ in rank] for rank in ranks], notes)
+    return [
+      structs.PreferenceExample(
+        prompt, text, tuple(worse), user_id, user_text, place=place
+      )
+      for number, rank in enumerate(ranked)
+      for text in rank
+      if (worse := [y for rank in ranked[number + 1 :] for y in rank])
+    ]
+
+  def _kind(self, record: records.Record) -> tuple[str, ...]:
+    """Which one of `_KINDS` a record is of; the others' columns are listed."""
+    given = [
+      kind
+      for kind in _KINDS
+      if any(not turns.is_missing(record.get(name)) for name in kind)
+    ]
+    for kind in given[1:]:
+      for name in kind:
+        if not turns.is_missing(record.get(name)):
+          self._tally.leave_out(
+            name, f"{records.COLUMN} beside {given[0][0]!r}"
+          )
+    # Without any, what is missing is said of what the record has columns for.
+    there = [kind for kind in _KINDS if all(name in record for name in kind)]
+    return (given or there or _KINDS)[0]
+
+
+def _different(
+  ranks: Sequence[Sequence[str]], notes: turns.Notes
+) -> list[list[str]]:
+  """Without responses that are there already, at a better place."""
+  chosen = ranks[0][0].strip()
+  seen: set[str] = set()
+  different = []
+  for rank in ranks:
+    left = []
+    for text in rank:
+      if text.strip() not in seen:
+        seen.add(text.strip())
+        left.append(text)
+      elif text.strip() == chosen:
         notes["rejected responses equal to the chosen one"] += 1
-      elif text.strip() in others:
-        notes["rejected responses equal to another"] += 1
       else:
-        others[text.strip()] = text
-    if not others:
-      return None
-    return structs.PreferenceExample(
-      prompt, chosen, tuple(others.values()), user_id, user_text, place=place
-    )
+        notes["rejected responses equal to another"] += 1
+    if left:
+      different.append(left)
+  return different
 
 
 def _parse(
-  record: records.Record, prompt_column: str, notes: turns.Notes
-) -> tuple[structs.Prompt, str, list[str]]:
-  """Prompt, chosen and rejected responses of a record."""
-  chosen, rejected = _responses(record, notes)
-  replies = [_dialogue(reply, notes) for reply in (chosen, *rejected)]
-  prompt = record.get(prompt_column)
+  prompt: Any, replies: Sequence[Any], notes: turns.Notes
+) -> tuple[structs.Prompt, list[str]]:
+  """The prompt of a record, and the texts of its responses."""
+  dialogues = [_dialogue(reply, notes) for reply in replies]
   if turns.is_missing(prompt):
-    if any(isinstance(reply, str) for reply in replies):
+    if any(isinstance(reply, str) for reply in dialogues):
       raise records.BrokenRecord("no prompt")
-    start = _common_start(replies)
+    start = _common_start(dialogues)
     prompt = start
   else:
     prompt, start = _prompt(prompt, notes)
@@ -116,8 +181,7 @@ def _parse(
   if start[-1].role != "user":
     raise records.BrokenRecord("prompt does not end with a turn of the user")
   turns.note_order(start, notes)
-  texts = [_reply(reply, start) for reply in replies]
-  return prompt, texts[0], texts[1:]
+  return prompt, [_reply(reply, start) for reply in dialogues]
 
 
 def _responses(
@@ -143,6 +207,43 @@ def _responses(
   if not rejected:
     raise records.BrokenRecord("no rejected response")
   return chosen, rejected
+
+
+def _single(record: records.Record, notes: turns.Notes) -> Any:
+  """The response of a thumb, a text or messages."""
+  response = record.get("response")
+  if turns.is_missing(response):
+    raise records.BrokenRecord("no response")
+  return turns.unpack(response, notes)
+
+
+def _ranks(value: Any, notes: turns.Notes) -> list[list[Any]]:
+  """The responses of a ranking, each a text or messages, the best first.
+
+  Responses of one rank are a list of texts within the list.
+  """
+  if turns.is_missing(value):
+    raise records.BrokenRecord("no ranking")
+  if isinstance(value, str):
+    written = turns.read_written(value)
+    if isinstance(written, list):
+      notes["lists of responses written as text, which are read"] += 1
+      value = written
+  if not isinstance(value, list | tuple):
+    raise records.BrokenRecord("ranking is no list", f"{value!r:.60}")
+  ranks = []
+  for item in turns.unpack(value, notes):
+    is_tie = isinstance(item, list) and all(isinstance(y, str) for y in item)
+    if isinstance(item, dict):
+      item = [item]
+    ranks.append(item if is_tie else [item])
+  if not all(ranks):
+    raise records.BrokenRecord("ranking with an empty rank", f"{value!r:.60}")
+  if len(ranks) < 2:
+    raise records.BrokenRecord(
+      "ranking of less than two ranks", f"{value!r:.60}"
+    )
+  return ranks
 
 
 def _is_several(written: Any) -> bool:

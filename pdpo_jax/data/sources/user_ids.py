@@ -100,9 +100,9 @@ def _strip(text: str) -> str:
 
 
 def without_points(
-  examples: list[structs.PreferenceExample], tally: records.Tally
-) -> list[structs.PreferenceExample]:
-  """The comparisons of a path, with ids "7" where all are like "7.0".
+  examples: list[structs.Feedback], tally: records.Tally
+) -> list[structs.Feedback]:
+  """What is said at a path, with ids "7" where all are like "7.0".
 
   So pandas writes a column of integers of which some are missing to CSV.
   """

@@ -1,0 +1,169 @@
+"""What people chose, ready to be learnt from: comparisons and thumbs.
+
+A comparison is a choice for each of its rejected responses, with
+
+    P(a is preferred to b) = sigma(scale beta (d(a) - d(b))).
+
+Of a thumb on a single response y,
+
+    P(up) = sigma(scale beta (log pi(y | x, row) - log pi(y | x, generic))):
+
+who likes an answer is somebody to whom the model would give it sooner than to
+anybody else. It is a binary classifier of the same reward (KTO,
+arXiv:2402.01306; with a cross-entropy, BCO, arXiv:2404.04656). These set its
+threshold by a mean over other answers, of which a person with one thumb has
+none; the generic user's reward of the same answer takes its place, so that what
+everybody likes says nothing of anyone.
+
+A thumb is prepared as a choice between y and nothing, so that all else is the
+same for both.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import transformers
+from jaxtyping import Float
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
+from pdpo_jax.data import tokenized
+from pdpo_jax.data import users as users_lib
+from pdpo_jax.training import margins as margins_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """Of one prompt, a person preferred one response to another.
+
+  Of a thumb up the other one is nothing, which has no token, and of a thumb
+  down that is what was preferred.
+
+  Attributes:
+    user_id: whose it is; None for nobody's, such as one that may be asked.
+    place: of its comparison or thumb among those that it was prepared from.
+    example: the preferred response and the other one.
+    reference_logps: of both, in nats; of a thumb's, the generic user's.
+  """
+
+  user_id: str | None
+  place: int
+  example: structs.TokenizedExample
+  reference_logps: Float[np.ndarray, " 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """Comparisons and thumbs, ready to be learnt from.
+
+  Attributes:
+    choices: one for each rejected response that differs from the chosen one,
+      and for each thumb.
+    counts: what was cut or left out, by reason.
+  """
+
+  choices: list[Choice]
+  counts: collections.Counter[str]
+
+
+class Preparer:
+  """Prepares feedback for a policy.
+
+  Args:
+    data: of the policy's run, whose limits apply.
+    tokenizer: of its base.
+    margins: of the policy.
+    basis: rows that those of people are made of; the last is the generic one.
+  """
+
+  def __init__(
+    self,
+    data: data_config.DataConfig,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    margins: margins_lib.Margins,
+    basis: Float[np.ndarray, "K ..."],
+  ):
+    self._data, self._tokenizer = data, tokenizer
+    self._margins, self._basis = margins, basis
+
+  def prepare(self, feedback: Sequence[structs.Feedback]) -> Prepared:
+    """Token ids and what the reference thinks, computed once.
+
+    Choices that say nothing, between responses with the same tokens, are
+    counted and left out, and so are those that training would leave out.
+    """
+    comparisons, thumbs = {}, {}
+    for place, each in enumerate(feedback):
+      kind = thumbs if isinstance(each, structs.Thumb) else comparisons
+      kind[place] = each
+    prepared = self._of_comparisons(comparisons)
+    of_thumbs = self._of_thumbs(thumbs)
+    choices = [*prepared.choices, *of_thumbs.choices]
+    return Prepared(
+      sorted(choices, key=lambda choice: choice.place),
+      prepared.counts + of_thumbs.counts,
+    )
+
+  def _tokenized(
+    self, examples: Mapping[int, structs.PreferenceExample]
+  ) -> tokenized.TokenizedSplit:
+    """Token ids of examples by place."""
+    return tokenized.tokenize_split(
+      "choices",
+      [dataclasses.replace(x, place=str(n)) for n, x in examples.items()],
+      self._data,
+      self._tokenizer,
+      users_lib.UserIndex([]),
+      may_be_none=True,
+      alone=True,
+    )
+
+  def _of_comparisons(
+    self, comparisons: Mapping[int, structs.PreferenceExample]
+  ) -> Prepared:
+    split = self._tokenized(comparisons)
+    owners, pairs = [], []
+    for text, example in zip(split.examples, split.tokenized, strict=True):
+      chosen, *others = example.responses
+      for rejected in others:
+        owners.append((text.user_id, int(text.place)))
+        pairs.append(dataclasses.replace(example, responses=(chosen, rejected)))
+    logps = self._margins.reference_logps(pairs)
+    choices = [
+      Choice(*owner, pair, reference)
+      for owner, pair, reference in zip(owners, pairs, logps, strict=True)
+    ]
+    return Prepared(choices, split.counts)
+
+  def _of_thumbs(self, thumbs: Mapping[int, structs.Thumb]) -> Prepared:
+    split = self._tokenized(
+      {
+        place: structs.PreferenceExample(
+          thumb.prompt, thumb.response, (), thumb.user_id, thumb.user_text
+        )
+        for place, thumb in thumbs.items()
+      }
+    )
+    nothing = np.zeros(0, np.int32)
+    pairs = [
+      dataclasses.replace(example, responses=(*example.responses, nothing))
+      for example in split.tokenized
+    ]
+    generic = np.zeros((len(pairs), len(self._basis)))
+    generic[:, -1] = 1.0
+    logps = self._margins.response_logps(pairs, generic, self._basis)
+    choices = []
+    for text, pair, logp in zip(split.examples, pairs, logps, strict=True):
+      place = int(text.place)
+      first = 1 if thumbs[place].is_up else -1
+      choices.append(
+        Choice(
+          text.user_id,
+          place,
+          dataclasses.replace(pair, responses=pair.responses[::first]),
+          np.array([logp, 0.0])[::first],
+        )
+      )
+    return Prepared(choices, split.counts)
