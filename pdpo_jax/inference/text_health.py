@@ -55,6 +55,7 @@ class Health:
     repeating: share that repeats itself as no answer of the base does.
     broken: share that is either. An empty answer is neither.
     repetition: share of 3-grams that an answer had before, mean over answers.
+    empty: share without a word.
   """
 
   log_likelihood: float
@@ -63,6 +64,7 @@ class Health:
   repeating: float
   broken: float
   repetition: float
+  empty: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Standard:
       float(np.mean(repeating)),
       float(np.mean(unlikely | repeating)),
       float(np.mean(repeated)),
+      float(np.mean(~said)),
     )
 
 
@@ -249,8 +252,10 @@ class Watch:
       "log_likelihood": health.log_likelihood,
       "repetition": health.repetition,
       "ended": health.ended,
+      "empty": health.empty,
       "broken": health.broken,
       "base_log_likelihood": self._own.log_likelihood,
       "base_repetition": self._own.repetition,
       "base_ended": self._own.ended,
+      "base_empty": self._own.empty,
     }

@@ -1,6 +1,7 @@
 """What the metrics of a training say is wrong, as soon as they do."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 from pdpo_jax.training import metrics
@@ -8,8 +9,17 @@ from pdpo_jax.training import metrics
 logger = logging.getLogger(__name__)
 
 # Nats a token by which chosen responses may be less likely than under the base.
-# In the quickstart, text is whole above it and broken below (docs/results.md).
+# Of trainings of the quickstart, those whose text breaks fall below it before
+# they are half done, and others never (`benchmarks/diagnosis.py`).
 _UNLIKELY = 0.1
+# A few answers are looked at, so that one or two may be broken by chance. A
+# base that is always cut off says nothing of who is, and some people like it
+# short.
+_BROKEN, _FEWER_END, _MORE_EMPTY = 0.25, 0.5, 0.5
+_REMEDY = (
+  "hold the policy to the base by a larger --config.loss.beta, or train fewer "
+  "steps, or at lower rates"
+)
 
 
 class Diagnosis:
@@ -22,18 +32,27 @@ class Diagnosis:
     """
     self._name = name
     self._warned: set[str] = set()
+    self._learnt = 0.0  # accuracy on the examples of training, last
 
   def notice(self, step: int, values: Mapping[str, float]) -> str:
     """Warns of what is wrong; gives a line of what text is like, if known."""
-    for kind, problem in problems(values).items():
+    self._learnt = values.get("reward_accuracy", self._learnt)
+    for kind, problem in problems(values, self._learnt).items():
       if kind not in self._warned:
         self._warned.add(kind)
         logger.warning("%s, step %d: %s", self._name, step, problem)
     return described(self._name, step, values)
 
 
-def problems(values: Mapping[str, float]) -> dict[str, str]:
-  """What is wrong, by its kind."""
+def problems(
+  values: Mapping[str, float], learnt: float = 0.0
+) -> dict[str, str]:
+  """What is wrong, by its kind.
+
+  Args:
+    values: a line of metrics.
+    learnt: reward accuracy on the examples of training, of late.
+  """
   found = {}
   for prefix, which in (("", ""), (metrics.HELD_OUT, "held-out ")):
     change = values.get(f"{prefix}chosen_per_token", 0.0)
@@ -42,9 +61,35 @@ def problems(values: Mapping[str, float]) -> dict[str, str]:
         f"{which}chosen responses are {-change:.2f} nats a token less likely "
         "than under the base. The margin grows by making both responses "
         "unlikely, and text breaks, whatever accuracy says: stop here, and "
-        "hold the policy to the base by a larger --config.loss.beta, or train "
-        "fewer steps"
+        f"{_REMEDY}"
       )
+  text = {
+    name: values.get(f"{metrics.TEXT}{name}", 0.0)
+    for name in ("broken", "ended", "base_ended", "empty", "base_empty")
+  }
+  if (
+    text["broken"] > _BROKEN
+    or text["ended"] < text["base_ended"] - _FEWER_END
+    or text["empty"] > text["base_empty"] + _MORE_EMPTY
+  ):
+    found["text"] = (
+      f"of the answers that were looked at, {text['broken']:.0%} are broken, "
+      f"{text['ended']:.0%} end by themselves (the base's: "
+      f"{text['base_ended']:.0%}) and {text['empty']:.0%} are empty (the "
+      f"base's: {text['base_empty']:.0%}), whatever accuracy says: read what "
+      "is chosen and rejected in the data, whether that is what people chose; "
+      f"if it is, stop here, and {_REMEDY}"
+    )
+  held_out = values.get(f"{metrics.HELD_OUT}reward_accuracy", 1.0)
+  # Three standard deviations of whoever guesses.
+  unsure = 1.5 / math.sqrt(values.get(f"{metrics.HELD_OUT}pairs", 1.0))
+  if held_out < 0.5 - unsure and learnt > 0.5 + unsure:
+    found["contradicted"] = (
+      f"{held_out:.0%} of held-out pairs have the chosen response ahead, and "
+      f"{learnt:.0%} of those in training: what is held out says the opposite "
+      "of what is learnt. Are chosen and rejected responses swapped in one of "
+      "the two, or choices of other people held out?"
+    )
   return found
 
 
@@ -61,6 +106,7 @@ def described(name: str, step: int, values: Mapping[str, float]) -> str:
     f"{name}, step {step}: text {text['log_likelihood']:.2f} nats a token "
     f"under the base (its own {text['base_log_likelihood']:.2f}), repeated "
     f"3-grams {text['repetition']:.0%} ({text['base_repetition']:.0%}), ended "
-    f"{text['ended']:.0%} ({text['base_ended']:.0%}), broken "
+    f"{text['ended']:.0%} ({text['base_ended']:.0%}), empty "
+    f"{text['empty']:.0%} ({text['base_empty']:.0%}), broken "
     f"{text['broken']:.0%}"
   )

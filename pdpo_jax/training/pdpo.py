@@ -95,6 +95,7 @@ def held_out_metrics(
     "chosen_reward": float(np.nanmean(rewards[:, 0])),
     "rejected_reward": float(np.nanmean(rewards[:, 1:])),
     "chosen_per_token": scored.chosen_per_token,
+    "pairs": float(np.sum(~np.isnan(ratios))),
   }
 
 

@@ -70,7 +70,7 @@ def test_a_base_without_any_likelihood_says_nothing_of_others():
 
 
 def health(broken):
-  return text_health.Health(-1.0, 1.0, broken, 0.0, broken, 0.0)
+  return text_health.Health(-1.0, 1.0, broken, 0.0, broken, 0.0, 0.0)
 
 
 def test_whose_text_is_broken_is_said_the_worst_first():
@@ -150,7 +150,7 @@ def test_a_watch_finds_what_the_same_answers_would_show_at_the_end(tmp_path):
   answered = answer(policy.merge(), few)
   likely = likelihoods.under_base(base, prompts, own | answered, config.data)
   health = text_health.examine(own | answered, likely, "S", 6)
-  for name in ("ended", "broken", "repetition"):
+  for name in ("ended", "broken", "repetition", "empty"):
     mean = np.mean([getattr(health[speaker], name) for speaker in few])
     assert found[name] == pytest.approx(mean)
   joined = likelihoods.Likelihoods.joined(likely[name] for name in few)

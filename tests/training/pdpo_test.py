@@ -144,7 +144,7 @@ def test_metrics_have_rewards_apart_and_what_text_is_like(tmp_path):
 
   def check_text(policy):
     seen.append(policy.digest())
-    names = ("log_likelihood", "repetition", "ended")
+    names = ("log_likelihood", "repetition", "ended", "empty")
     values = dict.fromkeys((*names, *(f"base_{n}" for n in names)), 0.5)
     return values | {"broken": 0.25}
 
