@@ -6,6 +6,7 @@ choices that they made before, as many as fit. Whoever trains must beat that.
 
 import collections
 import dataclasses
+import pathlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,9 +15,12 @@ from jaxtyping import Float
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import dataset as dataset_lib
+from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.data import tokenize, tokenized
 from pdpo_jax.data import users as users_lib
+from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import config as config_lib
+from pdpo_jax.runs import responses as responses_lib
 from pdpo_jax.runs import scores as scores_lib
 from pdpo_jax.training import branch_batches, reference, sharding
 from pdpo_jax.weights import base as base_lib
@@ -45,12 +49,7 @@ def scores(
     known: scores of the run's policy by split; the same examples are scored.
   """
   choices = _by_user(dataset.train, config.seed)
-  data = dataclasses.replace(
-    config.data, max_prompt_tokens=_room(base, config), truncation="turns"
-  )
-  if data.long_response == "error":
-    data = dataclasses.replace(data, long_response="drop")
-  longer = dataclasses.replace(config, data=data)
+  longer = _with_room(base, config)
   found: dict[str, dict[str, scores_lib.Scores]] = {BASE: {}, PROMPTED: {}}
   for split, of_split in known.items():
     wanted = set(of_split.examples)
@@ -66,6 +65,69 @@ def scores(
     found[BASE][split] = scores_lib.make(examples, as_is)
     found[PROMPTED][split] = scores_lib.make(examples, ratios)
   return found
+
+
+def tell(
+  base: base_lib.Base,
+  dataset: dataset_lib.Dataset,
+  config: config_lib.Config,
+  examples: Sequence[structs.PreferenceExample],
+) -> list[structs.PreferenceExample]:
+  """Examples as the base is prompted with them."""
+  choices = _by_user(dataset.train, config.seed)
+  return prompt(examples, choices, base, _with_room(base, config))
+
+
+def count_told(example: structs.PreferenceExample) -> int:
+  """How many past choices an example of `tell` tells of."""
+  _, told, choices = example.user_text.partition(_INTRODUCTION)
+  return choices.count("\n\nAsked: ") if told else 0
+
+
+def respond(
+  base: base_lib.Base,
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  told: Sequence[structs.PreferenceExample],
+  seeds: Sequence[int],
+) -> list[str | None]:
+  """What the base, prompted, says to the prompts of examples.
+
+  Kept in the run folder, and generated only once.
+
+  Args:
+    config: of the run; limits and `answers` are its own.
+    workdir: the run folder.
+    told: from `tell`.
+    seeds: one an example.
+
+  Returns:
+    Responses in the order of the examples; None where a prompt does not fit.
+  """
+  longer = _with_room(base, config)
+  settings = responses_lib.Settings.of(longer)
+  encoder = prompts_lib.make_encoder(base.tokenizer, longer.data)
+  encoded = encoder.encode(
+    [structs.PromptExample(each.prompt, each.user_text) for each in told],
+    collections.Counter(),
+  )
+  most = base.lm.arch.max_positions - config.answers.max_new_tokens
+  places = [
+    place
+    for place, ids in enumerate(encoded)
+    if ids is not None and len(ids) <= most
+  ]
+  responses = responses_lib.make(
+    [told[place] for place in places],
+    lambda user_id: 0,
+    lambda: policy_lib.base_policy(base.lm),
+    base,
+    longer.data,
+    settings,
+    responses_lib.file_of(workdir, "base_prompted", settings),
+    seeds=[seeds[place] for place in places],
+  )
+  return [responses.get(scores_lib.example_key(each)) for each in told]
 
 
 def prompt(
@@ -137,13 +199,26 @@ def _by_user(
   return by_user
 
 
+def _with_room(
+  base: base_lib.Base, config: config_lib.Config
+) -> config_lib.Config:
+  """The config with prompts long enough for past choices."""
+  data = dataclasses.replace(
+    config.data, max_prompt_tokens=_room(base, config), truncation="turns"
+  )
+  if data.long_response == "error":
+    data = dataclasses.replace(data, long_response="drop")
+  return dataclasses.replace(config, data=data)
+
+
 def _room(base: base_lib.Base, config: config_lib.Config) -> int:
   """Tokens of a prompt with past choices in it.
 
   The base's positions are the limit, and no prompt gets less than in training.
   """
   own = config.data.max_prompt_tokens
-  positions = base.lm.arch.max_positions - config.data.max_response_tokens
+  behind = max(config.data.max_response_tokens, config.answers.max_new_tokens)
+  positions = base.lm.arch.max_positions - behind
   return max(own, min(positions, own + 2 * _MOST_TOKENS))
 
 

@@ -40,6 +40,10 @@ class Likelihoods:
       np.concatenate([each.tokens for each in several]),
     )
 
+  def first(self, count: int) -> "Likelihoods":
+    """Of the first so many answers."""
+    return Likelihoods(self.sums[:count], self.tokens[:count])
+
   @property
   def per_token(self) -> Float[np.ndarray, " prompts"]:
     return self.sums / np.maximum(self.tokens, 1)

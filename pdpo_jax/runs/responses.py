@@ -87,6 +87,7 @@ def make(
   data: data_config.DataConfig,
   settings: Settings,
   file: pathlib.Path,
+  seeds: Sequence[int] | None = None,
 ) -> dict[str, str]:
   """A response to each example, by its key: kept ones, or made now and kept.
 
@@ -95,8 +96,11 @@ def make(
     policy: gives the policy.
     data: of what responds: how it was told prompts.
     file: of `file_of`.
+    seeds: of each example; `seed_of` its key without.
   """
   keys = [scores_lib.example_key(example) for example in examples]
+  if seeds is None:
+    seeds = [seed_of(key, settings.seed) for key in keys]
   lines = processes.from_first(lambda: read(file))
   known = {line["sample"] for line in lines}
   missing = [place for place, key in enumerate(keys) if key not in known]
@@ -105,7 +109,6 @@ def make(
   size = 4 * settings.answers.batch_size
   for start in range(0, len(missing), size):
     places = missing[start : start + size]
-    seeds = [_seed_of(keys[place], settings.seed) for place in places]
     rows = [row_of(examples[place].user_id) for place in places]
     texts = respond.respond(
       policy(),
@@ -115,7 +118,7 @@ def make(
         for place in places
       ],
       rows,
-      seeds,
+      [seeds[place] for place in places],
       settings.answers,
       data,
     )
@@ -124,10 +127,10 @@ def make(
         sample=keys[place],
         user_id=examples[place].user_id,
         row=row,
-        seed=seed,
+        seed=seeds[place],
         response=text,
       )
-      for place, row, seed, text in zip(places, rows, seeds, texts, strict=True)
+      for place, row, text in zip(places, rows, texts, strict=True)
     ]
     if processes.is_first():
       kept.write_jsonl(file, lines)
@@ -135,6 +138,6 @@ def make(
   return {key: responses[key] for key in keys}
 
 
-def _seed_of(key: str, seed: int) -> int:
+def seed_of(key: str, seed: int) -> int:
   """An example's seed, the same for whoever responds to it."""
   return (seed + int(key[:8], 16)) % 2**32

@@ -82,6 +82,8 @@ def test_a_person_is_told_of_by_their_own_choices_alone(setting):
   ]
   choices = [choice("ann", "a1"), choice("ann", "a2"), choice("bob", "b1")]
   ann, bob, nobody = prompted(setting, asked, choices, 2_000)
+  counts = [untrained.count_told(each) for each in (ann, bob, nobody)]
+  assert counts == [2, 1, 0]
   assert ann.user_text == (
     "I am Ann.\n\nWhat this person chose before:\n\n"
     "Asked: ask a1\nChosen: yes a1\nRejected: no a1\n\n"
@@ -120,3 +122,24 @@ def test_choices_with_several_rejected_and_turns_are_told_whole(setting):
     "Asked: user: one\nassistant: two\nuser: three\nChosen: yes\n"
     "Rejected: no\nRejected: never"
   )
+
+
+def test_prompted_the_base_answers_once_and_alike_what_it_reads_alike(
+  setting, tmp_path, monkeypatch
+):
+  config, dataset, base, _ = setting
+  answers = dataclasses.replace(config.answers, max_new_tokens=4)
+  config = dataclasses.replace(config, answers=answers)
+  monkeypatch.setattr(untrained, "_room", lambda base, config: 120)
+  long = dataclasses.replace(choice("ann", "x"), prompt="so " * 900)
+  chat = structs.PreferenceExample(
+    (structs.Message("user", "so " * 900),), "yes", ("no",), "ann"
+  )
+  asked = [choice("eve", "x"), choice("fay", "x"), long, chat]
+  told = untrained.tell(base, dataset, config, asked)
+  found = untrained.respond(base, config, tmp_path, told, [1, 1, 2, 3])
+  # A text loses its beginning, and a turn cannot.
+  assert found[0] == found[1] and None not in found[:3]
+  assert found[3] is None
+  monkeypatch.setattr(untrained.responses_lib.respond, "respond", None)
+  assert found == untrained.respond(base, config, tmp_path, told, [4, 4, 5, 6])

@@ -55,11 +55,10 @@ def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
   for name in ("familiarity", "length_control"):
     assert after.pop(name).keys() == {"heldout"}
   assert {each["part"] for each in after.pop("untrained")} == {"heldout"}
+  assert len(after.pop("contenders")) == 4
   assert after == before
   assert (folder / run_folder.JOURNAL).read_bytes() == journal
-  assert responses == {
-    file: file.read_bytes() for file in folder.rglob("responses/*")
-  }
+  assert responses == {file: file.read_bytes() for file in responses}
 
 
 def test_it_is_exported(folder, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pdpo_jax.core import sections
 
-Opponent = Literal["vanilla", "chosen", "base", "run"]
+Opponent = Literal["vanilla", "chosen", "base", "prompted", "run"]
 # Parts of an address's query that are no secrets, and tell services apart.
 _SHOWN_QUERY = {"api-version", "api_version", "deployment", "model", "version"}
 
@@ -29,7 +29,8 @@ class JudgeConfig(sections.Section):
   # The environment variable that holds the key.
   key_variable: str = "OPENAI_API_KEY"
   # What responses are compared with: "vanilla" DPO, the data set's "chosen"
-  # response, the "base", or those of the "run" itself, for other runs.
+  # response, the "base", the base "prompted" with a user's past choices, or
+  # those of the "run" itself, for other runs.
   against: tuple[Opponent, ...] = ("vanilla", "chosen")
   # Users that are judged, drawn from the seen and as many from the unseen; and
   # examples of each. Or the ids of some.

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pdpo_jax.core import structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import tokenized
+from pdpo_jax.evaluation import untrained
 from pdpo_jax.evaluation.judge import config as judge_config
 from pdpo_jax.evaluation.judge import evidence
 from pdpo_jax.models import policy as policy_lib
@@ -20,7 +21,7 @@ from pdpo_jax.weights import base as base_lib
 
 logger = logging.getLogger(__name__)
 
-_CHOSEN, _BASE = "chosen response", "the base"
+_CHOSEN = "chosen response"
 
 # By the key of what they respond to.
 Responses = Mapping[str, str]
@@ -90,7 +91,7 @@ def of_run(
     )
   drawn = draw(dataset, scores, judge, first.config.seed)
   pairs = _pairs(policies, judge)
-  responses = _responses(policies, drawn, base, judge)
+  responses = _responses(policies, drawn, base, dataset, judge)
   evidence_of = _evidence(drawn, dataset, judge)
   tastes = {user: "shorter" for user in dataset.short_users}
   tastes |= {user: "longer" for user in dataset.long_users}
@@ -197,7 +198,8 @@ def _opponents(
   policies: Sequence[trained.Trained], judge: judge_config.JudgeConfig
 ) -> list[str]:
   """The names of what `judge.against` says, where it is there."""
-  names = {"chosen": _CHOSEN, "base": _BASE, "run": policies[0].name}
+  names = {"chosen": _CHOSEN, "run": policies[0].name}
+  names |= {"base": untrained.BASE, "prompted": untrained.PROMPTED}
   for policy in policies:
     if policy.config.user.kind == "none" and not policy.control:
       names.setdefault("vanilla", policy.name)
@@ -215,6 +217,7 @@ def _responses(
   policies: Sequence[trained.Trained],
   drawn: Drawn,
   base: base_lib.Base | None,
+  dataset: dataset_lib.Dataset,
   judge: judge_config.JudgeConfig,
 ) -> dict[str, Responses]:
   """What policies and opponents respond: kept, or generated now and kept."""
@@ -229,7 +232,7 @@ def _responses(
   settings = responses_lib.Settings.of(config)
   base_file = responses_lib.file_of(policies[0].workdir, "base", settings)
   if base and "base" in judge.against:
-    responses[_BASE] = responses_lib.make(
+    responses[untrained.BASE] = responses_lib.make(
       examples,
       lambda user_id: 0,
       lambda: policy_lib.base_policy(base.lm),
@@ -241,7 +244,26 @@ def _responses(
   elif "base" in judge.against:
     lines = responses_lib.read(base_file)
     kept = {line["sample"]: line["response"] for line in lines}
-    responses[_BASE] = chosen | kept
+    responses[untrained.BASE] = chosen | kept
+  if base and "prompted" in judge.against:
+    prompted = untrained.respond(
+      base,
+      config,
+      policies[0].workdir,
+      untrained.tell(base, dataset, config, examples),
+      [responses_lib.seed_of(key, config.seed) for key in drawn.examples],
+    )
+    if None in prompted:
+      raise ValueError(
+        "--judge.against=prompted: some prompts do not fit into the positions "
+        "that the base has, with anything that users chose before them; do "
+        "without, or lower answers.max_new_tokens"
+      )
+    responses[untrained.PROMPTED] = dict(
+      zip(drawn.examples, prompted, strict=True)
+    )
+  elif "prompted" in judge.against:
+    responses[untrained.PROMPTED] = chosen
   for policy in policies:
     if base and not policy.control:
       responses[policy.name] = policy.responses(examples, config)

@@ -17,10 +17,10 @@ from pdpo_jax.evaluation.report import (
   length_control,
   page,
   provenance,
-  untrained,
   users,
   win_rates,
 )
+from pdpo_jax.evaluation.report import contenders as contenders_report
 from pdpo_jax.runs import contenders, run_folder
 from pdpo_jax.weights import base as base_lib
 
@@ -68,14 +68,21 @@ def make_report(
   # Then what describes and shows them.
   subjects = {
     "Reward accuracy": accuracies.section,
+    "Contenders side by side": lambda: contenders_report.section(
+      policies,
+      base,
+      dataset,
+      scores[first.name],
+      accuracies,
+      answered.get(first.name),
+      groups,
+      rates,
+    ),
     "Users one by one": lambda: by_user.section(accuracies),
     "Known and new texts": familiar.compared
     and (lambda: familiarity.section(familiar)),
     "Controlled for length": length.compared
     and (lambda: length_control.section(length)),
-    "Without training": lambda: untrained.section(
-      policies, base, dataset, scores[first.name], accuracies
-    ),
     "Generated text": answered
     and (lambda: answers.section(answered, dataset, health)),
     "Win rates": rates and (lambda: win_rates.section(rates, judge)),

@@ -83,6 +83,11 @@ def test_a_run_ends_with_its_report(runs):
     assert pairs == found["accuracy"][0]["num_pairs"]
     by_length = numbers["length_control"]["heldout"]["length"].values()
     assert sum(stratum["num_pairs"] for stratum in by_length) == pairs
+  names = [line["name"] for line in found["contenders"]]
+  assert names == [
+    "the base", "the base, prompted", "vanilla DPO", "P-DPO, individual"
+  ]  # fmt: skip
+  assert all(line["text"] for line in found["contenders"])
   page = (report / "index.html").read_text()
   assert "Known and new texts" in page and "Controlled for length" in page
   assert page.count("data:image/png") == 5
