@@ -23,7 +23,8 @@ def test_an_interval_of_a_user_counts_choices_and_not_pairs():
   found = accuracy.reward_accuracy(ratios, ["a", "a", "a", None])
   assert found.examples_by_user == {"a": 3}
   assert found.user_interval("a") == statistics.wilson_interval(1.0, 3)
-  assert found.to_json()["interval_by_user"] == {"a": found.user_interval("a")}
+  interval = list(found.user_interval("a"))
+  assert found.to_json()["interval_by_user"] == {"a": interval}
 
 
 def test_differences_are_paired_by_user():
