@@ -11,7 +11,7 @@ from flax import nnx
 from benchmarks import side_by_side
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.models import user_model
+from pdpo_jax.models import stack, user_model
 from pdpo_jax.runs import run_folder
 from pdpo_jax.weights import base as base_lib
 
@@ -33,6 +33,8 @@ def main() -> None:
   users.generic_prefix[...] = jnp.asarray(generic)
   users.offsets[...] = jnp.asarray(arrays["prefixes"] - generic)
   graphdef, state = nnx.split(policy_lib.Policy(base.lm, users))
+  # As `generate` does it where there are more batches.
+  state = stack.apart(state, base.lm.stacked)
   size = spec["new_tokens"]
   greedy = sampling.AnswersConfig(
     max_new_tokens=size, min_new_tokens=size, temperature=0.0

@@ -102,6 +102,8 @@ def decode(
       attention.decode(mask),
       past=cache,
     )
+    # All of the cache is read before any of it is written: else XLA copies it.
+    hidden, new = jax.lax.optimization_barrier((hidden, new))
     slot = start + count - 1
     cache = jax.tree.map(
       lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, 2),

@@ -20,21 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
 
-from pdpo_jax.core import processes, sections
-from pdpo_jax.inference import generate, programs, sampling, streams
+from pdpo_jax.core import processes
+from pdpo_jax.inference import programs, requests, sampling, streams
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.models import stack
 from pdpo_jax.training import sharding
 
-# Any hotter is the same: all tokens are as likely.
-_HOTTEST = 1e9
 # Before a step, where others go on.
 _MOST_PIECES = 4
 
 logger = logging.getLogger(__name__)
 
 MAX_TOP_LOGPROBS = programs.TOP
+Request = requests.Request
 Stream = streams.Stream
 Token = streams.Token
 
@@ -48,31 +47,6 @@ class Stopped(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-  """A prompt to answer.
-
-  Attributes:
-    prompt: token ids, without the person's prefix.
-    prefix: float32 `[T, D]`, see `prefixes`; None for a policy without users.
-    temperature: 0 is greedy.
-    top_p: 1 turns it off.
-    top_k: 0 turns it off.
-    seed: the same one gives the same answer.
-    top_logprobs: of how many likeliest tokens log-probabilities are told,
-      beside the chosen one's; None of none at all.
-  """
-
-  prompt: Sequence[int]
-  prefix: Float[np.ndarray, "T D"] | None
-  max_new_tokens: int
-  temperature: float = 0.0
-  top_p: float = 1.0
-  top_k: int = 0
-  seed: int = 0
-  top_logprobs: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Status:
   """How busy an engine is, and how much it has done since its start."""
 
@@ -81,43 +55,6 @@ class Status:
   waiting: int
   prompt_tokens: int
   new_tokens: int
-
-
-@dataclasses.dataclass
-class _Run:
-  """A request on its way.
-
-  Attributes:
-    number: of earlier requests.
-    inputs: prompt and prefix, which is -1.
-    fed: how many inputs the cache has, those that were made included.
-    count: how many tokens were made.
-    last: the last one.
-  """
-
-  request: Request
-  stream: Stream
-  inputs: np.ndarray
-  number: int = 0
-  fed: int = 0
-  count: int = 0
-  last: int = 0
-
-  @property
-  def behind(self) -> int:
-    """How many inputs pieces have to bring; the last one is a step's."""
-    return max(0, len(self.inputs) - 1 - self.fed)
-
-  def piece(self, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The next inputs and their vectors; None where all are tokens."""
-    inputs = self.inputs[self.fed :][:size]
-    given = np.flatnonzero(inputs < 0)
-    if not len(given):
-      return inputs, None
-    vectors = np.zeros((len(inputs), self.request.prefix.shape[1]), np.float32)
-    first = np.flatnonzero(self.inputs < 0)[0]
-    vectors[given] = self.request.prefix[self.fed + given - first]
-    return inputs, vectors
 
 
 class Engine:
@@ -165,19 +102,28 @@ class Engine:
         "an engine is of one process, and there are several; start it on one "
         "of them alone"
       )
-    self._arch = arch
-    self._prefix_length = policy.user_model.num_tokens
-    self._prefix_place = 0 if policy.prefix_position == "front" else 1
+    self._limits = requests.Limits(
+      arch=arch,
+      prefix_length=policy.user_model.num_tokens,
+      prefix_place=0 if policy.prefix_position == "front" else 1,
+      positions=positions,
+    )
     self._stop_tokens = frozenset(map(int, stop_tokens))
-    self._columns, self._queue, self._piece = positions, queue, piece
-    self._weights = nnx.split(policy.lm)
-    mesh = sharding.mesh_of(self._weights[1])
+    self._queue, self._piece = queue, piece
+    graphdef, state = nnx.split(policy.lm)
+    mesh = sharding.mesh_of(state)
+    if stack.can_be_apart(state):
+      state = stack.apart(state, policy.lm.stacked)
+    self._weights = graphdef, state
     self._cache = programs.make_cache(*self._weights, slots, positions, mesh)
+    # A step's attention takes its part of the time, a piece's is little of it.
+    self._step_extents = programs.extents(positions, 128, 2)
+    self._piece_extents = programs.extents(positions, 256, 4)
     self._no_vectors = {
       size: jnp.zeros((size, arch.width)) for size in (piece, slots)
     }
-    self._slots: list[_Run | None] = [None] * slots
-    self._waiting: collections.deque[_Run] = collections.deque()
+    self._slots: list[requests.Run | None] = [None] * slots
+    self._waiting: collections.deque[requests.Run] = collections.deque()
     self._changed = threading.Condition()
     self._closing = False
     self.failure: BaseException | None = None
@@ -209,16 +155,7 @@ class Engine:
       Stopped: if the engine was closed or died.
       ValueError: if the request can never be answered.
     """
-    self._check(request)
-    inputs = np.array(request.prompt, np.int32)
-    if request.prefix is not None:
-      # A copy, which nobody changes later.
-      prefix = np.array(request.prefix, np.float32)
-      request = dataclasses.replace(request, prefix=prefix)
-      place = self._prefix_place
-      given = np.full(len(prefix), -1, np.int32)
-      inputs = np.concatenate([inputs[:place], given, inputs[place:]])
-    run = _Run(request, Stream(), inputs)
+    run = self._limits.run(request)
     if request.max_new_tokens == 0:
       run.stream.finish("length")
       return run.stream
@@ -258,54 +195,12 @@ class Engine:
     if self._closing:
       raise Stopped("the engine was closed")
 
-  def _check(self, request):
-    prompt = np.asarray(request.prompt)
-    if prompt.ndim != 1 or not len(prompt):
-      raise ValueError("the prompt must be a list of token ids, one or more")
-    if not np.issubdtype(prompt.dtype, np.integer):
-      raise ValueError(f"the prompt is of {prompt.dtype}, not of token ids")
-    generate.check_ids(
-      "prompt token", (prompt.min(), prompt.max()), self._arch.vocab_size
-    )
-    shape = None if request.prefix is None else np.shape(request.prefix)
-    length, width = self._prefix_length, self._arch.width
-    if (shape or (0, width)) != (length, width):
-      raise ValueError(
-        f"the prefix has shape {shape}, and this policy's users have "
-        f"{(length, width) if length else 'none'}"
-      )
-    if shape and not np.isfinite(np.float32(request.prefix)).all():
-      raise ValueError("the prefix has numbers that are no finite float32")
-    settings = sampling.AnswersConfig(
-      max_new_tokens=request.max_new_tokens,
-      temperature=request.temperature,
-      top_p=request.top_p,
-      top_k=request.top_k,
-    )
-    sections.check(settings, "")
-    if not 0 <= request.seed <= generate.MAX_SEED:
-      raise ValueError(
-        f"seed {request.seed} must be from 0 to {generate.MAX_SEED}"
-      )
-    if not 0 <= (request.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
-      raise ValueError(
-        f"top_logprobs {request.top_logprobs} must be from 0 to "
-        f"{MAX_TOP_LOGPROBS}"
-      )
-    total = length + len(prompt) + request.max_new_tokens
-    if total > self._columns:
-      raise ValueError(
-        f"{total} positions are needed ({length} of the person, {len(prompt)} "
-        f"of the prompt and max_new_tokens {request.max_new_tokens}), and "
-        f"there are {self._columns}; shorten the prompt or lower max_new_tokens"
-      )
-
   # What follows is of the engine's thread.
 
   def _warm_up(self):
     """Compiles all programs, by running each on no slot at all."""
     nothing = np.int32(0)
-    for extent in programs.extents(self._columns):
+    for extent in self._piece_extents:
       self._cache = programs.run_piece(
         *self._weights,
         self._cache,
@@ -316,6 +211,7 @@ class Engine:
         nothing,
         extent=extent,
       )
+    for extent in self._step_extents:
       self._advance([], extent)
 
   def _serve(self):
@@ -395,15 +291,10 @@ class Engine:
       np.int32(slot),
       np.int32(run.fed),
       np.int32(len(inputs)),
-      extent=self._extent(run.fed),
+      extent=_least(self._piece_extents, run.fed),
     )
     run.fed += len(inputs)
     self._prompt_tokens += len(inputs)
-
-  def _extent(self, columns):
-    return next(
-      size for size in programs.extents(self._columns) if size >= columns
-    )
 
   def _step(self):
     """A token for each whose prompt is fed."""
@@ -414,7 +305,7 @@ class Engine:
     ]
     if not going:
       return
-    extent = self._extent(max(run.fed for _, run in going))
+    extent = _least(self._step_extents, max(run.fed for _, run in going))
     chosen = self._advance(going, extent)
     if any(run.request.top_logprobs is not None for _, run in going):
       chosen = jax.device_get(chosen)
@@ -432,9 +323,9 @@ class Engine:
       request = run.request
       tokens[slot] = run.last if run.count else run.inputs[-1]
       positions[slot], counts[slot] = run.fed, run.count
-      temperature[slot] = min(request.temperature, _HOTTEST)
+      temperature[slot] = request.temperature
       top_p[slot] = request.top_p
-      top_k[slot] = min(request.top_k, self._arch.vocab_size)
+      top_k[slot] = request.top_k
       seed[slot] = request.seed
       active[slot] = True
       if tokens[slot] < 0:  # A prompt of one token, and the prefix behind it.
@@ -466,7 +357,7 @@ class Engine:
       end = "stop"
     else:
       self._new_tokens += 1
-      run.stream.put(_told(run.request, slot, token, chosen))
+      run.stream.put(run.token(slot, token, chosen))
       if run.count == run.request.max_new_tokens:
         end = "length"
     if end is not None:
@@ -475,13 +366,5 @@ class Engine:
       run.stream.finish(end)
 
 
-def _told(request, slot, token, chosen):
-  if request.top_logprobs is None:
-    return Token(token)
-  count = request.top_logprobs
-  top = zip(
-    chosen.top[slot, :count].tolist(),
-    chosen.top_logps[slot, :count].tolist(),
-    strict=True,
-  )
-  return Token(token, float(chosen.logps[slot]), tuple(top))
+def _least(extents, columns):
+  return next(extent for extent in extents if extent >= columns)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -11,6 +12,7 @@ from pdpo_jax.core import processes, sections
 from pdpo_jax.data import batching
 from pdpo_jax.inference import decode, sampling
 from pdpo_jax.models import policy as policy_lib
+from pdpo_jax.models import stack
 from pdpo_jax.training import host_users
 
 MAX_SEED = 2**32 - 1
@@ -90,6 +92,18 @@ def _check(policy, requests, spec, stop_tokens, pad_id, batch_size):
       )
 
 
+def _pays_apart(lm, steps):
+  """Whether the programs of layers apart save the time that they take.
+
+  Of each byte of a layer, a step without them takes about 0.1 ns more.
+  """
+  state = nnx.state(getattr(lm, lm.stacked))
+  layer_bytes = (
+    sum(x.nbytes for x in jax.tree.leaves(state)) / lm.arch.num_layers
+  )
+  return steps * layer_bytes > 3e9 and stack.can_be_apart(nnx.state(lm))
+
+
 def _run_batch(graphdef, state, requests, spec, stop_tokens, pad_id, rows):
   """Answers one batch; copies of its last request fill it up."""
   filled = list(requests) + [requests[-1]] * (rows - len(requests))
@@ -153,6 +167,9 @@ def generate(
   if spec.max_new_tokens == 0 or not requests:
     return [np.zeros((0,), np.int32) for _ in requests]
   graphdef, state = nnx.split(policy)
+  batches = math.ceil(len(requests) / batch_size)
+  if _pays_apart(policy.lm, batches * spec.max_new_tokens):
+    state = stack.apart(state, policy.lm.stacked)
   stop_array = np.asarray(stop_tokens, np.int32)
   order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
   rows = rows_per_batch(len(requests), batch_size)

@@ -81,7 +81,10 @@ def _embed(lm, tokens, vectors):
 
 
 def _write(cache, new, slots, columns):
-  """Entries `[L, R, Q, K, E]` of R slots; columns C and up are left out."""
+  """Entries `[L, R, Q, K, E]` of R slots; columns C and up are left out.
+
+  All of the cache must be read before, by a barrier: else XLA copies it.
+  """
   return jax.tree.map(
     lambda old, new: placement.by_slots(
       old.at[:, slots[:, None], columns].set(new, mode="drop")
@@ -124,25 +127,22 @@ def run_piece(
   places = jnp.arange(size, dtype=jnp.int32)
   real = jnp.concatenate([jnp.arange(extent) < start, places < length])[None]
 
-  def attend(q, k, v, layer):
-    def before(entries):  # [1, extent, K, E]
-      return jax.lax.dynamic_slice(
-        entries,
-        (layer, slot, 0, 0, 0),
-        (1, 1, extent, *entries.shape[3:]),
-      )[0]
+  def attend(q, k, v, past):
+    def before(entries):  # [S, C, K, E] -> [1, extent, K, E]
+      size = (1, extent, *entries.shape[2:])
+      return jax.lax.dynamic_slice(entries, (slot, 0, 0, 0), size)
 
     keys, values = (
       jnp.concatenate([before(old), new], 1)
-      for old, new in zip(cache, (k, v), strict=True)
+      for old, new in zip(past, (k, v), strict=True)
     )
     return lm.kernel(q, keys, values, real, extent), (k, v)
 
-  layers = jnp.arange(cache[0].shape[0])
   positions = (start + places)[None]
-  _, new = lm.hidden(
-    _embed(lm, tokens, vectors)[None], positions, attend, past=layers
+  hidden, new = lm.hidden(
+    _embed(lm, tokens, vectors)[None], positions, attend, past=cache
   )
+  _, new = jax.lax.optimization_barrier((hidden, new))
   columns = jnp.where(places < length, positions, cache[0].shape[2])
   return _write(cache, new, slot[None], columns)
 
@@ -184,22 +184,16 @@ def step(
   visible = jnp.arange(extent) < positions[:, None]
   read = attention.decode(visible)
 
-  def attend(q, k, v, layer):
-    past = [
-      jax.lax.dynamic_slice(
-        old, (layer, 0, 0, 0, 0), (1, slots, extent, *old.shape[3:])
-      )[0]
-      for old in cache
-    ]
-    return read(q, k, v, past)
+  def attend(q, k, v, past):
+    return read(q, k, v, [entries[:, :extent] for entries in past])
 
-  layers = jnp.arange(cache[0].shape[0])
   hidden, new = lm.hidden(
     _embed(lm, tokens, vectors)[:, None],
     positions[:, None],
     attend,
-    past=layers,
+    past=cache,
   )
+  hidden, new = jax.lax.optimization_barrier((hidden, new))
   places = jnp.where(active, positions, columns)[:, None]
   cache = _write(cache, new, jnp.arange(slots), places)
   logits = lm.logits(hidden[:, 0])
@@ -218,10 +212,10 @@ def step(
   return cache, Chosen(chosen, logps, top, top_logps)
 
 
-def extents(columns: int, least: int = 128) -> list[int]:
-  """How many columns a program may read: few numbers, so few programs."""
+def extents(columns: int, least: int, factor: int) -> list[int]:
+  """How many columns programs read: few numbers, as each is a program."""
   found = []
   while least < columns:
     found.append(least)
-    least *= 2
+    least *= factor
   return [*found, columns]

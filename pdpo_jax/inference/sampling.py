@@ -11,7 +11,6 @@ Axes: B rows, V vocabulary, P prompt tokens, M generated tokens, S stop tokens.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Annotated, Any
 
@@ -235,6 +234,18 @@ def row_keys(seeds: UInt[Array, " B"]) -> Key[Array, " B"]:
   return jax.vmap(lambda seed: jax.random.key(seed, impl="threefry2x32"))(seeds)
 
 
+def largest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+  """The first of each row's largest: `argmax`, in a quarter of the time.
+
+  XLA's CPU backend has no fast loop for a maximum and its place at once.
+  """
+  size = logits.shape[-1]
+  places = jnp.arange(size, dtype=jnp.int32)
+  is_largest = logits == logits.max(-1, keepdims=True)
+  # Where a row is not finite, nothing is; its answer means nothing either.
+  return jnp.minimum(jnp.where(is_largest, places, size).min(-1), size - 1)
+
+
 def with_noise(
   logits: Float[Array, "B V"],
   keys: Key[Array, " B"],
@@ -259,7 +270,7 @@ def choose(
   """Draws each row's next token."""
   if spec.temperature > 0:
     logits = with_noise(logits, keys, count)
-  return jnp.argmax(logits, -1).astype(jnp.int32)
+  return largest(logits)
 
 
 @jax.tree_util.register_dataclass
@@ -302,10 +313,9 @@ def choose_by_row(
       sampled,
     )
     sampled = with_noise(sampled, row_keys(settings.seed), counts)
-    return jnp.argmax(jnp.where(hot[:, None], sampled, logits), -1)
+    return largest(jnp.where(hot[:, None], sampled, logits))
 
-  greedy = functools.partial(jnp.argmax, axis=-1)
-  return jax.lax.cond(hot.any(), draw, greedy, logits).astype(jnp.int32)
+  return jax.lax.cond(hot.any(), draw, largest, logits)
 
 
 def likeliest(

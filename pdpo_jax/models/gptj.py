@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from pdpo_jax.models import hf_fields, kernels, layers
+from pdpo_jax.models import hf_fields, kernels, layers, stack
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
 LORA_TARGETS = (*LINEARS, "wte")
@@ -200,6 +200,9 @@ class GPTJ(nnx.Module):
     kernel: of attention, for whoever makes an `Attend` for this model.
   """
 
+  # What holds the layers.
+  stacked = "h"
+
   def __init__(
     self,
     arch: Architecture,
@@ -225,7 +228,7 @@ class GPTJ(nnx.Module):
       param_dtype=param_dtype,
       rngs=rngs,
     )
-    self.h = layers.stack_layers(
+    self.h = stack.stack_layers(
       lambda rngs: Block(arch, lora, kernel_dtype, param_dtype, rngs),
       arch.num_layers,
       rngs,
@@ -254,7 +257,7 @@ class GPTJ(nnx.Module):
     rotary = layers.Rotary.at(
       positions, layers.rotary_frequencies(self.arch.rotary_dim, 10_000.0)
     )
-    x, present = layers.scan_layers(
+    x, present = stack.scan_layers(
       self.h, embeddings, rotary, attend, past, dropout_key, self.remat
     )
     return self.ln_f(x), present

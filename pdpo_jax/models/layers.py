@@ -6,7 +6,7 @@ size, I and O a linear layer's input and output size, r LoRA rank, L layers.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ from jaxtyping import Array, Float, Int, Int8, Key, Shaped
 
 from pdpo_jax.core import sections
 from pdpo_jax.models import placement
-
-Layer = TypeVar("Layer", bound=nnx.Module)
 
 
 class LoraParam(nnx.Variable):
@@ -308,60 +306,6 @@ REMAT_POLICIES: dict[str, Callable | None] = {
   # Keep each layer's input only: least memory, one more forward pass.
   "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-def stack_layers(
-  make_layer: Callable[[nnx.Rngs], Layer], num_layers: int, rngs: nnx.Rngs
-) -> Layer:
-  """One module whose every variable has a leading layer axis L."""
-
-  def initial_state(params_key, lora_key):
-    layer = make_layer(nnx.Rngs(params=params_key, lora=lora_key))
-    return nnx.state(layer)
-
-  graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_layer(nnx.Rngs(0))))
-  keys = [
-    jax.random.split(stream(), num_layers)
-    for stream in (rngs.params, rngs.lora)
-  ]
-  return nnx.merge(graphdef, jax.vmap(initial_state)(*keys))
-
-
-def scan_layers(
-  layers: nnx.Module,
-  x: Float[Array, "B S D"],
-  rotary: Rotary,
-  attend: Callable,
-  past: Any,
-  dropout_key: Key[Array, ""] | None,
-  remat: str,
-) -> tuple[Float[Array, "B S D"], Any]:
-  """Runs stacked layers one after the other.
-
-  Args:
-    layers: what `stack_layers` made.
-    past: a pytree with a leading layer axis, of which `attend` gets its
-      layer's part, or None.
-
-  Returns:
-    The last layer's output, and what `attend` handed back, stacked by layer.
-  """
-  graphdef, state = nnx.split(layers)
-  num_layers = jax.tree.leaves(state)[0].shape[0]
-  keys = None
-  if dropout_key is not None:
-    keys = jax.random.split(dropout_key, num_layers)
-
-  def body(x, inputs):
-    layer_state, layer_past, key = inputs
-    layer = nnx.merge(graphdef, layer_state)
-    out, present = layer(placement.by_rows(x), rotary, attend, layer_past, key)
-    return placement.by_rows(out), present
-
-  policy = REMAT_POLICIES[remat]
-  if policy is not None:
-    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-  return jax.lax.scan(body, x, (state, past, keys))
 
 
 class Head(nnx.Module):

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from pdpo_jax.models import hf_fields, kernels, layers, llama_fields
+from pdpo_jax.models import hf_fields, kernels, layers, llama_fields, stack
 
 LINEARS = (
   "q_proj",
@@ -280,6 +280,9 @@ class Llama(nnx.Module):
     kernel: of attention, for whoever makes an `Attend` for this model.
   """
 
+  # What holds the layers.
+  stacked = "layers"
+
   def __init__(
     self,
     arch: Architecture,
@@ -305,7 +308,7 @@ class Llama(nnx.Module):
       param_dtype=param_dtype,
       rngs=rngs,
     )
-    self.layers = layers.stack_layers(
+    self.layers = stack.stack_layers(
       lambda rngs: Block(arch, lora, kernel_dtype, param_dtype, rngs),
       arch.num_layers,
       rngs,
@@ -341,7 +344,7 @@ class Llama(nnx.Module):
     if self.arch.rope_scaling is not None:
       frequencies = self.arch.rope_scaling(frequencies)
     rotary = layers.Rotary.at(positions, frequencies)
-    x, present = layers.scan_layers(
+    x, present = stack.scan_layers(
       self.layers, embeddings, rotary, attend, past, dropout_key, self.remat
     )
     return self.norm(x), present

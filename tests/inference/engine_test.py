@@ -71,7 +71,6 @@ def ids(stream):
   ("preset", "kind", "prefix_position"),
   [
     ("gptj-tiny", "individual", "after_bos"),
-    ("gptj-tiny", "cluster", "front"),
     ("llama-tiny", "individual", "front"),
     ("llama-tiny", "cluster", "after_bos"),
     ("llama-tiny", "none", "front"),
@@ -124,11 +123,11 @@ def test_programs_are_compiled_at_the_start_and_never_again(monkeypatch):
     return hidden(self, embeddings, *args, **kwargs)
 
   monkeypatch.setattr(llama.Llama, "hidden", counted)
-  monkeypatch.setattr(programs, "extents", lambda columns: [13, columns])
+  monkeypatch.setattr(programs, "extents", lambda columns, *_: [13, columns])
   model = tiny.make_policy("llama-tiny", seed=1)
   with make_engine(model, slots=2, piece=4, queue=20) as running:
     # One asks for the shapes of the cache.
-    assert traced == [(1, 1), *[(1, 4), (2, 1)] * 2]
+    assert traced == [(1, 1), *[(1, 4)] * 2, *[(2, 1)] * 2]
     requests = mixed_requests(model)
     wants = [
       dataclasses.replace(request, top_logprobs=row, temperature=row / 2)
@@ -140,9 +139,9 @@ def test_programs_are_compiled_at_the_start_and_never_again(monkeypatch):
 
 
 def test_extents_are_few():
-  assert programs.extents(1000) == [128, 256, 512, 1000]
-  assert programs.extents(128) == [128]
-  assert programs.extents(7) == [7]
+  assert programs.extents(1000, 128, 2) == [128, 256, 512, 1000]
+  assert programs.extents(128, 128, 2) == [128]
+  assert programs.extents(7, 128, 4) == [7]
 
 
 def test_log_probabilities_are_the_models_own():

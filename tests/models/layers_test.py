@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pdpo_jax.models import attention, layers, llama, policy
+from pdpo_jax.models import attention, layers, llama, policy, stack
 
 LORA = layers.LoraConfig(("q_proj",), rank=3, alpha=7.0, dropout=0.25)
 
@@ -251,7 +251,7 @@ def test_each_stacked_layer_has_dropout_of_its_own():
   rotary = layers.Rotary.at(positions, jnp.ones((3,)))
   attend = attention.causal(jnp.ones((B, S), bool))
   key = jax.random.key(0)
-  _, seen = layers.scan_layers(Spy(), x, rotary, attend, None, key, "none")
+  _, seen = stack.scan_layers(Spy(), x, rotary, attend, None, key, "none")
   assert len(np.unique(seen, axis=0)) == L
 
 

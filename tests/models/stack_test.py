@@ -1,0 +1,89 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pdpo_jax.inference import generate, sampling
+from pdpo_jax.models import attention, stack
+from tests.inference import tiny
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(graphdef, state):
+  lm = nnx.merge(graphdef, state)
+  tokens = jnp.arange(10).reshape(2, 5)
+  return lm.hidden(
+    lm.embed(tokens),
+    jnp.broadcast_to(jnp.arange(5), (2, 5)),
+    attention.prefill(jnp.ones((2, 5), bool)),
+  )
+
+
+@pytest.mark.parametrize("preset", ["gptj-tiny", "llama-tiny"])
+def test_layers_apart_are_the_layers(preset):
+  lm = tiny.make_policy(preset).lm
+  graphdef, state = nnx.split(lm)
+  apart = stack.apart(state, lm.stacked)
+  for stacked, separate in zip(
+    jax.tree.leaves(run(graphdef, state)),
+    jax.tree.leaves(run(graphdef, apart)),
+    strict=True,
+  ):
+    # Sums may be taken in another order.
+    np.testing.assert_allclose(stacked, separate, rtol=1e-4, atol=1e-5)
+  # What lies around the layers is as it was.
+  whole = {path for path, _ in nnx.to_flat_state(state)}
+  assert {path for path, _ in nnx.to_flat_state(apart)} == whole
+  assert run(graphdef, apart)[0].shape == (2, 5, 28)
+
+
+def test_frozen_weights_are_not_copied_and_others_are():
+  lm = tiny.make_policy("llama-tiny").lm
+  # Of a size that keeps each layer aligned; else a copy is needed.
+  kernel = np.zeros((2, 1000, 640), np.float32) + np.arange(2)[:, None, None]
+  attn = lm.layers.self_attn
+  state = nnx.state(attn.q_proj)
+  flat = dict(nnx.to_flat_state(state))
+  state = nnx.from_flat_state(
+    [
+      ((lm.stacked, *path), variable.replace(jnp.array(kernel)))
+      for path, variable in flat.items()
+    ]
+  )
+  apart = dict(nnx.to_flat_state(stack.apart(state, lm.stacked)))
+  assert len(apart) == 3
+  for path, variable in nnx.to_flat_state(state):
+    layers = apart[path].get_value()
+    assert [float(layer[0, 0]) for layer in layers] == [0, 1]
+    shares = [
+      np.shares_memory(np.asarray(layer), np.asarray(variable.get_value()))
+      for layer in layers
+    ]
+    assert shares == [path[-1] == "kernel"] * 2
+
+
+def test_generate_takes_layers_apart_where_that_pays():
+  lm = tiny.make_policy("llama-tiny").lm
+  layer = nnx.state(lm.layers)
+  size = sum(x.nbytes for x in jax.tree.leaves(layer)) / 2
+  assert not generate._pays_apart(lm, int(2.9e9 / size))
+  assert generate._pays_apart(lm, int(3.1e9 / size))
+
+
+def test_answers_of_layers_apart_are_the_same(monkeypatch):
+  model = tiny.make_policy("llama-tiny")
+  requests = [
+    generate.Request(np.arange(3, 3 + row, dtype=np.int32), row, row)
+    for row in (1, 2, 4)
+  ]
+  spec = sampling.AnswersConfig(max_new_tokens=9, top_p=0.9)
+  monkeypatch.setattr(generate, "_pays_apart", lambda *_: True)
+  texts = generate.generate(
+    model, requests, spec, stop_tokens=tiny.STOPS, pad_id=0, batch_size=4
+  )
+  assert [text.tolist() for text in texts] == tiny.answers_without_cache(
+    model, requests, spec
+  )
