@@ -63,7 +63,7 @@ def _name(user_id: str) -> str:
 
 def list_people(run: run_lib.Run) -> None:
   """Prints everyone who has a row, or is to have one."""
-  came = people_lib.People.of_run(run.workdir).all()
+  came = run.people.all()
   lines = [(user_id, "trained") for user_id in run.own.table.ids]
   lines += [(user_id, _state(run, came[user_id])) for user_id in came]
   width = max((len(_name(user_id)) for user_id, _ in lines), default=0)
@@ -96,7 +96,7 @@ def show(run: run_lib.Run, user_id: str) -> None:
   counts = [f"{len(x):,} {split}" for split, x in comparisons.items() if x]
   if counts:
     lines.append(f"comparisons in the run's data: {', '.join(counts)}")
-  person = people_lib.People.of_run(run.workdir).all().get(user_id)
+  person = run.people.get(user_id)
   if person is not None:
     lines.append(_state(run, person))
     if person.learnt is not None:

@@ -80,8 +80,8 @@ def make(
   Raises:
     ValueError: if that is nothing.
   """
-  people = people_lib.People.of_run(run.workdir)
-  person = people.all().get(user_id)
+  people = run.people
+  person = people.get(user_id)
   user = run.config.user
   row = None
   if user.prefix_length:

@@ -18,6 +18,7 @@ from pdpo_jax.data.sources import preference_files, user_ids
 from pdpo_jax.inference import asking
 from pdpo_jax.runs import people as people_lib
 from pdpo_jax.runs import run as run_lib
+from pdpo_jax.runs import trained
 from pdpo_jax.training import people as training_people
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def check_id(user_id: str) -> str:
 
 def warn_of_near(run: run_lib.Run, ids: Iterable[str]) -> None:
   """Warns of new ids that look like somebody's who is there."""
-  known = [*run.own.table.ids, *people_lib.People.of_run(run.workdir).ids()]
+  known = [*run.own.table.ids, *run.people.ids()]
   for user_id in {*ids} - {*known}:
     for near in user_ids.near(user_id, known):
       logger.warning(
@@ -110,7 +111,6 @@ def learn(
     ValueError: if choices are nobody's, somebody has a row that was trained, or
       what they chose goes over the run's limits. Nothing is kept then.
   """
-  database = people_lib.People.of_run(run.workdir)
   nobodys = sum(example.user_id is None for example in examples)
   if nobodys:
     raise ValueError(
@@ -128,28 +128,35 @@ def learn(
   # Before anything is kept, since it may be refused.
   if examples:
     run.own.learner.prepare(examples)
-  added = database.add(examples)
+  added = run.people.add(examples)
+  return dataclasses.replace(learn_waiting(run), added=added)
+
+
+def learn_waiting(run: run_lib.Run, leave_out: Collection[str] = ()) -> Lesson:
+  """Learns everyone whose row is not of all that is known.
+
+  Args:
+    leave_out: ids of people who go on waiting.
+  """
   policy = run.own.shared_digest
   waiting = [
     user_id
-    for user_id, person in database.all().items()
-    if not person.is_current(policy) and user_id not in run.own.table
+    for user_id in run.people.waiting(policy)
+    if user_id not in run.own.table and user_id not in leave_out
   ]
-  choices = {user_id: database.choices(user_id) for user_id in waiting}
-  counts: collections.Counter[str] = collections.Counter()
-  learnt: dict[str, people_lib.Learnt] = {}
-  if waiting:
-    prepared = run.own.learner.prepare(
-      [example for of_person in choices.values() for example in of_person]
-    )
-    counts = prepared.counts
-    found = run.own.learner.learn(prepared.choices, waiting)
-    learnt = {
-      user_id: _learnt(person, len(choices[user_id]), policy)
-      for user_id, person in found.items()
-    }
-    database.set_learnt(learnt)
-  return Lesson(added, learnt, counts)
+  choices = {user_id: run.people.choices(user_id) for user_id in waiting}
+  if not waiting:
+    return Lesson(0, {}, collections.Counter())
+  prepared = run.own.learner.prepare(
+    [example for of_person in choices.values() for example in of_person]
+  )
+  found = run.own.learner.learn(prepared.choices, waiting)
+  learnt = {
+    user_id: _learnt(person, len(choices[user_id]), policy)
+    for user_id, person in found.items()
+  }
+  run.people.set_learnt(learnt, choices)
+  return Lesson(0, learnt, prepared.counts)
 
 
 def _learnt(
@@ -170,10 +177,11 @@ def person_of(run: run_lib.Run, user_id: str) -> training_people.Person:
     ValueError: if they have a row that was trained, or are to be learnt first.
   """
   check_not_trained(run, [user_id])
-  person = people_lib.People.of_run(run.workdir).all().get(user_id)
+  person = run.people.get(user_id)
   if person is None:
     return run.own.learner.nobody()
-  run.own.row_of(user_id)
+  if not person.is_answered(run.own.shared_digest):
+    raise trained.not_learnt(run.workdir, user_id)
   posterior = {
     name: value if value.ndim else value.item()
     for name, value in person.learnt.posterior.items()
@@ -221,7 +229,7 @@ def ask(
   person = person_of(run, user_id)
   asked = {
     _pair(example.prompt, example.chosen, rejected)
-    for example in people_lib.People.of_run(run.workdir).choices(user_id)
+    for example in run.people.choices(user_id)
     if isinstance(example, structs.PreferenceExample)
     for rejected in example.rejected
   }
@@ -306,7 +314,7 @@ def rename(run: run_lib.Run, old: str, new: str) -> str:
     ValueError: if they did not, or the id is somebody's.
   """
   new = check_id(new)
-  database = people_lib.People.of_run(run.workdir)
+  database = run.people
   _check_came(run, database.ids(), old)
   if new in database.ids() or new in run.own.table:
     raise ValueError(
@@ -324,7 +332,7 @@ def merge(run: run_lib.Run, user_id: str, into: str) -> Lesson:
   Raises:
     ValueError: if one of them did not come after training.
   """
-  database = people_lib.People.of_run(run.workdir)
+  database = run.people
   for each in (user_id, into):
     _check_came(run, database.ids(), each)
   if user_id == into:
@@ -364,7 +372,7 @@ def take_up(
     ValueError: if they are known already, or there is nothing to learn from.
   """
   check_id(user_id)
-  database = people_lib.People.of_run(run.workdir)
+  database = run.people
   if user_id in database.ids() or user_id in run.own.table:
     raise ValueError(
       f"user id {user_id!r} is known to {run.workdir} already; give one of the "

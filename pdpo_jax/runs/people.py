@@ -6,57 +6,20 @@ all of it happened, or nothing.
 """
 
 import collections
-import contextlib
 import dataclasses
 import datetime
-import io
-import os
 import pathlib
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import sqlalchemy
-from sqlalchemy import event, exc, pool
 
-from pdpo_jax.core import kept, structs
+from pdpo_jax.core import structs
 from pdpo_jax.data import comparisons
-from pdpo_jax.runs import run_folder
+from pdpo_jax.runs import people_database, run_folder
 
-# Of the tables below. Another version refuses to read them.
-_VERSION = 1
-_metadata = sqlalchemy.MetaData()
-_version = sqlalchemy.Table(
-  "schema_version",
-  _metadata,
-  sqlalchemy.Column("version", sqlalchemy.Integer, primary_key=True),
-)
-_people = sqlalchemy.Table(
-  "people",
-  _metadata,
-  sqlalchemy.Column("id", sqlalchemy.Text, primary_key=True),
-  # The rest is null until they are learnt.
-  sqlalchemy.Column("row", sqlalchemy.LargeBinary),  # float32
-  sqlalchemy.Column("posterior", sqlalchemy.LargeBinary),  # arrays as NPZ
-  sqlalchemy.Column("num_choices", sqlalchemy.Integer),
-  sqlalchemy.Column("log_evidence", sqlalchemy.Float),
-  sqlalchemy.Column("learnt_at", sqlalchemy.Text),
-  sqlalchemy.Column("policy", sqlalchemy.Text),
-)
-_choices = sqlalchemy.Table(
-  "choices",
-  _metadata,
-  sqlalchemy.Column("number", sqlalchemy.Integer, primary_key=True),
-  sqlalchemy.Column(
-    "person",
-    sqlalchemy.ForeignKey("people.id", ondelete="CASCADE", onupdate="CASCADE"),
-    index=True,
-    nullable=False,
-  ),
-  # As `data/comparisons.py` writes it.
-  sqlalchemy.Column("comparison", sqlalchemy.Text, nullable=False),
-  sqlalchemy.Column("made_at", sqlalchemy.Text, nullable=False),
-)
+# Of a person who is erased again and again while their choices come.
+_TRIES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +51,13 @@ class Person:
   Attributes:
     num_choices: that are kept.
     learnt: None for somebody whose choices were not learnt from yet.
+    since: when the first choice was brought.
   """
 
   id: str
   num_choices: int
   learnt: Learnt | None
+  since: str = ""
 
   def is_current(self, policy: str) -> bool:
     """Whether their row is of this policy, and of all their choices."""
@@ -114,16 +79,12 @@ class People:
   """The people of one database, which is made when the first one comes.
 
   Raises:
-    kept.Damaged: if it cannot be read; here, and by each call.
+    ValueError: if it is of a kind that is not supported.
+    kept.Damaged: if it cannot be read, by each call.
   """
 
   def __init__(self, url: str | sqlalchemy.URL):
-    self._url = sqlalchemy.make_url(url)
-    # Connections are closed at once, and with them the files.
-    self._engine = sqlalchemy.create_engine(self._url, poolclass=pool.NullPool)
-    self._is_sqlite = self._engine.dialect.name == "sqlite"
-    if self._is_sqlite:
-      event.listen(self._engine, "connect", _set_up_sqlite)
+    self._database = people_database.Database(url)
 
   @classmethod
   def of_run(cls, folder: pathlib.Path) -> "People":
@@ -132,101 +93,82 @@ class People:
       sqlalchemy.URL.create("sqlite", database=str(folder / run_folder.PEOPLE))
     )
 
-  @property
-  def _is_there(self) -> bool:
-    if self._is_sqlite and not pathlib.Path(self._url.database).is_file():
-      return False
-    with self._engine.connect() as connection:
-      return sqlalchemy.inspect(connection).has_table(_version.name)
+  def make(self) -> None:
+    """Makes the database, if there is none.
 
-  @contextlib.contextmanager
-  def _reading(self) -> Iterator[sqlalchemy.Connection | None]:
-    """A transaction, or None where there is no database."""
-    with self._raising():
-      if not self._is_there:
-        yield None
-        return
-      with self._engine.begin() as connection:
-        self._check_version(connection)
-        yield connection
-
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[sqlalchemy.Connection]:
-    with self._raising():
-      if self._is_sqlite:
-        # Made for the owner alone.
-        flags = os.O_CREAT | os.O_WRONLY
-        os.close(os.open(self._url.database, flags, 0o600))
-      with self._engine.begin() as connection:
-        _metadata.create_all(connection)
-        if connection.execute(sqlalchemy.select(_version)).first() is None:
-          connection.execute(_version.insert().values(version=_VERSION))
-        self._check_version(connection)
-        yield connection
-
-  def _check_version(self, connection: sqlalchemy.Connection) -> None:
-    row = connection.execute(sqlalchemy.select(_version)).first()
-    if row is not None and row.version != _VERSION:
-      raise ValueError(
-        f"{self._name} is of version {row.version}, and this program reads "
-        f"version {_VERSION}; use the version of pdpo_jax that wrote it"
-      )
-
-  @contextlib.contextmanager
-  def _raising(self) -> Iterator[None]:
-    try:
-      yield
-    except exc.DBAPIError as error:
-      raise kept.Damaged(
-        pathlib.Path(self._name),
-        f"cannot be used ({error.orig})",
-        "put it back from a copy, or try again if it is in use",
-      ) from error
-
-  @property
-  def _name(self) -> str:
-    if self._is_sqlite:
-      return self._url.database
-    return self._url.render_as_string(hide_password=True)
+    Raises:
+      ValueError: if it is of another version.
+    """
+    self._database.make()
 
   def ids(self) -> list[str]:
     """Everyone's id."""
-    with self._reading() as connection:
+    with self._database.reading() as connection:
       if connection is None:
         return []
-      return [*connection.execute(sqlalchemy.select(_people.c.id)).scalars()]
+      ids = connection.execute(sqlalchemy.select(people_database.people.c.id))
+      return [*ids.scalars()]
 
   def all(self) -> dict[str, Person]:
     """Everyone, by id."""
-    with self._reading() as connection:
+    with self._database.reading() as connection:
       if connection is None:
         return {}
-      counts = dict(
-        connection.execute(
-          sqlalchemy.select(
-            _choices.c.person, sqlalchemy.func.count()
-          ).group_by(_choices.c.person)
-        ).all()
-      )
+      counts = connection.execute(_counts()).all()
       rows = connection.execute(
-        sqlalchemy.select(_people).order_by(_people.c.id)
+        sqlalchemy.select(people_database.people).order_by(
+          people_database.people.c.id
+        )
       ).all()
-    return {
-      row.id: Person(row.id, counts.get(row.id, 0), _learnt_of(row))
-      for row in rows
-    }
+    by_id = {row.person: row for row in counts}
+    return {row.id: _person(row, by_id.get(row.id)) for row in rows}
+
+  def get(self, user_id: str) -> Person | None:
+    """One person; None for somebody who is not there."""
+    with self._database.reading() as connection:
+      if connection is None:
+        return None
+      row = connection.execute(
+        sqlalchemy.select(people_database.people).where(
+          people_database.people.c.id == user_id
+        )
+      ).first()
+      if row is None:
+        return None
+      count = connection.execute(
+        _counts().where(people_database.choices.c.person == user_id)
+      ).first()
+    return _person(row, count)
+
+  def waiting(self, policy: str) -> list[str]:
+    """Ids of those who have no row of this policy and of all their choices."""
+    counts = _counts().subquery()
+    with self._database.reading() as connection:
+      if connection is None:
+        return []
+      people = people_database.people.c
+      ids = connection.execute(
+        sqlalchemy.select(people.id)
+        .outerjoin(counts, counts.c.person == people.id)
+        .where(
+          sqlalchemy.or_(
+            people.policy.is_(None),
+            people.policy != policy,
+            people.num_choices
+            != sqlalchemy.func.coalesce(counts.c.num_choices, 0),
+          )
+        )
+        .order_by(people.id)
+      )
+      return [*ids.scalars()]
 
   def choices(self, user_id: str) -> list[structs.Feedback]:
     """A person's choices, in the order in which they were brought."""
-    with self._reading() as connection:
+    with self._database.reading() as connection:
       if connection is None:
         return []
-      rows = connection.execute(
-        sqlalchemy.select(_choices.c.comparison)
-        .where(_choices.c.person == user_id)
-        .order_by(_choices.c.number)
-      ).all()
-    return [comparisons.from_json(row.comparison, user_id) for row in rows]
+      kept_ones = _comparisons(connection, user_id)
+    return [comparisons.from_json(text, user_id) for text in kept_ones]
 
   def add(
     self,
@@ -242,24 +184,18 @@ class People:
       How many were new.
     """
     added, at = 0, now()
-    with self._writing() as connection:
-      for user_id, of_person in _by_person(examples).items():
-        person = connection.execute(
-          sqlalchemy.select(_people.c.id).where(_people.c.id == user_id)
-        ).first()
-        if person is None:
-          connection.execute(_people.insert().values(id=user_id))
-        known = connection.execute(
-          sqlalchemy.select(_choices.c.comparison).where(
-            _choices.c.person == user_id
-          )
-        )
-        there = {*known.scalars()}
+    with self._database.writing() as connection:
+      by_person = _by_person(examples)
+      # In one order everywhere, so that no two wait for each other.
+      for user_id in sorted(by_person):
+        self._hold(connection, user_id)
+      for user_id, of_person in by_person.items():
+        there = {*_comparisons(connection, user_id)}
         for comparison in dict.fromkeys(of_person):
           if comparison in there:
             continue
           connection.execute(
-            _choices.insert().values(
+            people_database.choices.insert().values(
               person=user_id, comparison=comparison, made_at=at
             )
           )
@@ -268,19 +204,49 @@ class People:
           self._set_learnt(connection, user_id, learnt)
     return added
 
-  def set_learnt(self, learnt: dict[str, Learnt]) -> None:
-    """Keeps what was learnt, but of whoever was erased meanwhile."""
-    with self._writing() as connection:
-      for user_id, of_person in learnt.items():
+  def _hold(self, connection: sqlalchemy.Connection, user_id: str) -> None:
+    """Makes somebody, if need be, whom nobody else changes meanwhile."""
+    for _ in range(_TRIES):
+      connection.execute(
+        self._database.insert(people_database.people)
+        .values(id=user_id)
+        .on_conflict_do_nothing(index_elements=[people_database.people.c.id])
+      )
+      held = connection.execute(
+        sqlalchemy.select(people_database.people.c.id)
+        .where(people_database.people.c.id == user_id)
+        .with_for_update()
+      ).first()
+      if held is not None:
+        return
+    raise ValueError(f"user id {user_id!r} is being erased; try again")
+
+  def set_learnt(
+    self,
+    learnt: Mapping[str, Learnt],
+    choices: Mapping[str, Sequence[structs.PreferenceExample]] | None = None,
+  ) -> None:
+    """Keeps what was learnt, but of whoever was erased meanwhile.
+
+    Args:
+      choices: that it was learnt from. Whoever has others now, since somebody
+        of that id was erased and came again, is left alone.
+    """
+    with self._database.writing() as connection:
+      for user_id, of_person in sorted(learnt.items()):
+        if choices is not None:
+          texts = [*map(comparisons.to_json, choices[user_id])]
+          if _comparisons(connection, user_id)[: len(texts)] != texts:
+            continue
         self._set_learnt(connection, user_id, of_person)
 
   def _set_learnt(self, connection, user_id: str, learnt: Learnt) -> None:
     connection.execute(
-      _people.update()
-      .where(_people.c.id == user_id)
+      people_database.people.update()
+      .where(people_database.people.c.id == user_id)
       .values(
         row=np.asarray(learnt.row, np.float32).tobytes(),
-        posterior=_packed(learnt.posterior),
+        posterior=people_database.packed(learnt.posterior),
         num_choices=learnt.num_choices,
         log_evidence=learnt.log_evidence,
         learnt_at=learnt.learnt_at or now(),
@@ -290,22 +256,28 @@ class People:
 
   def rename(self, old: str, new: str) -> None:
     """Gives a person another id, which must be nobody's."""
-    with self._writing() as connection:
+    with self._database.writing() as connection:
       connection.execute(
-        _people.update().where(_people.c.id == old).values(id=new)
+        people_database.people.update()
+        .where(people_database.people.c.id == old)
+        .values(id=new)
       )
-    self._compact()
+    self._database.compact()
 
   def merge(self, user_id: str, into: str) -> None:
     """Makes one person's choices another's, who is to be learnt again."""
-    with self._writing() as connection:
+    with self._database.writing() as connection:
       connection.execute(
-        _choices.update()
-        .where(_choices.c.person == user_id)
+        people_database.choices.update()
+        .where(people_database.choices.c.person == user_id)
         .values(person=into)
       )
-      connection.execute(_people.delete().where(_people.c.id == user_id))
-    self._compact()
+      connection.execute(
+        people_database.people.delete().where(
+          people_database.people.c.id == user_id
+        )
+      )
+    self._database.compact()
 
   def erase(self, is_person: Callable[[str], bool]) -> None:
     """Removes whoever it is, so that the file has none of their bytes.
@@ -315,36 +287,14 @@ class People:
     """
     ids = [user_id for user_id in self.ids() if is_person(user_id)]
     if ids:
-      with self._writing() as connection:
-        connection.execute(_people.delete().where(_people.c.id.in_(ids)))
+      with self._database.writing() as connection:
+        connection.execute(
+          people_database.people.delete().where(
+            people_database.people.c.id.in_(ids)
+          )
+        )
     # Also where it was interrupted before.
-    self._compact()
-
-  def _compact(self) -> None:
-    """Has SQLite write its file anew, without what was deleted."""
-    if not self._is_sqlite or not self._is_there:
-      return
-    with self._raising():
-      engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-      with engine.connect() as connection:
-        connection.execute(sqlalchemy.text("VACUUM"))
-        # Of a file that a server put into that mode.
-        busy, *_ = connection.execute(
-          sqlalchemy.text("PRAGMA wal_checkpoint(TRUNCATE)")
-        ).one()
-    if busy:
-      raise ValueError(
-        f"{self._name} is in use, and its log may still have what was deleted; "
-        "stop whatever uses it, and give the same command again"
-      )
-
-
-def _set_up_sqlite(connection: sqlite3.Connection, _) -> None:
-  cursor = connection.cursor()
-  cursor.execute("PRAGMA foreign_keys = ON")
-  cursor.execute("PRAGMA secure_delete = ON")
-  cursor.execute("PRAGMA busy_timeout = 30000")
-  cursor.close()
+    self._database.compact()
 
 
 def _by_person(
@@ -356,20 +306,37 @@ def _by_person(
   return of_people
 
 
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-  out = io.BytesIO()
-  np.savez(out, **arrays)
-  return out.getvalue()
+def _counts() -> sqlalchemy.Select:
+  """How many choices each person has, and since when."""
+  choices = people_database.choices.c
+  return sqlalchemy.select(
+    choices.person,
+    sqlalchemy.func.count().label("num_choices"),
+    sqlalchemy.func.min(choices.made_at).label("since"),
+  ).group_by(choices.person)
+
+
+def _comparisons(connection: sqlalchemy.Connection, user_id: str) -> list[str]:
+  rows = connection.execute(
+    sqlalchemy.select(people_database.choices.c.comparison)
+    .where(people_database.choices.c.person == user_id)
+    .order_by(people_database.choices.c.number)
+  )
+  return [*rows.scalars()]
+
+
+def _person(row: sqlalchemy.Row, count: sqlalchemy.Row | None) -> Person:
+  if count is None:
+    return Person(row.id, 0, _learnt_of(row))
+  return Person(row.id, count.num_choices, _learnt_of(row), count.since)
 
 
 def _learnt_of(row: sqlalchemy.Row) -> Learnt | None:
   if row.policy is None:
     return None
-  with np.load(io.BytesIO(row.posterior), allow_pickle=False) as arrays:
-    posterior = dict(arrays)
   return Learnt(
     np.frombuffer(row.row, np.float32),
-    posterior,
+    people_database.unpacked(row.posterior),
     row.num_choices,
     row.log_evidence,
     row.policy,

@@ -12,6 +12,7 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import sources, tokenize
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import earlier, roster, run_folder, trained
+from pdpo_jax.runs import people as people_lib
 from pdpo_jax.training import sharding
 from pdpo_jax.weights import base as base_lib
 
@@ -94,12 +95,16 @@ class Run:
     workdir: pathlib.Path,
     config: config_lib.Config,
     base: base_lib.Base | None = None,
+    database: str = "",
   ):
     """
     Args:
       base: of the run, if it is read already.
+      database: of the people who came after training, as SQLAlchemy's address;
+        empty: the one in the folder.
     """
     self.workdir, self.config = workdir, config
+    self._database = database
     if base is not None:
       self.base = base
 
@@ -110,18 +115,19 @@ class Run:
     *,
     name: str = "--workdir",
     base: base_lib.Base | None = None,
+    database: str = "",
   ) -> "Run":
     """The run in a folder.
 
     Args:
       name: of the flag or field that names the folder.
-      base: as for `Run`.
+      base, database: as for `Run`.
 
     Raises:
       ValueError: if there is none, or its config is damaged.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    return cls(workdir, run_folder.read_config(workdir, name), base)
+    return cls(workdir, run_folder.read_config(workdir, name), base, database)
 
   @property
   def base_path(self) -> str:
@@ -138,6 +144,17 @@ class Run:
   @functools.cached_property
   def dataset(self) -> dataset_lib.Dataset:
     return load_dataset(self.config, self.tokenizer, self.workdir)
+
+  @functools.cached_property
+  def people(self) -> people_lib.People:
+    """Who came after training.
+
+    Raises:
+      ValueError: if the address of their database is none.
+    """
+    if self._database:
+      return people_lib.People(self._database)
+    return people_lib.People.of_run(self.workdir)
 
   @functools.cached_property
   def user_texts(self) -> dict[str, str]:

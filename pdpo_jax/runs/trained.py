@@ -43,6 +43,15 @@ _LIMITS = (
 )
 
 
+def not_learnt(workdir: pathlib.Path, user_id: str) -> ValueError:
+  """The error of whoever came after training and has no row to be read."""
+  return ValueError(
+    f"user id {user_id!r}: their choices are not learnt with the weights that "
+    f"{workdir} has now; `python -m pdpo_jax.users --workdir={workdir} learn` "
+    "does"
+  )
+
+
 class Trained:
   """One training of a run, at its newest checkpoint that can be read.
 
@@ -171,7 +180,10 @@ class Trained:
       for user_id, person in self._came.items()
       if user_id not in self.table and person.is_answered(self.shared_digest)
     }
-    waiting = len(self._came) - len(answered)
+    waiting = sum(
+      user_id not in self.table and user_id not in answered
+      for user_id in self._came
+    )
     if waiting:
       logger.warning(
         "%d people of %s are not learnt, or with other weights than it has "
@@ -198,11 +210,7 @@ class Trained:
       ValueError: also if the user's choices are still to be learnt from.
     """
     if user_id in self._came and user_id not in self.users:
-      raise ValueError(
-        f"user id {user_id!r}: their choices are not learnt with the weights "
-        f"that {self.workdir} has now; `python -m pdpo_jax.users "
-        f"--workdir={self.workdir} learn` does"
-      )
+      raise not_learnt(self.workdir, user_id)
     return self.users.row_of(user_id)
 
   @property

@@ -1,14 +1,16 @@
 """The database of people who come after training."""
 
+import dataclasses
 import os
 import sqlite3
+from concurrent import futures
 
 import numpy as np
 import pytest
 import sqlalchemy
 
 from pdpo_jax.core import kept, structs
-from pdpo_jax.runs import people, run_folder
+from pdpo_jax.runs import people, people_database, run_folder
 
 DIALOGUE = (structs.Message("user", "why?"), structs.Message("user", "\ud7ff"))
 
@@ -44,7 +46,8 @@ def test_choices_are_read_as_they_were_brought(database, tmp_path):
   assert database.choices("ann") == choices[:2]
   # Brought again, they are the same.
   assert database.add([choices[1], choice("ann", "r"), choice("ann", "r")]) == 1
-  assert database.all()["ann"] == people.Person("ann", 3, None)
+  ann = database.all()["ann"]
+  assert (ann.num_choices, ann.learnt) == (3, None)
   assert (tmp_path / run_folder.PEOPLE).stat().st_mode & 0o077 == 0
 
 
@@ -110,13 +113,13 @@ def test_a_log_that_is_in_use_is_an_error(database, tmp_path, monkeypatch):
   reader = sqlite3.connect(tmp_path / run_folder.PEOPLE)
   reader.execute("PRAGMA journal_mode = WAL")
   reader.execute("BEGIN").execute("SELECT * FROM people").fetchone()
-  real = people._set_up_sqlite
+  real = people_database._set_up_sqlite
 
   def hurry(connection, _):
     real(connection, _)
     connection.execute("PRAGMA busy_timeout = 10")
 
-  monkeypatch.setattr(people, "_set_up_sqlite", hurry)
+  monkeypatch.setattr(people_database, "_set_up_sqlite", hurry)
   try:
     with pytest.raises(ValueError, match="is in use"):
       people.People.of_run(tmp_path).erase(lambda user_id: user_id == "ann")
@@ -135,7 +138,7 @@ def test_a_file_that_is_none_or_of_another_version_is_an_error(
     database.all()
   file.unlink()
   database.add([choice("ann")])
-  with database._writing() as connection:
+  with database._database.writing() as connection:
     connection.execute(sqlalchemy.text("UPDATE schema_version SET version = 9"))
   for call in (database.ids, lambda: database.add([choice("bob")])):
     with pytest.raises(ValueError, match="is of version 9, and this program"):
@@ -149,3 +152,60 @@ def test_a_database_that_was_killed_while_it_was_made_is_made(
   assert database.ids() == []
   database.add([choice("ann")])
   assert database.ids() == ["ann"]
+
+
+def test_one_person_is_read_with_how_many_choices_and_since_when(database):
+  assert database.get("ann") is None and database.waiting("a") == []
+  database.add([choice("ann"), choice("ann", "q"), choice("bob")], None)
+  database.set_learnt({"ann": learnt(2), "bob": learnt(0)})
+  ann = database.get("ann")
+  assert ann == dataclasses.replace(database.all()["ann"], learnt=ann.learnt)
+  assert (ann.num_choices, ann.learnt.num_choices) == (2, 2)
+  assert ann.since <= people.now()
+  assert database.waiting("a") == ["bob"]
+  assert database.waiting("b") == ["ann", "bob"]
+
+
+def test_what_was_learnt_of_somebody_erased_is_not_of_who_comes_again(database):
+  before = [choice("ann"), choice("ann", "q")]
+  database.add(before)
+  database.erase(lambda user_id: user_id == "ann")
+  database.add([choice("ann", "r")])
+  database.set_learnt({"ann": learnt(2)}, {"ann": before})
+  assert database.get("ann").learnt is None
+  # One more choice since then is no matter.
+  database.add([choice("ann", "s")])
+  database.set_learnt({"ann": learnt(1)}, {"ann": [choice("ann", "r")]})
+  assert database.get("ann").learnt.num_choices == 1
+
+
+def test_the_same_choice_at_the_same_time_counts_once(database):
+  with futures.ThreadPoolExecutor(8) as pool:
+    added = [
+      *pool.map(lambda _: database.add([choice("ann"), choice("bob")]), "x" * 8)
+    ]
+  assert sum(added) == 2
+  assert {*database.all()} == {"ann", "bob"}
+  assert len(database.choices("ann")) == 1
+
+
+@pytest.mark.parametrize(
+  ("url", "problem"),
+  [
+    ("mysql://h/d", "must be SQLite or PostgreSQL"),
+    ("no address", "none of SQLAlchemy's"),
+    ("sqlite://", "names no file"),
+    ("postgresql+pg8000://h/d", "needs the package"),
+  ],
+)
+def test_a_database_of_another_kind_is_an_error(url, problem):
+  with pytest.raises(ValueError, match=problem):
+    people.People(url)
+
+
+def test_a_database_that_is_down_is_an_error_without_its_password():
+  pytest.importorskip("psycopg")
+  down = people.People("postgresql+psycopg://ann:secret@127.0.0.1:1/people")
+  with pytest.raises(kept.Damaged, match="see to its server") as raised:
+    down.make()
+  assert "secret" not in str(raised.value)
