@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = (
-  "main", "generate", "evaluate", "users", "export", "preview", "plan",
-  "convert",
+  "main", "generate", "serve", "evaluate", "users", "export", "preview",
+  "plan", "convert",
 )  # fmt: skip
 
 

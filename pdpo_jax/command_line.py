@@ -81,6 +81,18 @@ def workdir_flag() -> flags.FlagHolder:
 
 
 @functools.cache
+def database_flag() -> flags.FlagHolder:
+  """`--database`, likewise."""
+  return flags.DEFINE_string(
+    "database",
+    "",
+    "Database of the people who came after training, as SQLAlchemy's address, "
+    "e.g. postgresql+psycopg://user@host/people; default: a file in the run "
+    "folder.",
+  )
+
+
+@functools.cache
 def prompt_flag() -> flags.FlagHolder:
   """`--prompt`, likewise."""
   return flags.DEFINE_multi_string(
@@ -184,7 +196,9 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
 
 
 # Flags that are defined here; those of several processes are not shown.
-_SHARED = ("config", "workdir", "prompt", "judge", _TRACEBACK.name)
+_SHARED = (
+  "config", "workdir", "prompt", "database", "judge", _TRACEBACK.name
+)  # fmt: skip
 _SECTIONS = {"config": config_lib.Config, "judge": judge_config.JudgeConfig}
 _PARSERS = {
   int: flags.IntegerParser(),

@@ -8,14 +8,16 @@ r"""The people of a run: who come, are asked, are known, and leave.
   python -m pdpo_jax.users --workdir=RUN merge ID INTO
   python -m pdpo_jax.users --workdir=RUN export ID --to=ann.json
   python -m pdpo_jax.users --workdir=RUN import ann.json
+  python -m pdpo_jax.users --workdir=RUN choices
   python -m pdpo_jax.users --workdir=RUN erase ID --retrain
 
 `learn` knows people from a few choices in seconds, without training
 (docs/people.md); without --data, it learns again whoever was learnt with other
 weights. `ask` says which pairs of responses a person should be shown. `export`
 gives all that the run holds of a person, which `import` takes up elsewhere.
-`erase` leaves nothing of it, and says what it cannot undo (docs/privacy.md). An
-id that begins with a dash stands behind `--`.
+`choices` prints everybody's, as a file for a training. `erase` leaves nothing
+of it, and says what it cannot undo (docs/privacy.md). An id that begins with a
+dash stands behind `--`.
 """
 
 import dataclasses
@@ -30,7 +32,7 @@ from absl import flags
 
 from pdpo_jax import command_line
 from pdpo_jax.core import display, kept, structs, together
-from pdpo_jax.data import tokenize
+from pdpo_jax.data import comparisons, tokenize
 from pdpo_jax.evaluation import accuracy
 from pdpo_jax.runs import dossier as dossier_lib
 from pdpo_jax.runs import learning, locks, run_folder, scores
@@ -39,6 +41,7 @@ from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase as erase_lib
 
 _WORKDIR = command_line.workdir_flag()
+_DATABASE = command_line.database_flag()
 _DATA = flags.DEFINE_string(
   "data",
   None,
@@ -200,6 +203,15 @@ def export(run: run_lib.Run, user_id: str) -> None:
   print(f"{file}: all that {run.workdir} holds of {_name(user_id)}")
 
 
+def choices(run: run_lib.Run) -> None:
+  """Prints all choices that are kept, as a file of comparisons."""
+  column = run.config.data.files.user_column
+  for user_id in run.people.ids():
+    for example in run.people.choices(user_id):
+      line = {column: user_id} | json.loads(comparisons.to_json(example))
+      print(json.dumps(line, ensure_ascii=True))
+
+
 def erase(run: run_lib.Run, user_id: str) -> None:
   """Removes a person from a run, and says what that does not undo."""
   erased = erase_lib.erase(run, user_id)
@@ -309,6 +321,7 @@ _COMMANDS: Mapping[str, _Command] = {
   "rename": _Command(rename, ("OLD", "NEW"), True),
   "merge": _Command(merge, ("ID", "INTO"), True),
   "export": _Command(export, ("ID",), False),
+  "choices": _Command(choices, (), False),
   "import": _Command(take_up, ("FILE",), True),
   "erase": _Command(erase, ("ID",), True),
 }
@@ -335,7 +348,7 @@ def main(words: Sequence[str]) -> None:
     with locks.writing(folder, command=title):
       erase_lib.finish(folder)
     print("An erasure that was interrupted is finished.", file=sys.stderr)
-  run = run_lib.Run.open(folder)
+  run = run_lib.Run.open(folder, database=_DATABASE.value)
   if not command.writes:
     command.run(run, *arguments)
     return

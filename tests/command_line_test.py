@@ -56,8 +56,8 @@ def test_an_unknown_command_is_an_error_that_lists_those_there_are(word):
   with pytest.raises(SystemExit) as stopped:
     commands.main(["pdpo", word])
   assert stopped.value.code == (
-    f"error: {word!r} is not a command; those are main, generate, evaluate, "
-    "users, export, preview, plan, convert"
+    f"error: {word!r} is not a command; those are main, generate, serve, "
+    "evaluate, users, export, preview, plan, convert"
   )
 
 

@@ -21,6 +21,7 @@ ORDER = (
   "planning",
   "runs",
   "evaluation",
+  "serving",
 )
 
 

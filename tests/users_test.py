@@ -77,6 +77,16 @@ def test_a_person_gets_all_that_the_run_holds_of_them(whole, tmp_path, capsys):
   assert held["learnt"]["policy"] == held["policy"]
 
 
+def test_all_choices_are_a_file_for_the_next_training(whole, tmp_path, capsys):
+  call(whole, "choices")
+  file = tmp_path / "choices.jsonl"
+  file.write_text(capsys.readouterr().out)
+  run = run_lib.Run.open(whole)
+  read = learning.read_choices(run, str(file))
+  kept_ones = [*run.people.choices(DEE), *run.people.choices(EVE)]
+  assert read == kept_ones and len(read) == 16
+
+
 def test_whoever_leaves_is_told_what_cannot_be_undone(folder, capsys):
   call(folder, "erase", BEA, retrain=True)
   said = capsys.readouterr().out

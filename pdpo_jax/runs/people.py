@@ -224,7 +224,7 @@ class People:
   def set_learnt(
     self,
     learnt: Mapping[str, Learnt],
-    choices: Mapping[str, Sequence[structs.PreferenceExample]] | None = None,
+    choices: Mapping[str, Sequence[structs.Feedback]] | None = None,
   ) -> None:
     """Keeps what was learnt, but of whoever was erased meanwhile.
 

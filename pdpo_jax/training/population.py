@@ -93,17 +93,7 @@ def of_policy(
   Raises:
     ValueError: if the policy has no user model, or no users.
   """
-  tables = [
-    variable
-    for _, variable in nnx.to_flat_state(policy.trainable)
-    if isinstance(variable, user_model.UserRowParam)
-  ]
-  if not tables:
-    raise ValueError(
-      "user.kind 'none' has no rows, so that nobody can be learnt; train with "
-      "user.kind 'individual' or 'cluster'"
-    )
-  (variable,) = tables
+  variable = _table_of(policy)
   table = variable.get_value()
   if user_rows is None:
     user_rows = range(1, table.shape[0])
@@ -112,10 +102,8 @@ def of_policy(
       "the run has no users, and how people differ is learnt from them; train "
       "it on choices whose users are known"
     )
-  spread = np.linspace(0, len(user_rows) - 1, _MAX_USERS)
-  chosen = np.asarray(user_rows, np.int32)[np.unique(spread.astype(np.int32))]
-  read = jax.jit(lambda table, rows: jnp.take(table, rows, axis=0))
-  rows = processes.fetch(read(table, np.concatenate([[0], chosen])))
+  chosen = spread(user_rows, _MAX_USERS)
+  rows = rows_of(policy, [0, *chosen])
   rows = rows.astype(np.float64).reshape(len(rows), -1)
   generic, rows = rows[0], rows[1:]
   is_offset = isinstance(variable, user_model.UserOffsetParam)
@@ -128,6 +116,36 @@ def of_policy(
     MAX_DIRECTIONS if is_offset else rows.shape[1],
     len(user_rows),
   )
+
+
+def rows_of(
+  policy: policies.SplitPolicy, numbers: Sequence[int]
+) -> Float[np.ndarray, "n ..."]:
+  """Rows of the user table, as they stand there."""
+  read = jax.jit(lambda table, rows: jnp.take(table, rows, axis=0))
+  table = _table_of(policy).get_value()
+  return processes.fetch(read(table, np.asarray(numbers, np.int32)))
+
+
+def spread(numbers: Sequence[int], most: int) -> list[int]:
+  """At most so many of them, from all over."""
+  places = np.linspace(0, len(numbers) - 1, most).astype(np.int32)
+  return np.asarray(numbers, np.int32)[np.unique(places)].tolist()
+
+
+def _table_of(policy: policies.SplitPolicy) -> user_model.UserRowParam:
+  tables = [
+    variable
+    for _, variable in nnx.to_flat_state(policy.trainable)
+    if isinstance(variable, user_model.UserRowParam)
+  ]
+  if not tables:
+    raise ValueError(
+      "user.kind 'none' has no rows, so that nobody can be learnt; train with "
+      "user.kind 'individual' or 'cluster'"
+    )
+  (table,) = tables
+  return table
 
 
 def of_rows(

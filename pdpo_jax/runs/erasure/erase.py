@@ -116,6 +116,11 @@ def finish(folder: pathlib.Path) -> None:
   together.finish(folder, erase_from_database)
 
 
+def is_in_files(folder: pathlib.Path, user_id: str) -> bool:
+  """Whether a run knows somebody, other than by the database of people."""
+  return user_id in _ids_in_files(folder)
+
+
 def _digest(user_id: str, salt: str) -> str:
   """Names a person to whoever has their id, until the erasure is done."""
   return hmac.new(salt.encode(), user_id.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,298 @@
+"""From a prompt and who asks to an answer, piece by piece."""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+from pdpo_jax.core import structs
+from pdpo_jax.data import prompt_formats
+from pdpo_jax.data import prompts as prompts_lib
+from pdpo_jax.inference import engine as engine_lib
+from pdpo_jax.runs import run as run_lib
+from pdpo_jax.serving import protocol, speakers, texts
+
+_RETRY = {"retry-after": "1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenText:
+  """A token, as it is told with log-probabilities.
+
+  Attributes:
+    offset: where its text begins in the answer.
+  """
+
+  id: int
+  logprob: float
+  top: tuple[tuple[int, float], ...]
+  offset: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """What came of an answer.
+
+  Attributes:
+    finish: why it ended; None while it goes on.
+  """
+
+  text: str
+  tokens: tuple[TokenText, ...]
+  finish: str | None = None
+
+
+@dataclasses.dataclass
+class Answer:
+  """One of the answers to a request.
+
+  Attributes:
+    speaker: whom it is for.
+    prompt_tokens: with those of the speaker's prefix.
+    new_tokens: made until now.
+  """
+
+  speaker: speakers.Speaker
+  prompt_tokens: int
+  stream: engine_lib.Stream
+  stops: Sequence[str]
+  new_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A prompt of somebody's, as token ids.
+
+  Attributes:
+    cut: whether its oldest part was left out.
+  """
+
+  speaker: speakers.Speaker
+  ids: Sequence[int]
+  cut: bool = False
+
+
+class Answerer:
+  """Answers as a run does.
+
+  Args:
+    run: that was trained.
+    engine: of its policy.
+    positions: of the engine.
+  """
+
+  def __init__(
+    self, run: run_lib.Run, engine: engine_lib.Engine, positions: int
+  ):
+    self.engine, self._positions = engine, positions
+    self._tokenizer = run.tokenizer
+    self.prefix_length = run.config.user.prefix_length
+    self._defaults = run.config.answers
+    # Answers are as long as those that it was trained on.
+    self._most_tokens = max(
+      run.config.answers.max_new_tokens, run.config.data.max_response_tokens
+    )
+    self._chat = prompts_lib.make_encoder(run.tokenizer, run.config.data)
+    self._plain = self._chat
+    if self._chat.chat is not None:
+      data = dataclasses.replace(run.config.data, template="plain")
+      self._plain = prompts_lib.make_encoder(run.tokenizer, data)
+    # Templates are rendered by another process, one at a time.
+    self.lock = threading.Lock()
+    self.names = texts.TokenNames(run.tokenizer)
+
+  def encode(
+    self, prompt: structs.Prompt, speaker: speakers.Speaker, plain: bool = False
+  ) -> Asked:
+    """A prompt as in training, the speaker's text included.
+
+    Args:
+      plain: without the chat template.
+
+    Raises:
+      protocol.ApiError: if the template refuses it, or it is too long.
+    """
+    encoder = self._plain if plain else self._chat
+    counts: collections.Counter[str] = collections.Counter()
+    example = structs.PromptExample(prompt, speaker.user_text)
+    with self.lock:
+      (encoded,) = encoder.encode_prompts([example], counts)
+    if encoded.problem == prompt_formats.REFUSED:
+      raise protocol.ApiError(
+        400,
+        f"the chat template refuses these messages ({encoded.detail}); change "
+        "their turns",
+        "messages",
+      )
+    if encoded.problem:
+      raise protocol.ApiError(
+        400,
+        f"the prompt is over this run's {encoder.max_tokens} tokens "
+        f"({encoded.problem}, with what the person says of themselves); "
+        "shorten it",
+        "prompt" if plain else "messages",
+        "context_length_exceeded",
+      )
+    return Asked(
+      speaker, encoded.ids.tolist(), counts[prompts_lib.PROMPT_CUT] > 0
+    )
+
+  def start(
+    self, asked: Sequence[Asked], body: protocol.Sampling
+  ) -> list[Answer]:
+    """Lets `n` answers to each prompt be made.
+
+    Raises:
+      protocol.ApiError: if they cannot be, or too many wait.
+    """
+    many = body.n or 1
+    answers: list[Answer] = []
+    seeds = body.seeds(many)
+    try:
+      for each in asked:
+        room = self._positions - self.prefix_length - len(each.ids)
+        for seed in seeds:
+          request = self._request(each, body, seed, room)
+          answers.append(
+            Answer(
+              each.speaker,
+              len(each.ids) + self.prefix_length,
+              self.engine.submit(request),
+              body.stops,
+            )
+          )
+    except engine_lib.Full as error:
+      cancel(answers)
+      raise protocol.ApiError(
+        429, str(error), code="rate_limit_exceeded", headers=_RETRY
+      ) from error
+    except engine_lib.Stopped as error:
+      cancel(answers)
+      raise protocol.ApiError(503, "the model is not there; ask later") from (
+        error
+      )
+    except ValueError as error:
+      cancel(answers)
+      too_long = room < (body.most_tokens or 1)
+      raise protocol.ApiError(
+        400,
+        str(error),
+        "max_tokens" if too_long else None,
+        "context_length_exceeded" if too_long else None,
+      ) from error
+    return answers
+
+  def _request(
+    self, asked: Asked, body: protocol.Sampling, seed: int, room: int
+  ) -> engine_lib.Request:
+    most = body.most_tokens
+    if most is None:
+      most = max(1, min(self._most_tokens, room))
+    temperature, top_p = body.temperature, body.top_p
+    if temperature is None:
+      temperature = self._defaults.temperature
+    if top_p is None:
+      top_p = self._defaults.top_p
+    if top_p == 0:  # The likeliest token alone.
+      temperature, top_p = 0.0, 1.0
+    top_k = self._defaults.top_k if body.top_k is None else max(0, body.top_k)
+    return engine_lib.Request(
+      asked.ids,
+      asked.speaker.prefix,
+      max_new_tokens=most,
+      temperature=temperature,
+      top_p=top_p,
+      top_k=top_k,
+      seed=seed,
+      top_logprobs=body.told_logprobs,
+    )
+
+  async def pieces(self, answer: Answer) -> AsyncIterator[Piece]:
+    """An answer's text as it comes; the last piece says why it ended."""
+    detokenizer = texts.Detokenizer(self._tokenizer)
+    stopper = texts.Stopper(answer.stops)
+    # Tokens whose text is not given out yet.
+    held: collections.deque[TokenText] = collections.deque()
+    sure = 0
+
+    def piece(text: str, finish: str | None = None) -> Piece:
+      tokens = []
+      while held and (
+        held[0].offset < stopper.length
+        or (finish is not None and not stopper.stopped)
+      ):
+        tokens.append(held.popleft())
+      return Piece(text, tuple(tokens), finish)
+
+    async for token in answer.stream:
+      answer.new_tokens += 1
+      if token.logprob is not None:
+        held.append(TokenText(token.id, token.logprob, token.top, sure))
+      new = detokenizer.add(token.id)
+      sure += len(new)
+      text = stopper.add(new)
+      if stopper.stopped:
+        answer.stream.cancel()
+        yield piece(text, "stop")
+        return
+      if text:
+        yield piece(text)
+    text = stopper.add(detokenizer.end())
+    finish = "stop" if stopper.stopped else answer.stream.finish_reason
+    yield piece(text + stopper.end(), finish or "stop")
+
+  async def all_pieces(
+    self, answers: Sequence[Answer]
+  ) -> AsyncIterator[tuple[int, Piece]]:
+    """Those of all answers as they come, each with its answer's place.
+
+    Raises:
+      protocol.ApiError: if the engine ends meanwhile.
+    """
+    queue: asyncio.Queue = asyncio.Queue()
+
+    async def pump(place: int, answer: Answer) -> None:
+      try:
+        async for piece in self.pieces(answer):
+          queue.put_nowait((place, piece))
+      except Exception as error:
+        queue.put_nowait((place, error))
+
+    tasks = [asyncio.create_task(pump(*each)) for each in enumerate(answers)]
+    left = len(answers)
+    try:
+      while left:
+        place, piece = await queue.get()
+        if isinstance(piece, Exception):
+          raise protocol.ApiError(
+            503, "the model ended in the midst; ask again"
+          ) from piece
+        left -= piece.finish is not None
+        yield place, piece
+    finally:
+      cancel(answers)
+      for task in tasks:
+        task.cancel()
+
+  async def whole(self, answers: Sequence[Answer]) -> list[Piece]:
+    """All answers, once they are there."""
+    parts: list[list[Piece]] = [[] for _ in answers]
+    async with contextlib.aclosing(self.all_pieces(answers)) as pieces:
+      async for place, piece in pieces:
+        parts[place].append(piece)
+    return [
+      Piece(
+        "".join(piece.text for piece in of_answer),
+        tuple(token for piece in of_answer for token in piece.tokens),
+        of_answer[-1].finish,
+      )
+      for of_answer in parts
+    ]
+
+
+def cancel(answers: Sequence[Answer]) -> None:
+  """Nobody reads on; their slots are for others."""
+  for answer in answers:
+    answer.stream.cancel()

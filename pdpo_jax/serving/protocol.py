@@ -1,0 +1,299 @@
+"""What clients send and are told, in the form of OpenAI's protocol.
+
+Fields that are not known are let pass, as other servers do. Those that ask for
+what is not done here are refused, and not ignored.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from pdpo_jax.core import structs
+from pdpo_jax.inference import engine as engine_lib
+
+# Of a list that a client sends; more is a mistake, or meant to hurt.
+_MOST_CHOICES, _MOST_PROMPTS, _MOST_STOPS, _MOST_TURNS = 16, 64, 16, 1000
+# OpenAI's seeds are of 64 bits, ours of 32.
+_SEEDS = 2**32
+_TYPES = {401: "authentication_error", 404: "not_found_error"}
+
+
+class ApiError(Exception):
+  """Is told to a client.
+
+  Args:
+    status: of HTTP.
+    message: what is wrong, and what to do.
+    param: the field that it is about.
+    code: for programs.
+    headers: of the answer.
+  """
+
+  def __init__(
+    self,
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+  ):
+    super().__init__(message)
+    self.status, self.headers = status, headers or {}
+    kind = _TYPES.get(status, "invalid_request_error")
+    if status == 429:
+      kind = "rate_limit_error"
+    elif status >= 500:
+      kind = "server_error"
+    self.body = {
+      "error": {"message": message, "type": kind, "param": param, "code": code}
+    }
+
+
+class Body(pydantic.BaseModel):
+  """A body; a number is a number."""
+
+  model_config = pydantic.ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+_Stop = Annotated[str, pydantic.StringConstraints(min_length=1, max_length=256)]
+_Id = Annotated[str, pydantic.StringConstraints(max_length=1024)]
+
+
+class StreamOptions(Body):
+  include_usage: bool | None = None
+
+
+class Sampling(Body):
+  """What chat and completions have in common."""
+
+  model: str
+  n: Annotated[int, pydantic.Field(ge=1, le=_MOST_CHOICES)] | None = None
+  max_tokens: Annotated[int, pydantic.Field(ge=1)] | None = None
+  temperature: Annotated[float, pydantic.Field(ge=0, le=2)] | None = None
+  top_p: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
+  top_k: Annotated[int, pydantic.Field(ge=-1, lt=2**31)] | None = None
+  seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] | None = None
+  stop: (
+    _Stop
+    | Annotated[list[_Stop], pydantic.Field(max_length=_MOST_STOPS)]
+    | None
+  ) = None
+  stream: bool | None = None
+  stream_options: StreamOptions | None = None
+  user: _Id | None = None
+  safety_identifier: _Id | None = None
+  # Whoever of the run differs most from `user` answers, without a name.
+  unlike: bool | None = None
+  # What is not done is accepted where it is off.
+  frequency_penalty: Literal[0] | None = None
+  presence_penalty: Literal[0] | None = None
+  logit_bias: Annotated[dict[str, Any], pydantic.Field(max_length=0)] | None = (
+    None
+  )
+
+  @property
+  def most_tokens(self) -> int | None:
+    return self.max_tokens
+
+  @property
+  def told_logprobs(self) -> int | None:
+    """Of how many tokens beside the chosen one; None of none at all."""
+    return None
+
+  @property
+  def stops(self) -> list[str]:
+    return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+  @property
+  def wants_usage(self) -> bool:
+    return bool(self.stream_options and self.stream_options.include_usage)
+
+  def seeds(self, count: int) -> list[int]:
+    """One for each answer; those of a seed are the same every time."""
+    first = secrets.randbelow(_SEEDS) if self.seed is None else self.seed
+    return [(first + place) % _SEEDS for place in range(count)]
+
+
+class Part(Body):
+  type: Literal["text"]
+  text: str
+
+
+class Turn(Body):
+  role: Literal["system", "developer", "user", "assistant"]
+  content: str | list[Part]
+
+  @property
+  def text(self) -> str:
+    if isinstance(self.content, str):
+      return self.content
+    return "".join(part.text for part in self.content)
+
+
+_Turns = Annotated[
+  list[Turn], pydantic.Field(min_length=1, max_length=_MOST_TURNS)
+]
+_Nothing = Annotated[list[Any], pydantic.Field(max_length=0)]
+
+
+class ResponseFormat(Body):
+  type: Literal["text"]
+
+
+class ChatRequest(Sampling):
+  messages: _Turns
+  max_completion_tokens: Annotated[int, pydantic.Field(ge=1)] | None = None
+  logprobs: bool | None = None
+  top_logprobs: (
+    Annotated[int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
+  ) = None
+  tools: _Nothing | None = None
+  functions: _Nothing | None = None
+  response_format: ResponseFormat | None = None
+
+  @pydantic.model_validator(mode="after")
+  def _check(self):
+    if self.top_logprobs is not None and not self.logprobs:
+      raise ValueError("top_logprobs needs logprobs true")
+    return self
+
+  @property
+  def most_tokens(self) -> int | None:
+    if self.max_completion_tokens is not None:
+      return self.max_completion_tokens
+    return self.max_tokens
+
+  @property
+  def told_logprobs(self) -> int | None:
+    return (self.top_logprobs or 0) if self.logprobs else None
+
+
+_Token = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+_Ids = Annotated[list[_Token], pydantic.Field(min_length=1)]
+
+
+class CompletionRequest(Sampling):
+  prompt: (
+    str
+    | _Ids
+    | Annotated[
+      list[str], pydantic.Field(min_length=1, max_length=_MOST_PROMPTS)
+    ]
+    | Annotated[
+      list[_Ids], pydantic.Field(min_length=1, max_length=_MOST_PROMPTS)
+    ]
+  )
+  logprobs: (
+    Annotated[int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
+  ) = None
+  echo: Literal[False] | None = None
+  best_of: int | None = None
+  suffix: Literal[""] | None = None
+
+  @pydantic.model_validator(mode="after")
+  def _check(self):
+    if self.best_of is not None and self.best_of != (self.n or 1):
+      raise ValueError("best_of has to be n: all answers are given")
+    if len(self.prompts) * (self.n or 1) > _MOST_PROMPTS:
+      raise ValueError(
+        f"{len(self.prompts)} prompts with n {self.n} are more than "
+        f"{_MOST_PROMPTS} answers; ask in several requests"
+      )
+    return self
+
+  @property
+  def prompts(self) -> list[str | list[int]]:
+    if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+      return [self.prompt]
+    return self.prompt
+
+  @property
+  def told_logprobs(self) -> int | None:
+    return self.logprobs
+
+
+class ChoiceRequest(Body):
+  """Somebody preferred one response to others, or liked one or did not."""
+
+  user: _Id
+  prompt: str | _Turns
+  chosen: str | None = None
+  rejected: (
+    str
+    | Annotated[
+      list[str], pydantic.Field(min_length=1, max_length=_MOST_CHOICES)
+    ]
+    | None
+  ) = None
+  response: str | None = None
+  thumb: Literal["up", "down"] | None = None
+
+  @pydantic.model_validator(mode="after")
+  def _check(self):
+    pair = (self.chosen is not None, self.rejected is not None)
+    thumb = (self.response is not None, self.thumb is not None)
+    if (pair, thumb) not in (
+      ((True, True), (False, False)),
+      ((False, False), (True, True)),
+    ):
+      raise ValueError("give either chosen and rejected, or response and thumb")
+    return self
+
+
+def prompt_of(value: str | Sequence[Turn]) -> structs.Prompt:
+  """What is asked, as a training has it.
+
+  A dialogue of one turn is a text, as in files of comparisons. The first turns
+  of a system, or a developer, are one.
+
+  Raises:
+    ApiError: if it is no dialogue that a user ends.
+  """
+  if isinstance(value, str):
+    if not value:
+      raise ApiError(400, "the prompt is empty; give it a text", "prompt")
+    return value
+  system, turns = [], [*value]
+  while turns and turns[0].role in ("system", "developer"):
+    system.append(turns.pop(0).text)
+  if not turns or turns[-1].role != "user":
+    raise ApiError(
+      400,
+      "the last message has to be the user's; add what is asked",
+      "messages",
+    )
+  if any(turn.role in ("system", "developer") for turn in turns):
+    raise ApiError(
+      400,
+      "a system message has to come before all others; move it there",
+      "messages",
+    )
+  if not turns[-1].text:
+    raise ApiError(400, "the last message is empty; give it a text", "messages")
+  if len(turns) == 1 and not any(system):
+    return turns[0].text
+  messages = [structs.Message(turn.role, turn.text) for turn in turns]
+  if any(system):
+    messages.insert(0, structs.Message("system", "\n\n".join(system)))
+  return tuple(messages)
+
+
+def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
+  """What every answer begins with."""
+  return {
+    "id": f"{prefix}-{secrets.token_hex(12)}",
+    "object": kind,
+    "created": int(time.time()),
+    "model": model,
+  }
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+  return {
+    "prompt_tokens": prompt_tokens,
+    "completion_tokens": completion_tokens,
+    "total_tokens": prompt_tokens + completion_tokens,
+  }
