@@ -25,6 +25,8 @@ _LEAST_LIKELY, _BEYOND_NATS = 0.01, 0.5
 _BEYOND_REPETITION = 0.1
 # Speakers with more broken answers than this are named.
 _BROKEN_SHARE = 0.1
+# So are those whose answers end that much less often than the base's.
+_FEWER_END = 0.5
 _NAMED = 3
 # On the way, so many prompts are answered as the generic user and so many
 # people.
@@ -136,18 +138,24 @@ def repetition(text: str, size: int = 3) -> float:
   return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def sentence(health: Mapping[str, Health], names: Mapping[str, str]) -> str:
+def sentence(
+  health: Mapping[str, Health], names: Mapping[str, str], base: str
+) -> str:
   """Says whose text is broken; empty where nobody's is.
 
   Args:
-    health: of speakers who are no base.
+    health: of all speakers.
     names: of those that are no users.
+    base: the speaker that is the base. Where its answers end, those that do not
+      are broken too, once they are many.
   """
-  broken = {
-    speaker: of_speaker.broken
-    for speaker, of_speaker in health.items()
-    if of_speaker.broken > _BROKEN_SHARE
-  }
+  broken = {}
+  for speaker, of_speaker in health.items():
+    share = of_speaker.broken
+    if of_speaker.ended < health[base].ended - _FEWER_END:
+      share = max(share, 1 - of_speaker.ended)
+    if speaker != base and share > _BROKEN_SHARE:
+      broken[speaker] = share
   if not broken:
     return ""
   worst = sorted(broken, key=broken.get, reverse=True)
@@ -158,9 +166,9 @@ def sentence(health: Mapping[str, Health], names: Mapping[str, str]) -> str:
   more = f" and {len(worst) - _NAMED} more" if len(worst) > _NAMED else ""
   return (
     "Text is broken, whatever accuracy says: of the answers as "
-    f"{listed}{more}, so many are far less likely than what the base says, or "
-    "repeat themselves. Read answers.jsonl; a larger loss.beta holds the "
-    "policy to the base, and so do fewer steps."
+    f"{listed}{more}, so many are far less likely than what the base says, "
+    "repeat themselves, or do not end. Read answers.jsonl; a larger loss.beta "
+    "holds the policy to the base, and so do fewer steps."
   )
 
 

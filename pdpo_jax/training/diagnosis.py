@@ -9,8 +9,8 @@ from pdpo_jax.training import metrics
 logger = logging.getLogger(__name__)
 
 # Nats a token by which chosen responses may be less likely than under the base.
-# Of trainings of the quickstart, those whose text breaks fall below it before
-# they are half done, and others never (`benchmarks/diagnosis.py`).
+# Trainings of the quickstart whose text breaks fall below it before they are
+# half done, and healthy ones that were measured do not (docs/results.md).
 _UNLIKELY = 0.1
 # A few answers are looked at, so that one or two may be broken by chance. A
 # base that is always cut off says nothing of who is, and some people like it

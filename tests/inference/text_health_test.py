@@ -69,13 +69,18 @@ def test_a_base_without_any_likelihood_says_nothing_of_others():
   assert (found.unlikely, found.broken) == (0, 0)
 
 
-def health(broken):
-  return text_health.Health(-1.0, 1.0, broken, 0.0, broken, 0.0, 0.0)
+def health(broken, ended=1.0):
+  return text_health.Health(-1.0, ended, broken, 0.0, broken, 0.0, 0.0)
 
 
 def test_whose_text_is_broken_is_said_the_worst_first():
-  found = {"G": health(0.2), "4": health(0.9), "5": health(0.05)}
-  text = text_health.sentence(found, {"G": "the generic user"})
+  found = {
+    "S": health(0.0),
+    "G": health(0.2),
+    "4": health(0.9),
+    "5": health(0.05),
+  }
+  text = text_health.sentence(found, {"G": "the generic user"}, "S")
   assert text.startswith("Text is broken, whatever accuracy says")
   assert "as user 4 (90%), the generic user (20%), so many" in text
   assert "user 5" not in text
@@ -83,12 +88,20 @@ def test_whose_text_is_broken_is_said_the_worst_first():
 
 def test_of_many_whose_text_is_broken_the_others_are_counted():
   found = {str(number): health(0.5) for number in range(9)}
-  assert "and 6 more" in text_health.sentence(found, {})
+  found["S"] = health(0.0)
+  assert "and 6 more" in text_health.sentence(found, {}, "S")
+
+
+def test_answers_that_do_not_end_are_broken_where_the_bases_do():
+  found = {"S": health(0.0), "4": health(0.05, ended=0.2)}
+  assert "user 4 (80%)" in text_health.sentence(found, {}, "S")
+  found["S"] = health(0.0, ended=0.4)
+  assert text_health.sentence(found, {}, "S") == ""
 
 
 def test_of_whole_text_nothing_is_said():
-  assert text_health.sentence({"4": health(0.1)}, {}) == ""
-  assert text_health.sentence({}, {}) == ""
+  found = {"S": health(0.0), "4": health(0.1)}
+  assert text_health.sentence(found, {}, "S") == ""
 
 
 @pytest.mark.parametrize(

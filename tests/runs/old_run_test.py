@@ -56,6 +56,7 @@ def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
     assert after.pop(name).keys() == {"heldout"}
   assert {each["part"] for each in after.pop("untrained")} == {"heldout"}
   assert len(after.pop("contenders")) == 4
+  assert {each["part"] for each in after.pop("beyond_length")} == {"heldout"}
   assert after == before
   assert (folder / run_folder.JOURNAL).read_bytes() == journal
   assert responses == {file: file.read_bytes() for file in responses}

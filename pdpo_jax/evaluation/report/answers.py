@@ -68,8 +68,7 @@ def find_health(
 
 def verdict(health: Health) -> str:
   """Whose text is broken; empty where nobody's is."""
-  others = {name: own for name, own in health.items() if name != "S"}
-  return text_health.sentence(others, answers.OTHERS)
+  return text_health.sentence(health, answers.OTHERS, "S") if health else ""
 
 
 def section(

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from pdpo_jax.data import dataset as dataset_lib
-from pdpo_jax.evaluation import accuracy, length_strata
+from pdpo_jax.evaluation import accuracy, length_regression, length_strata
 from pdpo_jax.evaluation import strata as strata_lib
 from pdpo_jax.evaluation.report import accuracy as accuracy_report
 from pdpo_jax.evaluation.report import page, strata
@@ -69,7 +70,12 @@ def _balanced(
   ]
 
 
-def section(findings: strata.Findings) -> page.Section:
+def section(
+  findings: strata.Findings,
+  scores: strata_lib.Scores,
+  dataset: dataset_lib.Dataset,
+) -> page.Section:
+  """Strata, and what margins add to lengths; arguments as for `find`."""
   text = (
     "A taste in length is the easiest to learn. Where pairs with a shorter and "
     "with a longer chosen response count the same, whoever only goes by which "
@@ -77,9 +83,49 @@ def section(findings: strata.Findings) -> page.Section:
     "than half is more than that. It needs people who chose both. Lengths are "
     "in characters."
   )
+  tables, numbers = _regressions(scores, dataset)
   return page.Section(
     "Controlled for length",
     [text],
-    findings.tables(_NAMES, length_strata.BY),
-    numbers={"length_control": findings.to_json()},
+    [*findings.tables(_NAMES, length_strata.BY), *tables],
+    numbers={"length_control": findings.to_json(), "beyond_length": numbers},
   )
+
+
+def _regressions(
+  scores: strata_lib.Scores, dataset: dataset_lib.Dataset
+) -> tuple[list[page.Table], list[dict[str, Any]]]:
+  tables, numbers = [], []
+  for split, title in accuracy.USERS_OF.items():
+    table = page.Table(
+      (title, "by lengths, %", "by lengths and margin, %", "adds, points", "p"),
+      "Logistic regressions of the choice, mean over users: on lengths and "
+      "each person's own taste in them (of their training choices), and on the "
+      "policy's margin besides; fitted to other people than those they "
+      "predict. What a margin adds is more than a taste in length.",
+    )
+    for name, by_split in scores.items():
+      if split not in by_split or not len(by_split[split].examples):
+        continue
+      found = length_regression.predict(by_split[split], dataset, split)
+      if found is None:
+        continue
+      lengths, both = found
+      gain = accuracy.gain(both, lengths)
+      table.add(
+        name,
+        page.with_interval(lengths.users, lengths.interval()),
+        page.with_interval(both.users, both.interval()),
+        page.points(gain),
+        f"{gain.p_value:.2g}",
+      )
+      numbers.append({
+        "name": name,
+        "part": split,
+        "lengths": lengths.users,
+        "lengths_and_margin": both.users,
+        "gain": dataclasses.asdict(gain),
+      })  # fmt: skip
+    if table.lines:
+      tables.append(table)
+  return tables, numbers

@@ -82,7 +82,7 @@ def make_report(
     "Known and new texts": familiar.compared
     and (lambda: familiarity.section(familiar)),
     "Controlled for length": length.compared
-    and (lambda: length_control.section(length)),
+    and (lambda: length_control.section(length, scores, dataset)),
     "Generated text": answered
     and (lambda: answers.section(answered, dataset, health)),
     "Win rates": rates and (lambda: win_rates.section(rates, judge)),

@@ -76,7 +76,8 @@ def test_people_who_chose_one_length_alone_have_no_balance():
   heldout = [example(user, SHORT, LONG) for user in USERS for _ in range(5)]
   heldout += [example("x", LONG, SHORT)] * 20
   findings = find(heldout, lambda each: [1], lambda each: [-1])
-  (table,) = length_control.section(findings).tables
+  data = dataset_lib.Dataset([], heldout, [])
+  (table,) = length_control.section(findings, {}, data).tables
   assert [line[:3] for line in table.lines] == [
     ("the chosen response is shorter", "P", "40"),
     ("the chosen response is shorter", "V", "40"),
