@@ -12,8 +12,8 @@ worker.
 Hardware: 2 CPU cores, no accelerator, 5 to 8 minutes.
 Expected: 4, 5 and 6 get empty summaries, the others long ones (E1); G is about
 as long as V, and both are longer than S (E2). `results.json` says if they hold.
-Held-out reward accuracy: P-DPO 0.91 or more for every worker and 0.97 over all,
-vanilla DPO 0.66 over all (docs/results.md has seeds and settings).
+Held-out reward accuracy: P-DPO 0.93 or more for every worker and 0.98 over all,
+vanilla DPO 0.68 over all (docs/results.md has seeds and settings).
 
 Variants: `:cluster`, the same with the cluster model; `:smoke`, a minute's run
 that only shows that everything works.
