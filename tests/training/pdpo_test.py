@@ -172,9 +172,9 @@ def test_metrics_have_rewards_apart_and_what_text_is_like(tmp_path):
       line["heldout_chosen_reward"] - line["heldout_rejected_reward"], abs=1e-5
     )
     assert abs(line["heldout_chosen_per_token"]) < 1
-  # The same quotient, of the examples of a step.
+  # The same quotient, of the examples of a step; at first there is but noise.
   for line in lines:
-    if "chosen_reward" in line:
+    if abs(line.get("chosen_reward", 0.0)) > 1e-4:
       share = line["chosen_per_token"] / line["chosen_reward"]
       assert 0 < share < 1 / config.loss.beta
 
