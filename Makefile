@@ -12,10 +12,17 @@ OLDEST_TESTS := tests/core tests/data tests/weights \
   tests/evaluation/judge tests/evaluation/report tests/inference/golden_test.py \
   tests/training/checkpoint_test.py tests/command_line_test.py
 
-.PHONY: quickstart smoke test lint libtpu wheel oldest parity golden bench clean
+.PHONY: quickstart demo smoke test lint libtpu wheel oldest parity golden bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
+
+# A page that learns who asks, on the quickstart's run, which it trains if there
+# is none.
+demo: $(VENV)/run
+	test -f runs/quickstart/held_out.json || \
+	  $(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
+	$(BIN)/python -m pdpo_jax.serve --workdir=runs/quickstart
 
 # A minute's run that shows that everything works, and learns nothing.
 smoke: $(VENV)/run
