@@ -7,8 +7,9 @@ Twelve people whom the run has never seen, half of whom prefer the shorter
 summary, make 1, 2, 4, … choices each; what they are like is learnt from these
 (`training/people.py`). Measured is held-out reward accuracy, with choices that
 come by chance and with such as the policy asks for; whether its probabilities
-are right; what those people are answered; and seconds. With `--trained`, rows
-are also trained as a run of `train.learn` "users" does.
+are right; what those people are answered; and seconds. With `--thumbs`, they
+also like or dislike single summaries instead. With `--trained`, rows are also
+trained as a run of `train.learn` "users" does.
 """
 
 import dataclasses
@@ -51,6 +52,7 @@ _ASKED = flags.DEFINE_integer("asked", 8, "Choices that are asked for.")
 _DRAWS = flags.DEFINE_integer("draws", 3, "Sets of choices of each person.")
 _HELDOUT = flags.DEFINE_integer("heldout", 40, "Held-out pairs of a person.")
 _PROMPTS = flags.DEFINE_integer("prompts", 10, "That are answered; 0: none.")
+_THUMBS = flags.DEFINE_bool("thumbs", False, "Also learn from thumbs.")
 _TRAINED = flags.DEFINE_bool("trained", False, "Also train rows.")
 
 PEOPLE = tuple(f"new{place}" for place in range(1, 13))
@@ -104,8 +106,8 @@ class Held:
       "long": float(np.mean([accuracy[p] for p in PEOPLE if p not in SHORT])),
       "iterations": float(np.mean([people[n].iterations for n in names])),
       "converged": float(np.mean([people[n].converged for n in names])),
-      "calibration": calibration_error(outlook.probability),
-      "calibration_of_margin": calibration_error(plain),
+      "calibration": statistics.calibration_error(outlook.probability),
+      "calibration_of_margin": statistics.calibration_error(plain),
       "log_loss": float(-np.log(outlook.probability.clip(1e-9)).mean()),
       "log_loss_of_margin": float(-np.log(plain.clip(1e-9)).mean()),
     }
@@ -115,26 +117,15 @@ def _person(name: str) -> str:
   return name.partition("#")[0]
 
 
-def calibration_error(probability: np.ndarray, bins: int = 10) -> float:
-  """Expected calibration error (Guo et al. 2017) of which is preferred.
+def make_choices(
+  learner: people_lib.Learner,
+) -> tuple[Choices, Choices, Choices]:
+  """Choices to learn from, thumbs, and held-out choices, of each person.
 
-  Args:
-    probability: given to what was chosen.
+  The former two are by person and draw. A thumb is on one response of a choice:
+  up on the preferred one of every other choice, and down on the other one of
+  the rest.
   """
-  confidence = np.maximum(probability, 1 - probability)
-  right = probability > 0.5
-  place = np.minimum((2 * bins * (confidence - 0.5)).astype(int), bins - 1)
-  return float(
-    sum(
-      np.mean(place == each)
-      * abs(confidence[place == each].mean() - right[place == each].mean())
-      for each in np.unique(place)
-    )
-  )
-
-
-def make_choices(learner: people_lib.Learner) -> tuple[Choices, Choices]:
-  """Choices to learn from, by person and draw, and held-out ones by person."""
   most = max(*_CHOICES.value, _POOL)
   count = len(PEOPLE) * (most * _DRAWS.value + _HELDOUT.value)
   posts = synthetic.make_posts(count, _SEED)
@@ -152,9 +143,18 @@ def make_choices(learner: people_lib.Learner) -> tuple[Choices, Choices]:
     for draw in range(_DRAWS.value)
   }
   prepared = learner.prepare([x for own in by_draw.values() for x in own])
+  thumbs = [
+    structs.Thumb(x.prompt, text, is_up, x.user_id)
+    for own in by_draw.values()
+    for place, x in enumerate(own)
+    for is_up in [place % 2 == 0]
+    for text in [x.chosen if is_up else x.rejected[0]]
+  ]
+  of_thumbs = learner.prepare(thumbs if _THUMBS.value else [])
   held = learner.prepare(heldout)
   return (
     _by_user(prepared.choices, by_draw),
+    _by_user(of_thumbs.choices, by_draw),
     _by_user(held.choices, PEOPLE),
   )
 
@@ -166,7 +166,10 @@ def _by_user(choices, names):
 
 
 def by_chance(
-  learner: people_lib.Learner, choices: Choices, held: Held
+  learner: people_lib.Learner,
+  choices: Choices,
+  held: Held,
+  title: str = "by chance",
 ) -> list[dict[str, Any]]:
   rows = []
   for count in _CHOICES.value:
@@ -177,7 +180,7 @@ def by_chance(
     seconds = time.perf_counter() - began
     rows.append({"choices": count, "seconds": seconds} | held.measure(people))
     rows[-1]["people"] = people
-    show("by chance", rows[-1])
+    show(title, rows[-1])
   return rows
 
 
@@ -311,14 +314,16 @@ def main() -> None:
     f"{population.shares.round(2)}, {population.size} directions",
     flush=True,
   )
-  choices, heldout = make_choices(learner)
+  choices, thumbs, heldout = make_choices(learner)
   held = Held(learner, heldout)
   results = {"by chance": by_chance(learner, choices, held)}
+  if _THUMBS.value:
+    results["thumbs"] = by_chance(learner, thumbs, held, "thumbs")
   results["asked"] = asked(learner, choices, held)
   results["seconds"] = times(learner, choices)
   if _PROMPTS.value:
     answers(run, results["by chance"])
-  for row in results["by chance"]:
+  for row in (*results["by chance"], *results.get("thumbs", ())):
     del row["people"]
   if _TRAINED.value:
     with tempfile.TemporaryDirectory() as folder:

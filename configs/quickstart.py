@@ -15,13 +15,14 @@ as long as V, and both are longer than S (E2). `results.json` says if they hold.
 Held-out reward accuracy: P-DPO 0.93 or more for every worker and 0.98 over all,
 vanilla DPO 0.68 over all (docs/results.md has seeds and settings).
 
-Variants: `:cluster`, the same with the cluster model; `:smoke`, a minute's run
-that only shows that everything works.
+Variants: `:cluster`, the same with the cluster model; `:mixtures`, a hundred
+workers who weigh five tastes each, for `benchmarks.mixtures`; `:smoke`, a
+minute's run that only shows that everything works.
 """
 
 from pdpo_jax.runs import config as config_lib
 
-VARIANTS = ("individual", "cluster", "smoke")
+VARIANTS = ("individual", "cluster", "mixtures", "smoke")
 
 
 def get_config(variant: str = "individual") -> config_lib.Config:
@@ -52,6 +53,16 @@ def get_config(variant: str = "individual") -> config_lib.Config:
     config.name = "quickstart-cluster"
     config.user.kind = "cluster"
     config.user.num_clusters = 4
+  elif variant == "mixtures":
+    config.name = "quickstart-mixtures"
+    config.data.synthetic.tastes = "mixtures"
+    config.data.synthetic.num_workers = 100
+    config.data.synthetic.short_workers = ()
+    config.data.synthetic.train_per_worker = 100
+    config.data.synthetic.heldout_per_worker = 20
+    config.vanilla = False
+    config.answers.num_users = 4
+    config.answers.num_prompts = 10
   elif variant == "smoke":
     config.name = "quickstart-smoke"
     config.sft.width = 32

@@ -14,13 +14,22 @@ class SyntheticConfig(sections.Section):
 
   # Workers, named "1", "2", ….
   num_workers: sections.Count = 10
-  # Those who prefer the shorter of two summaries; the others the longer.
+  # "length": some prefer the shorter of two summaries, the others the longer.
+  # "mixtures": everybody weighs length, tone, order, names and repetition in a
+  # way of their own (`data/sources/mixtures.py`).
+  tastes: Literal["length", "mixtures"] = "length"
+  # Those who prefer the shorter summary, for "length".
   short_workers: tuple[str, ...] = ("4", "5", "6")
   train_per_worker: sections.Count = 200
   heldout_per_worker: sections.Count = 40
 
   def check_together(self) -> None:
     _check_workers("synthetic", self.num_workers, self.short_workers)
+    if self.short_workers and self.tastes == "mixtures":
+      raise ValueError(
+        f"data.synthetic.short_workers {self.short_workers} has no meaning for "
+        "data.synthetic.tastes 'mixtures'; use ()"
+      )
 
 
 @dataclasses.dataclass

@@ -84,3 +84,23 @@ def sign_flip_p(gains: Float[np.ndarray, " users"]) -> float:
     rng=np.random.default_rng(0),
   )
   return float(result.pvalue)
+
+
+def calibration_error(
+  probability: Float[np.ndarray, " pairs"], bins: int = 10
+) -> float:
+  """Expected calibration error (Guo et al. 2017) of which is preferred.
+
+  Args:
+    probability: given to what was chosen; a half is right half of the time.
+  """
+  confidence = np.maximum(probability, 1 - probability)
+  right = np.heaviside(probability - 0.5, 0.5)
+  place = np.minimum((2 * bins * (confidence - 0.5)).astype(int), bins - 1)
+  return float(
+    sum(
+      np.mean(place == each)
+      * abs(confidence[place == each].mean() - right[place == each].mean())
+      for each in np.unique(place)
+    )
+  )

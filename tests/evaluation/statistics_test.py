@@ -65,3 +65,12 @@ def test_a_mean_of_one_has_no_error():
   # Sample variance of 3, 0, 1, 4 is 10 / 3.
   error = (10 / 3 / 4) ** 0.5
   assert statistics.mean_of([3, 0, 1, 4]).standard_error == pytest.approx(error)
+
+
+def test_a_calibration_error_is_how_far_confidence_is_from_being_right():
+  # Nine of ten are right, and 0.7 was said of each.
+  said = np.array([0.7] * 9 + [0.3])
+  assert statistics.calibration_error(said) == pytest.approx(0.2)
+  assert statistics.calibration_error(np.full(4, 0.5)) == 0
+  sure = np.array([1.0, 1.0, 0.8, 0.8, 0.8, 0.8, 0.2])
+  assert statistics.calibration_error(sure) == pytest.approx(0.0)

@@ -10,6 +10,7 @@ from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.data import held_out, records
 from pdpo_jax.data.sources import (
   community_alignment,
+  mixtures,
   preference_files,
   prism,
   ratings,
@@ -120,11 +121,20 @@ def _synthetic(
   train, fresh = fresh[:cut], fresh[cut:]
   cut = len(workers) * data.heldout_per_worker
   heldout, asked = fresh[:cut], fresh[cut:]
+  prompts = [structs.PromptExample(post.prompt) for post in asked]
+  if data.tastes == "mixtures":
+    tastes = {worker: mixtures.taste_of(worker, seed) for worker in workers}
+    return dataset_lib.Dataset(
+      train=mixtures.comparisons(train, tastes, seed),
+      heldout=mixtures.comparisons(heldout, tastes, seed + 1),
+      prompts=prompts,
+      sft_pairs=mixtures.sft_pairs(learnt, seed),
+    )
   short = tuple(each for each in workers if each in data.short_workers)
   return dataset_lib.Dataset(
     train=synthetic.comparisons(train, workers, short, seed),
     heldout=synthetic.comparisons(heldout, workers, short, seed + 1),
-    prompts=[structs.PromptExample(post.prompt) for post in asked],
+    prompts=prompts,
     sft_pairs=synthetic.sft_pairs(learnt, seed),
     short_users=short,
     long_users=tuple(each for each in workers if each not in short),
