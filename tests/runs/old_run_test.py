@@ -41,7 +41,9 @@ def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
     kind="rule", against=("base", "chosen"), num_users=1, samples_per_user=1
   )
   journal = (folder / run_folder.JOURNAL).read_bytes()
-  responses = {file: file.read_bytes() for file in folder.rglob("responses/*")}
+  responses = {
+    file: file.read_bytes() for file in folder.rglob("responses/*.jsonl")
+  }
   report.make_report(folder, (), run.base, run.dataset, judge)
   after = json.loads((folder / "report/report.json").read_text())
   # The first version rounded what it kept, and not what it told.
