@@ -1,6 +1,8 @@
 """Thumbs up and down: how labels are read, and which make comparisons."""
 
 import collections
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +11,25 @@ from pdpo_jax.data import records
 from pdpo_jax.data.sources import turns
 
 _UP = (
-  "up", "thumbs_up", "like", "good", "positive", "true", "yes", "1", "👍",
+  "up", "thumbs_up", "upvote", "like", "liked", "good", "positive", "true",
+  "yes", "1", "+1", "👍",
 )  # fmt: skip
 _DOWN = (
-  "down", "thumbs_down", "dislike", "bad", "negative", "false", "no", "0",
-  "-1", "👎",
+  "down", "thumbs_down", "downvote", "dislike", "disliked", "bad", "negative",
+  "false", "no", "0", "-1", "👎",
 )  # fmt: skip
+# Of an emoji: that it is shown as a picture, and in which of five skin colours.
+_LOOKS = dict.fromkeys((0xFE0E, 0xFE0F, *range(0x1F3FB, 0x1F400)))
+
+
+def _name(label: Any) -> str:
+  """A label without what products write differently."""
+  if isinstance(label, int | float) and not isinstance(label, bool):
+    return f"{label:g}"
+  name = unicodedata.normalize("NFKC", str(label)).translate(_LOOKS)
+  name = re.sub(r"(?<=\w)[\s_-]+(?=\w)", "_", name.strip().casefold())
+  # So pandas writes a column of integers of which some are missing to CSV.
+  return name.removesuffix(".0")
 
 
 class Labels:
@@ -32,10 +47,7 @@ class Labels:
     """
     if turns.is_missing(label):
       raise records.BrokenRecord("no label")
-    is_number = isinstance(label, int | float) and not isinstance(label, bool)
-    name = f"{label:g}" if is_number else str(label).strip().casefold()
-    # So pandas writes a column of integers of which some are missing to CSV.
-    name = name.removesuffix(".0")
+    name = _name(label)
     if name not in (*_UP, *_DOWN):
       raise records.BrokenRecord(
         "label that says neither up nor down",

@@ -114,7 +114,23 @@ def test_a_table_writes_rankings_and_labels_as_text(tmp_path):
 @pytest.mark.parametrize(
   "label, is_up",
   [
-    *((x, True) for x in (True, 1, 1.0, "up", "True", " Like ", "1", "👍")),
+    *(
+      (x, True)
+      for x in (
+        True,
+        1,
+        1.0,
+        "up",
+        "True",
+        " Like ",
+        "1",
+        "👍",
+        "👍🏽",
+        "👍️",
+        "Thumbs-Up",
+        "+1",
+      )
+    ),
     *((x, False) for x in (False, 0, -1, "down", "no", "-1", "👎")),
   ],
 )
