@@ -226,6 +226,7 @@ def _erase(room: service.Service, user_id: str) -> dict[str, Any]:
     raise _nobody(user_id)
   if not in_files:
     room.speakers.people.erase(lambda each: each == user_id)
+    room.speakers.forget()
     return content
   try:
     command = f"python -m pdpo_jax.serve --workdir={folder}"
@@ -241,6 +242,7 @@ def _erase(room: service.Service, user_id: str) -> dict[str, Any]:
     raise protocol.ApiError(
       409, f"nobody was erased from the run's files: {error}", "user"
     ) from error
+  room.speakers.forget()
   # It knows how people differ from their row, too.
   room.lessons.begin_again()
   return content | {

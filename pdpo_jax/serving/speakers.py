@@ -103,6 +103,12 @@ class Speakers:
         self._roster_time = changed
       return self._table
 
+  def forget(self) -> None:
+    """Drops what is kept in memory of anybody, since somebody was erased."""
+    for kept in (self._prefix_of_row, self._row_of, self._prefix_of_bytes):
+      kept.cache_clear()
+    vars(self._run).pop("user_texts", None)  # Read again when it is asked for.
+
   def find(self, user_id: str | None) -> Speaker:
     """Whoever has this id; the generic user for somebody unknown."""
     if user_id is None:

@@ -166,11 +166,13 @@ def test_whoever_came_leaves_at_once(at):
 def test_whoever_was_trained_leaves_the_runs_files_too(at):
   begun = at.room.lessons.begun
   assert at.room.speakers.find(ANN).known == "trained"
+  assert ANN in at.room.run.user_texts
   choose(at, ANN)
   status, told = ask(at, "DELETE", person(ANN))
   assert (status, told["trained_choices"]) == (200, 8)
   assert at.room.lessons.begun == begun + 1
   assert not at.room.speakers.find(ANN).is_known
+  assert ANN not in at.room.run.user_texts
   assert at.room.speakers.find(CEM).known == "trained"
   for file in at.room.run.workdir.rglob("*"):
     if file.is_file():
