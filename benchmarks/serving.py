@@ -17,16 +17,11 @@ import tempfile
 import threading
 import time
 
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from flax import nnx
 
-from benchmarks import generation, side_by_side
-from pdpo_jax.inference import decode, engine, sampling
-from pdpo_jax.models import policy as policy_lib
-from pdpo_jax.models import stack, user_model
-from pdpo_jax.weights import base as base_lib
+from benchmarks import generation, side_by_side, static_batch
+from pdpo_jax.inference import engine
 
 # --new_tokens, --repeats and --threads are those of `generation`.
 _FLAGS = flags.FLAGS
@@ -50,46 +45,6 @@ def timed(answer) -> Turn:
   return Turn(
     time.perf_counter() - start, time.process_time() - cpu_start, tokens
   )
-
-
-def read_policy(folder: pathlib.Path, prefixes: np.ndarray):
-  """The base with a user model around it that has prefixes of that length."""
-  base = base_lib.read_base(str(folder), base_lib.BaseConfig())
-  users = user_model.make_user_model(
-    user_model.UserConfig(num_tokens=prefixes.shape[1], init="normal"),
-    len(prefixes),
-    base.lm.embed(jnp.arange(base.lm.arch.vocab_size)),
-    nnx.Rngs(0),
-  )
-  users.generic_prefix[...] = jnp.asarray(prefixes[0])
-  users.offsets[...] = jnp.asarray(prefixes - prefixes[0])
-  return policy_lib.Policy(base.lm, users)
-
-
-def static_batch(policy, arrays, size):
-  """All prompts in one call of `decode`, as `generate` does it."""
-  graphdef, state = nnx.split(policy)
-  state = stack.apart(state, policy.lm.stacked)
-  rows = len(arrays["prompt"])
-  spec = sampling.AnswersConfig(
-    max_new_tokens=size, min_new_tokens=size, temperature=0.0
-  )
-
-  def answer():
-    tokens, _ = decode.decode(
-      graphdef,
-      state,
-      jnp.asarray(arrays["prompt"]),
-      jnp.asarray(arrays["mask"]),
-      jnp.arange(rows, dtype=jnp.int32),
-      jnp.zeros(rows, jnp.uint32),
-      jnp.asarray(arrays["stop"], jnp.int32),
-      spec=spec,
-      pad_id=0,
-    )
-    return np.asarray(tokens).tolist()
-
-  return answer
 
 
 def requests_of(arrays, size) -> list[engine.Request]:
@@ -132,7 +87,7 @@ def main(argv) -> None:
     folder = pathlib.Path(name)
     generation.prepare(folder, "float32")
     arrays = dict(np.load(folder / "requests.npz"))
-    policy = read_policy(folder, arrays["prefixes"])
+    policy = static_batch.read_policy(str(folder), arrays["prefixes"])
   requests = requests_of(arrays, size)
   longest = max(len(request.prompt) for request in requests)
   positions = arrays["prefixes"].shape[1] + longest + size
@@ -147,7 +102,8 @@ def main(argv) -> None:
     streams = [running.submit(request) for request in requests]
     return [[token.id for token in stream] for stream in streams]
 
-  answers = {"static batch": static_batch(policy, arrays, size), "engine": ask}
+  static = static_batch.static_batch(policy, arrays, size)
+  answers = {"static batch": static, "engine": ask}
   turns: dict[str, list[Turn]] = {name: [] for name in answers}
   for turn in range(_FLAGS.repeats + 1):
     for name, answer in answers.items():

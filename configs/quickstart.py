@@ -9,7 +9,7 @@ comparisons from the same base with the same budget, and 50 held-out posts are
 summarised as S (the base), V (vanilla), G (P-DPO's generic user) and each
 worker.
 
-Hardware: 2 CPU cores, no accelerator, 5 to 8 minutes.
+Hardware: 2 CPU cores, no accelerator, 8 to 10 minutes.
 Expected: 4, 5 and 6 get empty summaries, the others long ones (E1); G is about
 as long as V, and both are longer than S (E2). `results.json` says if they hold.
 Held-out reward accuracy: P-DPO 0.93 or more for every worker and 0.98 over all,

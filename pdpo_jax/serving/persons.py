@@ -145,6 +145,9 @@ async def export(
   request: fastapi.Request, user_id: str
 ) -> responses.JSONResponse:
   """All that is held of a person, for the person."""
+  if not request.scope["raw_path"].endswith(b"/export"):
+    # The slash was quoted: it is of the id.
+    return responses.JSONResponse(await show(request, f"{user_id}/export"))
   room: service.Service = request.app.state.service
 
   def make() -> dossier.Dossier:

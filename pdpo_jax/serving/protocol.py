@@ -58,6 +58,9 @@ class Body(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra="allow", allow_inf_nan=False)
 
 
+# Constrained, since pydantic lets half of a surrogate pair pass in a plain str:
+# texts cut in the midst of an emoji have one, and no tokenizer takes it.
+_Text = Annotated[str, pydantic.StringConstraints(max_length=2**20)]
 _Stop = Annotated[str, pydantic.StringConstraints(min_length=1, max_length=256)]
 _Id = Annotated[str, pydantic.StringConstraints(max_length=1024)]
 
@@ -69,7 +72,7 @@ class StreamOptions(Body):
 class Sampling(Body):
   """What chat and completions have in common."""
 
-  model: str
+  model: _Text
   n: Annotated[int, pydantic.Field(ge=1, le=_MOST_CHOICES)] | None = None
   max_tokens: Annotated[int, pydantic.Field(ge=1)] | None = None
   temperature: Annotated[float, pydantic.Field(ge=0, le=2)] | None = None
@@ -119,12 +122,12 @@ class Sampling(Body):
 
 class Part(Body):
   type: Literal["text"]
-  text: str
+  text: _Text
 
 
 class Turn(Body):
   role: Literal["system", "developer", "user", "assistant"]
-  content: str | list[Part]
+  content: _Text | list[Part]
 
   @property
   def text(self) -> str:
@@ -177,10 +180,10 @@ _Ids = Annotated[list[_Token], pydantic.Field(min_length=1)]
 
 class CompletionRequest(Sampling):
   prompt: (
-    str
+    _Text
     | _Ids
     | Annotated[
-      list[str], pydantic.Field(min_length=1, max_length=_MOST_PROMPTS)
+      list[_Text], pydantic.Field(min_length=1, max_length=_MOST_PROMPTS)
     ]
     | Annotated[
       list[_Ids], pydantic.Field(min_length=1, max_length=_MOST_PROMPTS)
@@ -219,16 +222,16 @@ class ChoiceRequest(Body):
   """Somebody preferred one response to others, or liked one or did not."""
 
   user: _Id
-  prompt: str | _Turns
-  chosen: str | None = None
+  prompt: _Text | _Turns
+  chosen: _Text | None = None
   rejected: (
-    str
+    _Text
     | Annotated[
-      list[str], pydantic.Field(min_length=1, max_length=_MOST_CHOICES)
+      list[_Text], pydantic.Field(min_length=1, max_length=_MOST_CHOICES)
     ]
     | None
   ) = None
-  response: str | None = None
+  response: _Text | None = None
   thumb: Literal["up", "down"] | None = None
 
   @pydantic.model_validator(mode="after")

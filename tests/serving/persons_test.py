@@ -133,12 +133,48 @@ def test_what_was_learnt_is_told_and_answered_with_at_once(at):
   assert abs(found.prefix - at.room.speakers.generic).max() > 0.1
 
 
-def test_ids_with_marks_are_data(at):
-  user = "</script>/<b>ü %2F"
+@pytest.mark.parametrize("user", ["</script>/<b>ü %2F", "flo/export", "/"])
+def test_ids_with_marks_are_data(at, user):
   assert choose(at, user)[0] == 201
   assert ask(at, "GET", person(user))[1]["id"] == user
   assert ask(at, "DELETE", person(user))[0] == 200
   assert ask(at, "GET", person(user))[0] == 404
+
+
+HALF = "an emoji cut in the midst \ud83d"
+
+
+@pytest.mark.parametrize(
+  "path, values",
+  [
+    *(
+      ("choices", {name: HALF})
+      for name in ("user", "prompt", "chosen", "rejected")
+    ),
+    ("choices", {"rejected": ["a", HALF]}),
+    ("choices", {"prompt": [{"role": "user", "content": HALF}]}),
+    ("completions", {"prompt": HALF}),
+    ("completions", {"prompt": [HALF]}),
+    *(("chat/completions", {name: HALF}) for name in ("model", "user", "stop")),
+    ("chat/completions", {"messages": [{"role": "user", "content": HALF}]}),
+    (
+      "chat/completions",
+      {
+        "messages": [
+          {"role": "user", "content": [{"type": "text", "text": HALF}]}
+        ]
+      },
+    ),
+  ],
+)
+def test_texts_with_half_a_character_are_refused(at, path, values):
+  body = {"model": at.room.model}
+  if path == "choices":
+    body = {"user": "flo", "prompt": "a", "chosen": "b", "rejected": "c"}
+  status, told = ask(at, "POST", f"/v1/{path}", body | values)
+  assert status == 400, told
+  # The field, and not what else the body lacks.
+  assert told["error"]["param"] in values
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
