@@ -77,6 +77,7 @@ def open_run(folder: pathlib.Path, database: str) -> run_lib.Run:
       f"{folder} has no user model (user.kind 'none'), so that everybody would "
       "be answered alike; `export` writes it for other servers"
     )
+  run.own.check()
   if not run.own.table.ids:
     raise ValueError(
       f"{folder} has no users, and how people differ is learnt from them; "
@@ -86,25 +87,47 @@ def open_run(folder: pathlib.Path, database: str) -> run_lib.Run:
   return run
 
 
-def listen(host: str, port: int) -> socket.socket:
-  """A socket that clients can wait at.
+def bind(host: str, port: int) -> socket.socket:
+  """A socket at which nobody listens yet.
 
   Raises:
-    ValueError: if it is in use, or the address is none of this machine's.
+    ValueError: if the address is none of this machine's, or in use.
   """
-  try:
+  with _socket_errors(host, port):
     family, *_, address = socket.getaddrinfo(
       host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(address)
+    try:
+      listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      listener.bind(address)
+    except OSError:
+      listener.close()
+      raise
+  return listener
+
+
+def listen(listener: socket.socket) -> None:
+  """Lets clients in.
+
+  Raises:
+    ValueError: if another server took the address since it was bound.
+  """
+  host, port = listener.getsockname()[:2]
+  with _socket_errors(host, port):
+    listener.listen()
+
+
+@contextlib.contextmanager
+def _socket_errors(host: str, port: int) -> Iterator[None]:
+  try:
+    yield
   except OSError as error:
     raise ValueError(
       f"--host {host} --port {port} cannot be listened at "
-      f"({error.strerror}); choose another port, or stop whoever has it"
+      f"({error.strerror or error}); choose another address or port, or stop "
+      "whoever has it"
     ) from error
-  return listener
 
 
 def is_loopback(host: str) -> bool:
@@ -116,11 +139,24 @@ def is_loopback(host: str) -> bool:
     return False
 
 
-def positions_of(run: run_lib.Run) -> int:
-  """Room for a request: what the training had, with an answer twice as long."""
+def positions_of(run: run_lib.Run, positions: int) -> int:
+  """Room for a request: what the training had, with an answer twice as long.
+
+  Args:
+    positions: in place of that; 0: none.
+
+  Raises:
+    ValueError: if no request fits in, or the model has fewer.
+  """
   config, arch = run.config, run.base.lm.arch
-  if _POSITIONS.value:
-    return _POSITIONS.value
+  if positions:
+    least = config.user.prefix_length + 2  # A token asks, and one answers.
+    if not least <= positions <= arch.max_positions:
+      raise ValueError(
+        f"--positions {positions} must be {least}, for a prefix and a token "
+        f"each of prompt and answer, to the model's {arch.max_positions}"
+      )
+    return positions
   answer = max(config.answers.max_new_tokens, config.data.max_response_tokens)
   needed = config.user.prefix_length + config.data.max_prompt_tokens
   return min(arch.max_positions, needed + 2 * answer)
@@ -133,7 +169,7 @@ def serving(run: run_lib.Run) -> Iterator[service.Service]:
   if _QUESTIONS.value:
     asked = questions.read(pathlib.Path(_QUESTIONS.value).expanduser())
   people = speakers.Speakers(run)
-  positions = positions_of(run)
+  positions = positions_of(run, _POSITIONS.value)
   with engine_lib.Engine(
     people.policy,
     stop_tokens=stop_tokens(run),
@@ -156,14 +192,29 @@ def stop_tokens(run: run_lib.Run) -> list[int]:
   return sorted({*run.base.stop_tokens, encoder.end_id})
 
 
+def read_key() -> str:
+  """What clients have to bring; empty: nothing.
+
+  Raises:
+    ValueError: if there is to be a key, and it is empty.
+  """
+  key = os.environ.get(PDPO_API_KEY)
+  if key is not None and not key.strip():
+    raise ValueError(
+      f"{PDPO_API_KEY} is set but empty, and would let everybody in; give it a "
+      "key, or unset it"
+    )
+  return (key or "").strip()
+
+
 def main() -> None:
   if _WORKDIR.value is None:
     raise ValueError("--workdir is needed, e.g. --workdir=runs/quickstart")
   folder = pathlib.Path(_WORKDIR.value).expanduser()
-  key = os.environ.get(PDPO_API_KEY, "")
+  key = read_key()
   local = is_loopback(_HOST.value)
+  listener = bind(_HOST.value, _PORT.value)
   run = open_run(folder, _DATABASE.value)
-  listener = listen(_HOST.value, _PORT.value)
   host, port = listener.getsockname()[:2]
   hosts = ("localhost", "127.0.0.1", "::1", host) if local else ()
   with serving(run) as room:
@@ -175,7 +226,7 @@ def main() -> None:
       lifespan="off",
       timeout_graceful_shutdown=_PATIENCE_SECONDS,
     )
-    listener.listen()
+    listen(listener)
     shown = f"[{host}]" if ":" in host else host
     print(f"{room.model}: http://{shown}:{port}", flush=True)
     if not local and not key:

@@ -46,9 +46,9 @@ _lock = threading.Lock()
 
 
 class Damaged(ValueError):
-  """A kept file is missing, or is not what was written."""
+  """A kept file, or a database, is missing, or is not what was written."""
 
-  def __init__(self, file: pathlib.Path, problem: str, remedy: str):
+  def __init__(self, file: pathlib.Path | str, problem: str, remedy: str):
     super().__init__(f"{file} {problem}; {remedy}")
     self.file, self.problem = file, problem
 
@@ -64,6 +64,7 @@ class Unwritable(ValueError):
       errno.EACCES: "choose a folder that you may write",
       errno.ENOENT: "its folder is gone; put it back",
       errno.ENOTDIR: "choose another folder",
+      errno.EISDIR: "it is a folder; name a file",
     }.get(error.errno, "see to its disk")
     super().__init__(
       f"{file} cannot be written ({error.strerror or error}): {advice}, and "

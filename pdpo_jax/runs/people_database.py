@@ -55,6 +55,10 @@ choices = sqlalchemy.Table(
 _BEGIN = "sqlite_begin"
 _READS, _WRITES = {_BEGIN: "BEGIN"}, {_BEGIN: "BEGIN IMMEDIATE"}
 _KINDS = ("sqlite", "postgresql")
+# Until a server that does not answer is taken for down, as its drivers call it.
+_PATIENCE_SECONDS = 10
+_PATIENT = {"psycopg": "connect_timeout", "psycopg2": "connect_timeout",
+            "pg8000": "timeout"}  # fmt: skip
 
 
 class Database:
@@ -123,9 +127,7 @@ class Database:
           if connection.execute(sqlalchemy.select(version)).first():
             return
       if self._is_sqlite:
-        # Made for the owner alone.
-        flags = os.O_CREAT | os.O_WRONLY
-        os.close(os.open(self._url.database, flags, 0o600))
+        _make_file(pathlib.Path(self._url.database))
       engine = self._engine.execution_options(**_WRITES)
       with engine.begin() as connection:
         if not self._is_sqlite:
@@ -151,10 +153,12 @@ class Database:
   def _raising(self) -> Iterator[None]:
     try:
       yield
-    except exc.DBAPIError as error:
+    except (exc.DBAPIError, exc.TimeoutError) as error:
+      # Some drivers write several lines.
+      reason = " ".join(str(getattr(error, "orig", error)).split())
       raise kept.Damaged(
-        pathlib.Path(self._name),
-        f"cannot be used ({error.orig})",
+        self._name,
+        f"cannot be used ({reason})",
         "put it back from a copy, or try again if it is in use"
         if self._is_sqlite
         else "see to its server",
@@ -199,8 +203,14 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
       "sqlite:////srv/people.sqlite or postgresql+psycopg://user@host/people"
     )
   if url.get_backend_name() != "sqlite":
+    patience = _PATIENT.get(url.get_driver_name())
+    arguments = {}
+    if patience and patience not in url.query:
+      arguments[patience] = _PATIENCE_SECONDS
     try:
-      return sqlalchemy.create_engine(url, pool_pre_ping=True)
+      return sqlalchemy.create_engine(
+        url, pool_pre_ping=True, connect_args=arguments
+      )
     except ModuleNotFoundError as error:
       raise ValueError(
         f"database {shown!r} needs the package {error.name!r}; install it, or "
@@ -215,6 +225,14 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
   return engine
 
 
+def _make_file(file: pathlib.Path) -> None:
+  """An empty file, for the owner alone, if there is none."""
+  try:
+    os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
+  except OSError as error:
+    raise kept.Unwritable(file, error) from error
+
+
 def _set_up_sqlite(connection: sqlite3.Connection, _) -> None:
   # Transactions begin where `_begin_sqlite` says.
   connection.isolation_level = None
@@ -222,6 +240,9 @@ def _set_up_sqlite(connection: sqlite3.Connection, _) -> None:
   cursor.execute("PRAGMA foreign_keys = ON")
   cursor.execute("PRAGMA secure_delete = ON")
   cursor.execute("PRAGMA busy_timeout = 30000")
+  # With the usual FULL, a power cut may undo what was the last to be written:
+  # the journal is removed, but its folder is not on the disk yet.
+  cursor.execute("PRAGMA synchronous = EXTRA")
   cursor.close()
 
 

@@ -74,8 +74,9 @@ class Service:
     Raises:
       protocol.ApiError: if the model is another one, or the id cannot be one.
     """
-    name, colon, of_model = model.partition(":")
-    if name != self.model:
+    # The name of a folder may have a colon in it.
+    of_model = model.removeprefix(f"{self.model}:")
+    if model not in (self.model, f"{self.model}:{of_model}"):
       raise protocol.ApiError(
         404,
         f"there is no model {model[:100]!r}; this server has {self.model!r}, "
@@ -83,7 +84,7 @@ class Service:
         "model",
         "model_not_found",
       )
-    named = [("model", of_model if colon else None)]
+    named = [("model", None if model == self.model else of_model)]
     named += [(USER_HEADER, header and urllib.parse.unquote(header))]
     for field in ("user", "safety_identifier"):
       named.append((field, getattr(body, field, None)))

@@ -209,3 +209,12 @@ def test_a_database_that_is_down_is_an_error_without_its_password():
   with pytest.raises(kept.Damaged, match="see to its server") as raised:
     down.make()
   assert "secret" not in str(raised.value)
+
+
+def test_a_power_cut_undoes_nothing_that_was_kept(database):
+  database.add([choice("ann")])
+  with database._database.writing() as connection:
+    # EXTRA: the folder is on the disk, too, when the journal is gone.
+    assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 3
+    mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+    assert mode == "delete"
