@@ -24,7 +24,7 @@ from pdpo_jax.training import branch_batches, pdpo, reference
 from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.weights import base as base_lib
 from tests import golden_cases
-from tests.parity import torch_models, torch_reference
+from tests.parity import torch_policy
 
 pytestmark = pytest.mark.filterwarnings(
   "ignore:.*is_gradient_checkpointing:FutureWarning"
@@ -78,37 +78,20 @@ def both_kinds(batch: structs.PreferenceBatch) -> bool:
   return batch.weight.all() and all(0 < sum(half) < 3 for half in halves)
 
 
-class Torch:
-  """The same model, LoRA and users in torch and PEFT."""
-
-  def __init__(self, arrays, name, case):
-    rng = np.random.default_rng([0, *name.encode()])
-    self.kind, table, _ = torch_reference.CASES[name][case]
-    model = torch_models.make_model(name, rng)
-    self.model = torch_reference.add_lora(model, name, table, rng)
-    self.lora = torch_reference._lora_weights(self.model)
-    for key, value in golden_cases.section(arrays, f"{case}/lora").items():
-      with torch.no_grad():
-        self.lora[key].copy_(torch.tensor(value))
-    self.users = {
-      key: torch.tensor(value).requires_grad_()
-      for key, value in golden_cases.section(arrays, f"{case}/users").items()
-    }
-
-  def row_loss(self, row, user, prompt, loss):
-    prefix = torch_reference.prefix_of(self.users, self.kind, user)
-    ratios = []
-    for response in row.responses:
-      arguments = self.model, prompt.tolist(), response.tolist()
-      ours = torch_reference.response_logp(*arguments, prefix, "after_bos")
-      with torch.no_grad(), self.model.disable_adapter():
-        theirs = torch_reference.response_logp(*arguments, None, "after_bos")
-      length = len(response) if loss.length_normalized else 1
-      ratios.append((ours - theirs) / length)
-    difference = ratios[0] - ratios[1]
-    if loss.kind == "ipo":
-      return (difference - 1 / (2 * loss.beta)) ** 2
-    return -torch.nn.functional.logsigmoid(loss.beta * difference)
+def row_loss(theirs, row, user, prompt, loss):
+  """In torch, of an example with one rejected response."""
+  ratios = [
+    (
+      theirs.logp(prompt, response, user)
+      - theirs.reference_logp(prompt, response)
+    )
+    / (len(response) if loss.length_normalized else 1)
+    for response in row.responses
+  ]
+  difference = ratios[0] - ratios[1]
+  if loss.kind == "ipo":
+    return (difference - 1 / (2 * loss.beta)) ** 2
+  return -torch.nn.functional.logsigmoid(loss.beta * difference)
 
 
 # PRISM's settings on Llama, with its users in clusters; TL;DR's on GPT-J.
@@ -167,7 +150,8 @@ def test_loss_and_gradients_are_those_of_the_released_code(
     return jax.value_and_grad(loss_of)(trainable)
 
   loss, gradients = differentiate(trainable)
-  theirs = Torch(arrays, name, case)
+  theirs = torch_policy.TorchPolicy(arrays, name, case)
+  theirs.place = "after_bos"
   expected = 0.0
   # Rows after the users' are the same examples as generic rows.
   for first in range(accumulation_steps):
@@ -179,7 +163,7 @@ def test_loss_and_gradients_are_those_of_the_released_code(
       user, prompt = (
         (row.user_row, row.prompt) if known else (0, row.bare_prompt)
       )
-      losses[known].append(theirs.row_loss(row, user, prompt, config.loss))
+      losses[known].append(row_loss(theirs, row, user, prompt, config.loss))
     for known, share in (
       (True, config.loss.alpha),
       (False, 1 - config.loss.alpha),
@@ -192,9 +176,10 @@ def test_loss_and_gradients_are_those_of_the_released_code(
   print(f"{name} {case} {kind}: loss differs by {difference:.2g}")
   # IPO squares the margin's distance from 1 / (2 beta), and its error with it.
   assert difference < (1e-4 if kind == "ipo" else 1e-5)
-  trained = theirs.lora | theirs.users
   found = golden_cases.named(ours.lm.arch, gradients)
   for key, value in zip(
-    trained, torch.autograd.grad(expected, [*trained.values()]), strict=True
+    theirs.trained,
+    torch.autograd.grad(expected, [*theirs.trained.values()]),
+    strict=True,
   ):
     assert golden_cases.relative_difference(found[key], value.numpy()) < 1e-4

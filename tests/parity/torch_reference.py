@@ -91,7 +91,7 @@ def add_lora(
   return adapted
 
 
-def _lora_weights(adapted: peft.PeftModel) -> dict[str, torch.nn.Parameter]:
+def lora_weights(adapted: peft.PeftModel) -> dict[str, torch.nn.Parameter]:
   """PEFT's weights, by the layer's name and `lora_a` or `lora_b`.
 
   `[r, in]` and `[out, r]` for linear layers, `[r, V]` and `[D, r]` for a table.
@@ -170,7 +170,7 @@ def case_arrays(
   """P-DPO's loss and gradients (section 2.3): four passes for each pair."""
   kind, table, place = CASES[name][case]
   adapted = add_lora(model, name, table, rng)
-  lora = _lora_weights(adapted)
+  lora = lora_weights(adapted)
   width = model.get_input_embeddings().weight.shape[1]
   users = make_users(kind, width, rng)
   examples = []  # a list of (weight, ratio with user, generic ratio) of pairs
