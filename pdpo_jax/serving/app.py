@@ -7,11 +7,17 @@ from typing import Any
 
 import fastapi
 from fastapi import exceptions, responses
+from starlette import concurrency, types
 from starlette import exceptions as starlette_exceptions
-from starlette import types
 
 from pdpo_jax.core import kept
-from pdpo_jax.serving import completions, guard, persons, protocol, service
+from pdpo_jax.serving import (
+  completions,
+  guard,
+  persons,
+  protocol,
+  service,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +61,12 @@ def make_app(
     return {"object": "list", "data": [_model(room, room.model)]}
 
   @app.get("/v1/models/{model:path}")
-  def one_model(model: str) -> dict[str, Any]:
+  async def one_model(request: fastapi.Request, model: str) -> dict[str, Any]:
     user_id = room.who(model)
-    if user_id is not None and not room.speakers.find(user_id).is_known:
+    await room.presence.enter(request.scope, user_id)
+    find = room.speakers.find
+    speaker = await concurrency.run_in_threadpool(find, user_id)
+    if user_id is not None and not speaker.is_known:
       raise protocol.ApiError(
         404,
         f"nobody of that name is known to {room.model!r}; whoever is unknown "
@@ -81,7 +90,8 @@ def make_app(
       await send(message)
 
     try:
-      await app(scope, receive, send_noting)
+      with room.presence.visiting(scope):
+        await app(scope, receive, send_noting)
     finally:
       if scope["type"] == "http":
         route = getattr(scope.get("route"), "path", "none")

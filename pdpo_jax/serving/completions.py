@@ -12,7 +12,7 @@ from fastapi import responses
 from starlette import concurrency
 
 from pdpo_jax.serving import answers as answers_lib
-from pdpo_jax.serving import protocol, service, speakers
+from pdpo_jax.serving import presence, protocol, service, speakers
 
 router = fastapi.APIRouter(prefix="/v1")
 _in_thread = concurrency.run_in_threadpool
@@ -29,12 +29,13 @@ async def chat(
 ) -> responses.Response:
   """Answers a dialogue, as whoever asks."""
   room: service.Service = request.app.state.service
+  user_id, visit = await _enter(request, body)
 
   def ask():
-    speaker = _speaker(room, request, body)
+    speaker = _speaker(room, user_id, body)
     return [room.answerer.encode(protocol.prompt_of(body.messages), speaker)]
 
-  return await _answer(request, body, await _in_thread(ask), _Chat)
+  return await _answer(request, body, await _in_thread(ask), _Chat, visit)
 
 
 @router.post("/completions")
@@ -43,9 +44,10 @@ async def completions(
 ) -> responses.Response:
   """Goes on with a text, without the chat template, or with token ids."""
   room: service.Service = request.app.state.service
+  user_id, visit = await _enter(request, body)
 
   def ask():
-    speaker = _speaker(room, request, body)
+    speaker = _speaker(room, user_id, body)
     return [
       room.answerer.encode(protocol.prompt_of(prompt), speaker, plain=True)
       if isinstance(prompt, str)
@@ -53,7 +55,7 @@ async def completions(
       for prompt in body.prompts
     ]
 
-  return await _answer(request, body, await _in_thread(ask), _Completion)
+  return await _answer(request, body, await _in_thread(ask), _Completion, visit)
 
 
 @router.post("/pairs")
@@ -66,9 +68,10 @@ async def pairs(
   first; otherwise it is as /v1/chat/completions with n of 2.
   """
   room: service.Service = request.app.state.service
+  user_id, visit = await _enter(request, body)
 
   def ask():
-    speaker = _speaker(room, request, body)
+    speaker = _speaker(room, user_id, body)
     prompt = protocol.prompt_of(body.messages)
     voices = room.speakers.pair(speaker)
     (seed,) = body.seeds(1)
@@ -76,13 +79,25 @@ async def pairs(
     return [room.answerer.encode(prompt, voice) for voice in voices]
 
   asked = await _in_thread(ask)
-  return await _answer(request, body, asked, _Chat)
+  return await _answer(request, body, asked, _Chat, visit)
+
+
+async def _enter(
+  request: fastapi.Request, body: protocol.Sampling
+) -> tuple[str | None, presence.Visit]:
+  """Who asks, as somebody who is there until they are answered."""
+  header = request.headers.get(service.USER_HEADER)
+  room: service.Service = request.app.state.service
+  user_id = room.who(body.model, body, header)
+  visit = await room.presence.enter(
+    request.scope, user_id, presence.ANYBODY if body.unlike else None
+  )
+  return user_id, visit
 
 
 def _speaker(
-  room: service.Service, request: fastapi.Request, body: protocol.Sampling
+  room: service.Service, user_id: str | None, body: protocol.Sampling
 ) -> speakers.Speaker:
-  user_id = room.who(body.model, body, request.headers.get(service.USER_HEADER))
   speaker = room.speakers.find(user_id)
   return room.speakers.unlike(speaker) if body.unlike else speaker
 
@@ -176,10 +191,12 @@ async def _answer(
   body: protocol.Sampling,
   asked: Sequence[answers_lib.Asked],
   form: type[_Chat] | type[_Completion],
+  visit: presence.Visit,
 ) -> responses.Response:
   room: service.Service = request.app.state.service
   start = time.monotonic()
   answers = room.answerer.start(asked, body)
+  visit.may_be_broken_off(lambda: answers_lib.cancel(answers))
   teller = form(room.answerer)
   speaker = asked[0].speaker
   person = {"id": speaker.id, "known": speaker.is_known}
@@ -213,6 +230,7 @@ async def _answer(
         pieces = room.answerer.all_pieces(answers)
         async with contextlib.aclosing(pieces):
           async for place, piece in pieces:
+            visit.check()
             if not told:
               room.meters.first_token.observe(time.monotonic() - start)
               told = True
@@ -239,6 +257,7 @@ async def _answer(
   finally:
     answers_lib.cancel(answers)
     usage = note_end()
+  visit.is_given_out()
   choices = [
     teller.whole(place, piece, body) for place, piece in enumerate(pieces)
   ]

@@ -16,7 +16,7 @@ from pdpo_jax.runs import dossier, locks
 from pdpo_jax.runs import people as people_lib
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase as erase_lib
-from pdpo_jax.serving import protocol, questions, service, traits
+from pdpo_jax.serving import presence, protocol, questions, service, traits
 
 router = fastapi.APIRouter(prefix="/v1")
 _in_thread = concurrency.run_in_threadpool
@@ -31,6 +31,7 @@ async def choose(
   """Keeps a choice, or a thumb. Once this is answered, it is on the disk."""
   room: service.Service = request.app.state.service
   user_id = service.clean(body.user)
+  await _enter(request, user_id)
   prompt = protocol.prompt_of(body.prompt)
   if body.thumb is not None:
     is_up = body.thumb == "up"
@@ -44,6 +45,12 @@ async def choose(
     _check_different(feedback)
   content = await _in_thread(_keep, room, feedback)
   return responses.JSONResponse(content, 201)
+
+
+async def _enter(request: fastapi.Request, user_id: str | None) -> None:
+  """Notes whom a request is about; see `presence`."""
+  room: service.Service = request.app.state.service
+  await room.presence.enter(request.scope, user_id)
 
 
 def _check_different(example: structs.PreferenceExample) -> None:
@@ -129,11 +136,13 @@ async def ask(request: fastapi.Request, user: str = "") -> dict[str, Any]:
   What they have chosen between already comes last.
   """
   room: service.Service = request.app.state.service
+  user_id = service.clean(user) if user.strip() else None
+  await _enter(request, user_id)
 
   def find() -> list[Any]:
     asked = []
-    if user.strip():
-      choices = room.speakers.people.choices(service.clean(user))
+    if user_id is not None:
+      choices = room.speakers.people.choices(user_id)
       asked = [questions.to_json(choice.prompt) for choice in choices]
     return sorted(room.questions, key=lambda x: x in asked)
 
@@ -149,9 +158,10 @@ async def export(
     # The slash was quoted: it is of the id.
     return responses.JSONResponse(await show(request, f"{user_id}/export"))
   room: service.Service = request.app.state.service
+  user = service.clean(user_id)
+  await _enter(request, user)
 
   def make() -> dossier.Dossier:
-    user = service.clean(user_id)
     run = run_lib.Run.open(room.run.workdir, database=room.database)
     try:
       return dossier.make(run, user, erase_lib.read_dataset(run))
@@ -170,7 +180,9 @@ async def export(
 async def show(request: fastapi.Request, user_id: str) -> dict[str, Any]:
   """What is known of a person, and how surely."""
   room: service.Service = request.app.state.service
-  return await _in_thread(_describe, room, service.clean(user_id))
+  user = service.clean(user_id)
+  await _enter(request, user)
+  return await _in_thread(_describe, room, user)
 
 
 def _describe(room: service.Service, user_id: str) -> dict[str, Any]:
@@ -213,7 +225,13 @@ def _learnt(room: service.Service, person: people_lib.Person) -> dict[str, Any]:
 async def erase(request: fastapi.Request, user_id: str) -> dict[str, Any]:
   """Erases a person: once this is answered, nothing is theirs any more."""
   room: service.Service = request.app.state.service
-  return await _in_thread(_erase, room, service.clean(user_id))
+  user = service.clean(user_id)
+  leaving = [user]
+  if user in room.speakers.table:
+    # They may be answering in the place of somebody else.
+    leaving.append(presence.ANYBODY)
+  async with room.presence.leaving(*leaving):
+    return await _in_thread(_erase, room, user)
 
 
 def _erase(room: service.Service, user_id: str) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.inference import engine as engine_lib
 from pdpo_jax.runs import learning
 from pdpo_jax.runs import run as run_lib
-from pdpo_jax.serving import answers, lessons, meters, protocol, speakers
+from pdpo_jax.serving import (
+  answers,
+  lessons,
+  meters,
+  presence,
+  protocol,
+  speakers,
+)
 
 # Names a person, in place of the field `user`; percent-encoded.
 USER_HEADER = "pdpo-user"
@@ -45,6 +52,7 @@ class Service:
     self.created = int((run.workdir / "config.json").stat().st_mtime)
     self.answerer = answers.Answerer(run, engine, positions)
     self.meters = meters.Meters(engine)
+    self.presence = presence.Presence()
     self._ranked: list[tuple[float, Any]] = []
     self._lock = threading.Lock()
     self.lessons = lessons.Lessons(run, database, asked, self._hear)

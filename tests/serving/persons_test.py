@@ -1,10 +1,8 @@
 """Choices are kept, people are shown, and leave, while a server runs."""
 
 import dataclasses
-import json
 import queue
 import shutil
-import urllib.parse
 
 import pytest
 
@@ -16,7 +14,7 @@ from tests.runs import people_run
 from tests.runs.learning_test import FakeLearner, choice
 from tests.runs.people_run import ANN, CEM, DEE, mark
 from tests.serving import served
-from tests.serving.server_test import PROMPT, TURNS, call
+from tests.serving.served import PROMPT, TURNS, ask, person
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +22,8 @@ def at(tmp_path_factory):
   place = tmp_path_factory.mktemp("whole")
   folder = people_run.make(place)
   shutil.copytree(folder, place / "before")
-  with (
-    pytest.MonkeyPatch.context() as monkeypatch,
-    served.room_of(folder, monkeypatch) as room,
-    served.listening(room) as place,
-  ):
+  with served.room_of(folder) as room, served.listening(room) as place:
     yield place
-
-
-def ask(at, method, path, body=None):
-  status, content, _ = call(at, method, path, body)
-  return status, json.loads(content)
-
-
-def person(user_id):
-  return f"/v1/people/{urllib.parse.quote(user_id, safe='')}"
 
 
 def choose(at, user, **values):

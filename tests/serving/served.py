@@ -1,10 +1,14 @@
 """A server of a tiny run of three people, in a thread of the tests' process."""
 
 import contextlib
+import http.client
+import json
 import socket
 import threading
 import types
+import urllib.parse
 
+import pytest
 import uvicorn
 
 from pdpo_jax.inference import engine as engine_lib
@@ -12,6 +16,8 @@ from pdpo_jax.runs import run as run_lib
 from pdpo_jax.serving import app, lessons, service, speakers
 
 POSITIONS = 128
+PROMPT = "TITLE: a cat\nPOST: it sat.\nTL;DR"
+TURNS = [{"role": "user", "content": PROMPT}]
 
 
 class Idle:
@@ -32,9 +38,8 @@ class Idle:
 
 
 @contextlib.contextmanager
-def room_of(folder, monkeypatch, **sizes):
+def room_of(folder, **sizes):
   """A service whose people are not learnt by themselves."""
-  monkeypatch.setattr(lessons, "Lessons", Idle)
   run = run_lib.Run.open(folder)
   people = speakers.Speakers(run)
   encoder = service.encoder_of(run)
@@ -44,7 +49,9 @@ def room_of(folder, monkeypatch, **sizes):
     positions=POSITIONS,
     **{"slots": 4, "queue": 4, "piece": 16} | sizes,
   ) as engine:
-    room = service.Service(run, "", people, engine, POSITIONS)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+      monkeypatch.setattr(lessons, "Lessons", Idle)
+      room = service.Service(run, "", people, engine, POSITIONS)
     yield room
     room.close()
 
@@ -74,3 +81,36 @@ def listening(room, key="", hosts=()):
   finally:
     server.should_exit = True
     thread.join(20)
+
+
+def chat(client, **values):
+  return client.chat.completions.create(
+    **{"model": "run", "messages": TURNS, "temperature": 0, "max_tokens": 8}
+    | values
+  )
+
+
+def call(at, method, path, body=None, **headers):
+  """A request as bytes, and the answer's status, body and headers."""
+  parts = urllib.parse.urlsplit(at.url)
+  connection = http.client.HTTPConnection(parts.hostname, parts.port, 20)
+  if body is not None and not isinstance(body, bytes):
+    body = json.dumps(body).encode()
+  given = {"content-type": "application/json"} | {
+    name.replace("_", "-"): value for name, value in headers.items()
+  }
+  connection.request(method, path, body, given)
+  answer = connection.getresponse()
+  content = answer.read()
+  connection.close()
+  return answer.status, content, answer.headers
+
+
+def ask(at, method, path, body=None):
+  """A request, and the answer's status and JSON."""
+  status, content, _ = call(at, method, path, body)
+  return status, json.loads(content)
+
+
+def person(user_id):
+  return f"/v1/people/{urllib.parse.quote(user_id, safe='')}"

@@ -1,0 +1,99 @@
+"""What cannot be answered is told in OpenAI's form, and never as a 500."""
+
+import json
+
+import openai
+import pytest
+
+from pdpo_jax.serving import guard
+from tests.serving import served
+
+
+@pytest.mark.parametrize(
+  ("values", "param"),
+  [
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user", "content": ""}]}, "messages"),
+    ({"messages": [{"role": "alien", "content": "x"}]}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages"),
+    (
+      {"messages": [*served.TURNS, {"role": "assistant", "content": "x"}]},
+      "messages",
+    ),
+    (
+      {"messages": [*served.TURNS, {"role": "system", "content": "x"}]},
+      "messages",
+    ),
+    (
+      {
+        "messages": [
+          {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "x"}}],
+          }
+        ]
+      },
+      "messages",
+    ),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": 2.5}, "temperature"),
+    ({"top_p": 1.5}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"n": 1000}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 10**9}, "max_tokens"),
+    ({"seed": 2**70}, "seed"),
+    ({"stop": ""}, "stop"),
+    ({"stop": ["x"] * 50}, "stop"),
+    ({"logprobs": True, "top_logprobs": 50}, "top_logprobs"),
+    ({"frequency_penalty": 1}, "frequency_penalty"),
+    ({"presence_penalty": 0.5}, "presence_penalty"),
+    ({"logit_bias": {"5": 10}}, "logit_bias"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"user": "a\x00b"}, "user"),
+    ({"user": "x" * 5000}, "user"),
+  ],
+)
+def test_what_cannot_be_is_refused_with_the_field(client, values, param):
+  with pytest.raises(openai.BadRequestError) as error:
+    served.chat(client, **values)
+  assert error.value.param == param
+  assert error.value.type == "invalid_request_error"
+  assert param in error.value.message or error.value.message
+
+
+def test_an_unknown_model_is_not_found(client):
+  with pytest.raises(openai.NotFoundError) as error:
+    served.chat(client, model="gpt-5")
+  assert error.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+  ("method", "path", "body", "status"),
+  [
+    ("POST", "/v1/chat/completions", b"{", 400),
+    ("POST", "/v1/chat/completions", b"[]", 400),
+    ("POST", "/v1/chat/completions", b"", 400),
+    ("POST", "/v1/chat/completions", b'{"a": ' * 5000, 400),
+    ("POST", "/v1/chat/completions", b"\xff\xfe", 400),
+    ("POST", "/v1/chat/completions", b'{"model": "\\ud800"}', 400),
+    (
+      "POST",
+      "/v1/chat/completions",
+      b'{"model": "run", "messages": [], "top_p": NaN}',
+      400,
+    ),
+    ("GET", "/v1/chat/completions", None, 405),
+    ("POST", "/v1/models", b"{}", 405),
+    ("GET", "/v1/none", None, 404),
+    ("GET", "/none", None, 404),
+    ("POST", "/v1/chat/completions", b" " * (guard._MOST + 1), 413),
+  ],
+)
+def test_errors_have_openais_form(at, method, path, body, status):
+  got, content, _ = served.call(at, method, path, body)
+  assert got == status
+  error = json.loads(content)["error"]
+  assert {*error} == {"message", "type", "param", "code"}
+  assert error["message"]
