@@ -18,6 +18,7 @@ ORDER = (
   "weights",
   "training",
   "inference",
+  "exports",
   "planning",
   "runs",
   "evaluation",

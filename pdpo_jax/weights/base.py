@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -293,16 +293,41 @@ def write_base(
     ValueError: if the folder has weights already, or cannot be written.
   """
   tensor_files.refuse_weights(folder)
+  special = write_tokenizer(
+    folder, base.tokenizer, base.stop_tokens, summed=summed
+  )
+  hf_safetensors.write_model(folder, base.lm, special, summed=summed)
+
+
+def write_tokenizer(
+  folder: pathlib.Path,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  stop_tokens: Sequence[int],
+  *,
+  summed: bool = False,
+) -> dict[str, int | None]:
+  """Writes a tokenizer and `generation_config.json`.
+
+  Args:
+    stop_tokens: all that end an answer.
+    summed: whether sums of the files are kept beside them.
+
+  Returns:
+    What `config.json` has to say of special tokens.
+
+  Raises:
+    ValueError: if the folder cannot be written.
+  """
   kept.make_folder(folder)
   special = {
-    name: getattr(base.tokenizer, name)
+    name: getattr(tokenizer, name)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id")
   }
-  generation = special | {"eos_token_id": list(base.stop_tokens)}
+  generation = special | {"eos_token_id": list(stop_tokens)}
   with _copied_to(folder, summed) as place:
-    base.tokenizer.save_pretrained(place)
+    tokenizer.save_pretrained(place)
     transformers.GenerationConfig(**generation).save_pretrained(place)
-  hf_safetensors.write_model(folder, base.lm, special, summed=summed)
+  return special
 
 
 @contextlib.contextmanager

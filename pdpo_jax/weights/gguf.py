@@ -20,7 +20,7 @@ from pdpo_jax.weights import loading
 # What to do about a file that is not as it should be.
 AGAIN = "download or convert the model again"
 # What Llama 3.1's scaling does to each frequency; the architecture holds it.
-_ROPE_FREQS = "rope_freqs.weight"
+ROPE_FREQS = "rope_freqs.weight"
 _TABLE = "token_embd.weight"
 
 
@@ -154,13 +154,13 @@ def _rope_scaling(
   periods, so that the longest wavelengths give the factor, and the original
   context is the power of two that gives the other divisors.
   """
-  if _ROPE_FREQS not in file.tensors:
+  if ROPE_FREQS not in file.tensors:
     return None
-  divisors = file.read(_ROPE_FREQS)
+  divisors = file.read(ROPE_FREQS)
   frequencies = layers.rotary_frequencies(head_size, rope_base)
   if divisors.shape != frequencies.shape:
     raise file.error(
-      f"{_ROPE_FREQS} has shape {divisors.shape}, not {frequencies.shape}"
+      f"{ROPE_FREQS} has shape {divisors.shape}, not {frequencies.shape}"
     )
 
   def deviation(scaling: llama_fields.RopeScaling) -> float:
@@ -174,7 +174,7 @@ def _rope_scaling(
   best = min(candidates, key=deviation)
   if not deviation(best) < 1e-4:
     raise file.error(
-      f"{_ROPE_FREQS} is not the scaling of Llama 3.1 (low_freq_factor 1, "
+      f"{ROPE_FREQS} is not the scaling of Llama 3.1 (low_freq_factor 1, "
       "high_freq_factor 4), which alone is supported; use the model in Hugging "
       "Face format"
     )
@@ -233,7 +233,7 @@ def _gguf_names(lm: nnx.Module) -> dict[str, str]:
 
 def _check_tensors(file: File, needed: set[str]) -> None:
   """Before the first is read, as reading them all takes a while."""
-  present = set(file.tensors) - {_ROPE_FREQS}
+  present = set(file.tensors) - {ROPE_FREQS}
   if needed - present:
     raise file.error(
       f"tensors are missing: {loading.listed(needed - present)}; {AGAIN}"

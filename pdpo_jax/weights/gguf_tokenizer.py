@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file's metadata describe, without torch.
+"""The tokenizer that a GGUF file's metadata describe, read and written.
 
 The file has tokens, merges and the name of a pre-tokenizer. What that name
 means is in the `tokenizer.json` of the model it was given for, and only models
@@ -7,6 +7,8 @@ begin gives other ids, and nothing fails.
 """
 
 import dataclasses
+import json
+from typing import Any
 
 import gguf
 import tokenizers
@@ -194,3 +196,89 @@ def end_of_turn(file: gguf_lib.File) -> tuple[int, ...]:
   fields = (f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom"))
   indices = (file.get(name, hf_fields.TokenId) for name in fields)
   return tuple(index for index in indices if index is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+  """A tokenizer as the metadata have it; see `read_tokenizer`.
+
+  Attributes:
+    pre: the name of its pre-tokenizer.
+    tokens: by id.
+    kinds: of each of them.
+    merges: in their order.
+  """
+
+  pre: str
+  tokens: list[str]
+  kinds: list[gguf.TokenType]
+  merges: list[str]
+
+
+def describe(
+  tokenizer: transformers.PreTrainedTokenizerBase, size: int
+) -> Described:
+  """What a file has to say of a tokenizer for a model of `size` tokens.
+
+  Raises:
+    ValueError: if it is not one of those that can be read here.
+  """
+  backend = json.loads(tokenizer.backend_tokenizer.to_str())
+  model = backend["model"]
+  pre = _pre_of(backend)
+  tokens = {number: token for token, number in model["vocab"].items()}
+  kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
+  for token in backend["added_tokens"]:
+    tokens[token["id"]] = token["content"]
+    kinds[token["id"]] = (
+      gguf.TokenType.CONTROL
+      if token["special"]
+      else gguf.TokenType.USER_DEFINED
+    )
+  for number in range(size):
+    tokens.setdefault(number, f"[PAD{number}]")
+    kinds.setdefault(number, gguf.TokenType.UNUSED)
+  merges = [
+    merge if isinstance(merge, str) else " ".join(merge)
+    for merge in model["merges"]
+  ]
+  return Described(
+    pre,
+    [tokens[number] for number in range(size)],
+    [kinds[number] for number in range(size)],
+    merges,
+  )
+
+
+def _pre_of(backend: dict[str, Any]) -> str:
+  """The name of the pre-tokenizer of a `tokenizer.json`."""
+  model = backend["model"]
+  steps = _steps(backend["pre_tokenizer"])
+  is_bytes = model["type"] == "BPE" and not (
+    backend["normalizer"]
+    or model.get("byte_fallback")
+    or model.get("continuing_subword_prefix")
+    or model.get("end_of_word_suffix")
+  )
+  for name, words in _PRE_TOKENIZERS.items():
+    known = pre_tokenizers.Sequence(list(words.steps))
+    if (
+      is_bytes
+      and steps == _steps(json.loads(known.__getstate__()))
+      and bool(model.get("ignore_merges")) == words.ignore_merges
+    ):
+      return name
+  raise ValueError(
+    "the tokenizer is none of the byte-level ones whose name in GGUF files is "
+    f"known here ({', '.join(map(repr, _PRE_TOKENIZERS))}); export with "
+    "--format=tokens, and convert that with llama.cpp's convert_hf_to_gguf.py"
+  )
+
+
+def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+  """What cuts a text up, one after the other."""
+  if pre_tokenizer is None:
+    return []
+  steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+  # Where a token's text begins says nothing of its id.
+  return [{k: v for k, v in x.items() if k != "trim_offsets"} for x in steps]

@@ -351,6 +351,26 @@ def write_model(
   *,
   summed: bool = False,
 ) -> None:
+  """Writes a language model, its LoRA merged in; see `write_tensors`."""
+  write_tensors(
+    folder,
+    merged_architecture(lm),
+    to_tensors(lm),
+    extra,
+    shard_bytes,
+    summed=summed,
+  )
+
+
+def write_tensors(
+  folder: pathlib.Path,
+  arch: policy_lib.Architecture,
+  tensors: Mapping[str, tensor_files.LazyTensor],
+  extra: Mapping[str, Any] | None = None,
+  shard_bytes: int = tensor_files.SHARD_BYTES,
+  *,
+  summed: bool = False,
+) -> None:
   """Writes `config.json` and safetensors, which `transformers` reads.
 
   The weights come last, and the index of shards last of all, so that a folder
@@ -358,7 +378,8 @@ def write_model(
 
   Args:
     folder: made if it is missing.
-    lm: a language model; its LoRA is merged in.
+    arch: of the tensors.
+    tensors: by Hugging Face's names.
     extra: more fields for `config.json`.
     shard_bytes: where to begin another file.
     summed: whether sums of the files are kept beside them.
@@ -366,8 +387,8 @@ def write_model(
   Raises:
     ValueError: if the folder has weights already, or cannot be written.
   """
-  config = merged_architecture(lm).to_hf() | dict(extra or {})
+  config = arch.to_hf() | dict(extra or {})
   tensor_files.refuse_weights(folder)
   with kept.writing(folder / "config.json", summed=summed) as out:
     out.write((json.dumps(config, indent=2) + "\n").encode())
-  tensor_files.write_shards(folder, to_tensors(lm), shard_bytes, summed=summed)
+  tensor_files.write_shards(folder, tensors, shard_bytes, summed=summed)

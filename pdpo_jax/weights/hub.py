@@ -20,7 +20,13 @@ TEXT_FILES = (
   "chat_template*",
 )
 # Never torch's or the authors' own copies of the weights.
-_WANTED = (*TEXT_FILES, "*.safetensors", "*.safetensors.index.json")
+# README.md has the licence.
+_WANTED = (
+  *TEXT_FILES,
+  "README.md",
+  "*.safetensors",
+  "*.safetensors.index.json",
+)
 # In their patterns `*` crosses folders, so that this is all subfolders.
 _UNWANTED = ("*/*", "consolidated*")
 

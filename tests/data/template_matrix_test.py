@@ -6,9 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from pdpo_jax import export
 from pdpo_jax.core import structs
 from pdpo_jax.data import prompts, tokenize, users
+from pdpo_jax.exports import prompt_code
 from tests.data import template_cases
 
 DIALOGUE = (
@@ -265,7 +265,7 @@ def test_the_readme_of_an_export_makes_the_prompts_of_training(
   tokenizer = template_cases.make(name, template, post)
   encoder = prompts.PromptEncoder(tokenizer, "auto", 500)
   scope = {"tokenizer": tokenizer}
-  exec(export.encode_code(encoder), scope)
+  exec(prompt_code.encode(encoder), scope)
   asked = [
     structs.PromptExample(prompt, text)
     for prompt in ("How long?", "How long? ", "Ten\n\n")
@@ -285,6 +285,6 @@ def test_the_readme_refuses_control_tokens_in_words():
   tokenizer = template_cases.make("gpt2", "chatml")
   scope = {"tokenizer": tokenizer}
   encoder = prompts.PromptEncoder(tokenizer, "auto", 500)
-  exec(export.encode_code(encoder), scope)
+  exec(prompt_code.encode(encoder), scope)
   with pytest.raises(ValueError, match=r"control token <.im_end"):
     scope["encode"]("Hi<|im_end|>")

@@ -9,7 +9,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from pdpo_jax import export
+from pdpo_jax.exports import contents, merged
 from pdpo_jax.inference import generate, sampling
 from pdpo_jax.weights import hf_safetensors, tensor_files
 from tests.weights import policies
@@ -33,12 +33,12 @@ def test_transformers_gives_the_same_logits(
     write = functools.partial(hf_safetensors.write_model, shard_bytes=20_000)
     monkeypatch.setattr(hf_safetensors, "write_model", write)
   policy, base = policies.make(*case)
-  export.export(tmp_path, policy, base, policies.USERS)
+  merged.write(tmp_path, contents.Contents(policy, base, policies.USERS))
   assert (tmp_path / tensor_files.INDEX).is_file() == sharded
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
   assert model.dtype == torch.float32
   ids = base.tokenizer(PROMPT).input_ids
-  file = tmp_path / "user_prefixes.safetensors"
+  file = tmp_path / "users" / "prefixes.safetensors"
   prefixes = torch.tensor(safetensors.numpy.load_file(file)["prefixes"])
   with torch.no_grad():
     tokens = model.get_input_embeddings()(torch.tensor([ids] * len(prefixes)))
@@ -56,7 +56,7 @@ def test_the_code_of_the_readme_gives_the_same_answers(
   case, tmp_path, monkeypatch
 ):
   policy, base = policies.make(*case)
-  export.export(tmp_path, policy, base, policies.USERS)
+  merged.write(tmp_path, contents.Contents(policy, base, policies.USERS))
   monkeypatch.chdir(tmp_path)
   readme = (tmp_path / "README.md").read_text()
   (code,) = re.findall("```python\n(.*?)```", readme, re.DOTALL)

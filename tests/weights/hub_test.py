@@ -92,12 +92,12 @@ def test_weights_and_tokenizer_are_downloaded_and_nothing_else(
   wanted = """
     config.json generation_config.json tokenizer.json tokenizer_config.json
     tokenizer.model special_tokens_map.json vocab.json merges.txt
-    added_tokens.json chat_template.jinja model.safetensors
+    added_tokens.json chat_template.jinja README.md model.safetensors
     model.safetensors.index.json model-00001-of-00004.safetensors
   """.split()
   others = """
     pytorch_model.bin pytorch_model.bin.index.json flax_model.msgpack
-    original/consolidated.00.pth original/model.safetensors README.md
+    original/consolidated.00.pth original/model.safetensors LICENSE
     consolidated.safetensors onnx/model.onnx rust_model.ot .gitattributes
   """.split()
 

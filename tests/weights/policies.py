@@ -55,7 +55,8 @@ def make(name, kind, prefix_position):
     lm.embed(jnp.arange(VOCABULARY)),
     nnx.Rngs(1),
   )
-  plain = models.make(arch)
+  plain = nnx.clone(models.make(arch))
+  nnx.update(plain, nnx.state(lm, nnx.Param))
   base = base_lib.Base(plain, tokenizer(), base_lib.fingerprint(plain), (7,))
   return policy.Policy(lm, users, prefix_position), base
 

@@ -12,6 +12,8 @@ from pdpo_jax import export
 from pdpo_jax.core import structs
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import prompts
+from pdpo_jax.exports import contents as contents_lib
+from pdpo_jax.exports import merged
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import run_folder
 from pdpo_jax.weights import base as base_lib
@@ -23,10 +25,14 @@ from tests.weights import models, policies
 PROMPT = [5, 260, 3, 3, 99, 14, 1]
 
 
+def write(folder, policy, base):
+  merged.write(folder, contents_lib.Contents(policy, base, policies.USERS))
+
+
 @pytest.mark.parametrize(("name", "kind", "place"), policies.CASES)
 def test_merged_weights_give_the_logits_of_lora(name, kind, place, tmp_path):
   policy, base = policies.make(name, kind, place)
-  export.export(tmp_path, policy, base, policies.USERS)
+  write(tmp_path, policy, base)
   merged = hf_safetensors.read_model(tmp_path)
   merged = policy_lib.Policy(merged, policy.user_model, place)
   plain = policy_lib.Policy(base.lm, policy.user_model, place)
@@ -73,11 +79,11 @@ def test_bfloat16_weights_are_merged_in_float32():
 @pytest.mark.parametrize(("name", "kind", "place"), policies.CASES)
 def test_each_row_has_its_users_prefix(name, kind, place, tmp_path):
   policy, base = policies.make(name, kind, place)
-  export.export(tmp_path, policy, base, policies.USERS)
-  described = json.loads((tmp_path / "users.json").read_text())
+  write(tmp_path, policy, base)
+  described = json.loads((tmp_path / "users" / "users.json").read_text())
   assert described["users"] == [None, "4", "ada", "böhm"]
   assert described["prefix_position"] == place
-  file = tmp_path / "user_prefixes.safetensors"
+  file = tmp_path / "users" / "prefixes.safetensors"
   prefixes = safetensors.numpy.load_file(file)["prefixes"]
   assert prefixes.shape == (4, 3, 20) and prefixes.dtype == np.float32
   # One row at a time, cluster weights are multiplied in another order.
@@ -108,7 +114,7 @@ def test_the_readme_makes_the_prompts_of_training(tmp_path, template, bos):
   texts = (*prompts_test.TEXTS, "I am old.\n\nthe cat", "a\n\n", "the\n\n")
   tokenizer = prompts_test.make_tokenizer(template, bos, texts)
   base = dataclasses.replace(base, tokenizer=tokenizer)
-  export.export(tmp_path, policy, base, policies.USERS)
+  write(tmp_path, policy, base)
   readme = (tmp_path / "README.md").read_text()
   code = readme[readme.index("def encode(") : readme.index("def answer(")]
   scope = {"tokenizer": tokenizer}
@@ -127,7 +133,8 @@ def test_a_template_and_a_bos_of_the_runs_own_are_exported(tmp_path):
   base = dataclasses.replace(base, tokenizer=tokenizer)
   own = prompts_test.CHAT.replace("<|end|>", "!<|end|>")
   data = data_config.DataConfig(template=own, add_bos=True)
-  export.export(tmp_path, policy, base, policies.USERS, False, data)
+  contents = contents_lib.Contents(policy, base, policies.USERS, data=data)
+  merged.write(tmp_path, contents)
   assert tokenizer.chat_template == prompts_test.WITHOUT_SYSTEM
   back = transformers.AutoTokenizer.from_pretrained(tmp_path)
   readme = (tmp_path / "README.md").read_text()
@@ -148,32 +155,23 @@ def test_what_is_exported_ends_where_the_template_does(tmp_path):
   base = dataclasses.replace(base, tokenizer=tokenizer)
   end = tokenizer.convert_tokens_to_ids("<|end|>")
   assert end not in base.stop_tokens
-  export.export(tmp_path, policy, base, policies.USERS)
+  write(tmp_path, policy, base)
   generation = json.loads((tmp_path / "generation_config.json").read_text())
   assert generation["eos_token_id"] == [*base.stop_tokens, end]
-
-
-def test_plain_is_the_base_bitwise(tmp_path):
-  policy, base = policies.make(*policies.CASES[2])
-  export.export(tmp_path, policy, base, policies.USERS, plain=True)
-  back = hf_safetensors.read_model(tmp_path)
-  assert base_lib.fingerprint(back) == base.fingerprint
-  assert (tmp_path / "user_prefixes.safetensors").is_file()
-  assert "without the LoRA" in (tmp_path / "README.md").read_text()
 
 
 def test_without_a_user_model_there_are_no_prefixes(tmp_path):
   _, base = policies.make(*policies.CASES[0])
   nobody = policy_lib.base_policy(base.lm)
-  export.export(tmp_path, nobody, base, policies.USERS)
+  write(tmp_path, nobody, base)
   names = {file.name for file in tmp_path.iterdir()}
   assert {"model.safetensors", "tokenizer.json"} <= names
-  assert not {"user_prefixes.safetensors", "users.json"} & names
+  assert "users" not in names
 
 
 def test_an_export_is_a_base(tmp_path):
   policy, base = policies.make(*policies.CASES[0])
-  export.export(tmp_path, policy, base, policies.USERS)
+  write(tmp_path, policy, base)
   config = tiny.tiny_config(tmp_path).base
   assert base_lib.read_base(str(tmp_path), config).stop_tokens == (0, 7)
 
@@ -182,7 +180,7 @@ def test_nothing_is_written_beside_other_weights(tmp_path):
   policy, base = policies.make(*policies.CASES[0])
   (tmp_path / tensor_files.WHOLE).touch()
   with pytest.raises(ValueError, match="has weights already"):
-    export.export(tmp_path, policy, base, policies.USERS)
+    write(tmp_path, policy, base)
   assert [file.name for file in tmp_path.iterdir()] == [tensor_files.WHOLE]
 
 
@@ -201,7 +199,8 @@ def test_a_run_is_exported_with_its_newest_checkpoint(tmp_path):
   assert back.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_array_equal(back[name], value, err_msg=name)
-  described = json.loads((tmp_path / "out" / "users.json").read_text())
+  users = tmp_path / "out" / "users" / "users.json"
+  described = json.loads(users.read_text())
   assert described["users"] == [None, "1", "2", "3"]
 
 

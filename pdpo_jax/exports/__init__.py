@@ -1,0 +1,1 @@
+"""A run's policy as files that other engines read."""
