@@ -97,7 +97,8 @@ def test_one_device_has_no_mesh():
 @pytest.mark.slow
 def test_eight_devices_do_what_one_does():
   env = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+    + os.environ["XLA_FLAGS"],
     "JAX_PLATFORMS": "cpu",
   }
   done = subprocess.run(
