@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,18 +27,14 @@ from orbax.checkpoint import v1 as ocp
 
 from pdpo_jax.core import kept, processes, structs
 from pdpo_jax.data import users as users_lib
-from pdpo_jax.training import checkpoint_items, checkpoint_meta
+from pdpo_jax.training import (
+  checkpoint_errors,
+  checkpoint_items,
+  checkpoint_meta,
+)
 from pdpo_jax.training import sums as sums_lib
 
 logger = logging.getLogger(__name__)
-
-# How TensorStore says why a disk refused.
-_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-  """Keeps out what Orbax logs: what failed, many times over, and raises too."""
-  return "/orbax/checkpoint/" not in record.pathname
 
 
 def _abstract(
@@ -56,13 +51,26 @@ def _abstract(
   )
 
 
+class _Newest(ocp.training.preservation_policies.LatestN):
+  """The newest `n`, and one besides."""
+
+  preserved: int | None = None
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any):
+    newest = super().should_preserve(checkpoints, context=context)
+    return [
+      new or each.step == self.preserved
+      for new, each in zip(newest, checkpoints, strict=True)
+    ]
+
+
 class Checkpoints:
   """The checkpoints of one training in `folder`, newest last.
 
   Args:
     folder: made if it is missing.
-    keep: how many of the newest are kept; None only reads, and leaves alone
-      whatever a training may be writing there.
+    keep: how many of the newest are kept, besides that of `preserve`; None
+      only reads, and leaves alone whatever a training may be writing there.
 
   Raises:
     kept.Unwritable: here and by whatever writes, if the disk refuses.
@@ -72,14 +80,15 @@ class Checkpoints:
     self.folder = folder.absolute()
     self._writes = keep is not None
     self._saving: tuple[int, Any] | None = None  # a step, and Orbax's response
+    self._newest = _Newest(keep)
     training = ocp.training
     if self._writes:
       kept.make_folder(self.folder)
-    logging.getLogger("absl").addFilter(_is_not_orbax)
-    with self._raising(self.folder), _listing(self.folder):
+    logging.getLogger("absl").addFilter(checkpoint_errors.is_not_orbax)
+    with self._raising(self.folder), checkpoint_errors.listing(self.folder):
       self._checkpointer = training.Checkpointer(
         self.folder,
-        preservation_policy=training.preservation_policies.LatestN(keep),
+        preservation_policy=self._newest,
         cleanup_tmp_directories=self._writes,
       )
 
@@ -98,6 +107,14 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     return sorted(each.step for each in self._checkpointer.checkpoints)
+
+  @property
+  def preserved(self) -> int | None:
+    return self._newest.preserved
+
+  def preserve(self, step: int | None) -> None:
+    """Keeps a step, however many newer ones come; None keeps none."""
+    self._newest.preserved = step
 
   def save(self, step: int, items: Mapping[str, Any]) -> None:
     """Begins to write step `step` in the background, unless it is there."""
@@ -136,20 +153,9 @@ class Checkpoints:
     except Exception as error:
       if not self._writes or isinstance(error, kept.Damaged):
         raise
-      raise kept.Unwritable(place, self._os_error(error)) from error
-
-  def _os_error(self, error: BaseException) -> OSError:
-    """The refusal of the disk that `error` came from."""
-    if not self.folder.is_dir():
-      number = errno.ENOENT
-    elif isinstance(error, OSError) and error.errno:
-      number = error.errno
-    else:
-      number = _OS_ERROR.search(str(error))
-      number = number and int(number[1])
-    if number:
-      return OSError(number, os.strerror(number))
-    return OSError(_first_line(error))
+      raise kept.Unwritable(
+        place, checkpoint_errors.os_error(self.folder, error)
+      ) from error
 
   def users(self) -> users_lib.UserIndex:
     """The users of the newest step that can be read; none without a step.
@@ -320,39 +326,8 @@ def _read(read: Callable[[], Any]) -> tuple[Any, str]:
   try:
     value = read()
   except Exception as error:  # Orbax raises what its storage raises.
-    problem = _first_line(error)
+    problem = checkpoint_errors.first_line(error)
   return value, next(filter(None, processes.gather(problem)), "")
-
-
-@contextlib.contextmanager
-def _listing(folder: pathlib.Path) -> Iterator[None]:
-  """Names the file that keeps Orbax from listing the steps of a folder."""
-  try:
-    yield
-  except Exception as error:
-    for file in sorted(folder.glob("*/_CHECKPOINT_METADATA")):
-      try:
-        times = json.loads(file.read_bytes())
-        whole = times is None or all(
-          isinstance(time, int | None)
-          for name, time in times.items()
-          if name.endswith("_nsecs")
-        )
-      except (OSError, AttributeError, ValueError):
-        whole = False
-      if not whole:
-        raise kept.Damaged(
-          file,
-          f"is damaged ({_first_line(error)})",
-          "put it back from a copy, or move the folder that it is in away, to "
-          "go on from an earlier step",
-        ) from error
-    raise
-
-
-def _first_line(error: BaseException) -> str:
-  text = str(error.args[0] if isinstance(error, KeyError) else error)
-  return (text.strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _move(place: pathlib.Path, folder: pathlib.Path) -> None:
@@ -371,17 +346,24 @@ def restore(
   state: structs.TrainState,
   users: users_lib.UserIndex | None,
   meta: Mapping[str, Any],
+  at_step: int | None = None,
 ) -> structs.TrainState | None:
   """The newest whole checkpoint as a state shaped like `state`, or None.
+
+  Args:
+    at_step: that one in place of the newest.
 
   Raises:
     ValueError: if it is of another base or has other users.
   """
   like = checkpoint_items.of_state(state, users, meta)
   like.pop("meta")
-  newest = checkpoints.newest(like, meta)
-  if newest is None:
-    return None
+  if at_step is None:
+    newest = checkpoints.newest(like, meta)
+    if newest is None:
+      return None
+  else:
+    newest = at_step, checkpoints.load(at_step, like)
   step, items = newest
   if "users" in items and items["users"]["ids"] != like["users"]["ids"]:
     raise ValueError(

@@ -93,6 +93,11 @@ def problems(
   return found
 
 
+def is_whole(values: Mapping[str, float]) -> bool:
+  """Whether text that was looked at is still language."""
+  return "text" not in problems(values)
+
+
 def described(name: str, step: int, values: Mapping[str, float]) -> str:
   """A line of what text is like beside the base's; empty where not known."""
   text = {

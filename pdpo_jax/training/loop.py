@@ -7,6 +7,7 @@ ends bitwise as one that was not.
 
 import contextlib
 import dataclasses
+import logging
 import math
 import pathlib
 import shutil
@@ -20,6 +21,8 @@ import numpy as np
 from pdpo_jax.core import processes, structs
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.training import checkpoint, checkpoint_items, metrics, recipes
+
+logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -38,11 +41,14 @@ class Look:
     name: what the names of its scalars begin with.
     steps: after which it is done, if training is not done by then.
     find: `state -> scalars`.
+    is_good: whether a state is, by its scalars. The last good one is kept, and
+      training ends with it where the state after the last step is not good.
   """
 
   name: str
   steps: Collection[int]
   find: Callable[[structs.TrainState], dict[str, float]]
+  is_good: Callable[[Mapping[str, float]], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,16 +149,24 @@ def _run(training, cadence, saved):
   if start == training.total_steps:
     return state
   # The one being written comes on top of those that are kept.
-  copies = cadence.keep_checkpoints + 1 - len(saved.steps)
+  judged = any(look.is_good for look in training.looks)
+  copies = cadence.keep_checkpoints + judged + 1 - len(saved.steps)
   check_space(training.folder, state, copies)
   writer = metrics.open_writer(training.folder, start)
+  saved.preserve(
+    processes.from_first(lambda: _last_good(training, writer.records, saved))
+  )
   progress = metrics.Progress(
     training.name, start, training.total_steps, training.examples
   )
   mean = metrics.Mean()
 
-  def settle(step, batch, values):
-    """Waits for the metrics of a step and checks them."""
+  def settle():
+    """Waits for the metrics of the last step and checks them."""
+    nonlocal pending
+    if pending is None:
+      return
+    (step, batch, values), pending = pending, None
     example_loss = values.pop("example_loss", None)
     values = jax.device_get(values)
     _check_finite(training, saved, step, batch, values, example_loss)
@@ -165,21 +179,12 @@ def _run(training, cadence, saved):
     if shown:
       progress.say(shown)
 
-  def due(step):
-    on_the_way = 0 < step < training.total_steps
-    return [
-      look for look in training.looks if on_the_way and step in look.steps
-    ]
-
-  def take(step, look):
-    scalars = look.find(state).items()
-    write(step, {f"{look.name}{name}": value for name, value in scalars})
-
   def save(step):
     writer.flush()
     items = checkpoint_items.of_state(state, training.users, training.meta)
     saved.save(step, items)
 
+  looks = _Looks(training, saved, write)
   pending = None
   announcement = processes.Announcement()
   with (
@@ -188,19 +193,14 @@ def _run(training, cadence, saved):
     contextlib.closing(progress),
   ):
     # One that was stopped may have been killed before it was looked at.
-    for look in due(start):
-      known = processes.from_first(
-        lambda look=look: any(x.startswith(look.name) for x in writer.known)
-      )
-      if not known:
-        take(start, look)
+    if looks.take(start, state, _names(writer.records, start)):
+      saved.preserve(start)
     for step in range(start, training.total_steps):
       saved.check()
       batch = training.batch(step)
       state, values = training.step(state, batch)
       # The metrics of the step before are read while this one runs.
-      if pending is not None:
-        settle(*pending)
+      settle()
       pending = (step, batch, values)
       done = step + 1
       # Read once: a signal that comes later is for the next step. Where there
@@ -209,19 +209,20 @@ def _run(training, cadence, saved):
       stop = number > 0 and done < training.total_steps
       last = stop or done == training.total_steps
       if last or done % cadence.log_every == 0:
-        settle(*pending)
-        pending = None
+        settle()
         means = mean.take()
         means["samples_per_second"] = progress.show(done, means)
         write(done, means)
       if stop:  # Whoever stops it may not wait for a look.
         save(done)
-      for look in due(done):
-        take(done, look)
-      if last or done % cadence.checkpoint_every == 0:
-        if pending is not None:
-          settle(*pending)
-          pending = None
+      if looks.take(done, state):
+        saved.preserve(done)
+      if done == training.total_steps:
+        state = looks.last_good(state)
+      if (
+        last or saved.preserved == done or done % cadence.checkpoint_every == 0
+      ):
+        settle()
         save(done)
       if stop:
         saved.wait()
@@ -240,6 +241,99 @@ def _run(training, cadence, saved):
         "Run the same command to go on with what comes after"
       )
   return state
+
+
+def _names(records: Sequence[Mapping[str, Any]], step: int) -> set[str]:
+  """Of the scalars that are there of a step."""
+  return {
+    name for record in records if record["step"] == step for name in record
+  }
+
+
+def _last_good(
+  training: Training,
+  records: Sequence[Mapping[str, Any]],
+  saved: checkpoint.Checkpoints,
+) -> int | None:
+  """The last step that was found good and is still there, by its metrics."""
+  steps = [
+    record["step"]
+    for record in records
+    for look in training.looks
+    if look.is_good
+    and any(name.startswith(look.name) for name in record)
+    and look.is_good(record)
+  ]
+  there = saved.steps
+  return max((step for step in steps if step in there), default=None)
+
+
+class _Looks:
+  """Looks at a state, and chooses which one a training ends with."""
+
+  def __init__(
+    self,
+    training: Training,
+    saved: checkpoint.Checkpoints,
+    write: Callable[[int, Mapping[str, float]], None],
+  ):
+    self._training = training
+    self._saved = saved
+    self._write = write
+
+  def take(
+    self, step: int, state: structs.TrainState, known: Collection[str] = ()
+  ) -> bool:
+    """Writes what is due at a step, but for scalars that are `known`.
+
+    Returns:
+      Whether the state is one that the training may end with.
+    """
+    if not 0 < step < self._training.total_steps:
+      return False
+    good = []
+    for look in self._training.looks:
+      if step in look.steps and not processes.from_first(
+        lambda look=look: any(name.startswith(look.name) for name in known)
+      ):
+        good.append(self._take(step, look, state))
+    return any(good)
+
+  def _take(self, step: int, look: Look, state: structs.TrainState) -> bool:
+    scalars = {
+      f"{look.name}{name}": value for name, value in look.find(state).items()
+    }
+    self._write(step, scalars)
+    return look.is_good is not None and processes.from_first(
+      lambda: look.is_good(scalars)
+    )
+
+  def last_good(self, state: structs.TrainState) -> structs.TrainState:
+    """What a training ends with: `state`, or what was kept if that is better.
+
+    Args:
+      state: after the last step.
+    """
+    training, saved = self._training, self._saved
+    kept_step = saved.preserved
+    saved.preserve(None)  # Whatever comes of it, nobody will want it later.
+    judges = [look for look in training.looks if look.is_good]
+    good = [self._take(training.total_steps, look, state) for look in judges]
+    if all(good) or kept_step is None:
+      return state
+    logger.warning(
+      "%s ends with what it was after step %d, the last that was good: after "
+      "step %d it is not",
+      training.name,
+      kept_step,
+      training.total_steps,
+    )
+    self._write(training.total_steps, {"ends_with_step": float(kept_step)})
+    saved.wait()
+    earlier = checkpoint.restore(
+      saved, state, training.users, training.meta, kept_step
+    )
+    return dataclasses.replace(earlier, step=state.step)
 
 
 def _check_finite(training, saved, step, batch, values, example_loss):

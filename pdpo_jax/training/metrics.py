@@ -52,7 +52,7 @@ def open_writer(folder: pathlib.Path, step: int) -> "Writer | NoWriter":
 class NoWriter:
   """A `Writer` of the other processes."""
 
-  known: frozenset[str] = frozenset()
+  records: tuple[dict[str, Any], ...] = ()
 
   def flush(self) -> None:
     pass
@@ -81,8 +81,8 @@ class Writer:
     self._flushed = time.monotonic()
     kept.make_folder(folder / "tensorboard")
     with self._writing():
-      # Names of the scalars that are there of that step.
-      self.known = _keep_until(self.file, step)
+      # What is there already.
+      self.records = _keep_until(self.file, step)
       self._lines = self.file.open("a")
       # The library's own writer has a thread, which a full disk ends unseen.
       self._board = event_file_writer.EventsWriter(
@@ -128,33 +128,28 @@ class Writer:
       self._board.close()
 
 
-def _keep_until(file: pathlib.Path, step: int) -> set[str]:
-  """Drops the lines of later steps, and those that are damaged.
-
-  Returns:
-    Names of scalars of the step.
-  """
-  lines, known, damaged = [], set(), 0
+def _keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
+  """Drops the lines of later steps, and those that are damaged."""
+  lines, records, damaged = [], [], 0
   text = file.read_bytes() if file.is_file() else b""
   *whole, last = text.split(b"\n")
   for number, line in enumerate([*whole, last]):
     try:
-      record = json.loads(line)
+      record = {name: +value for name, value in json.loads(line).items()}
       late = record["step"] > step
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
       # The last may have been cut off while it was written.
       damaged += number < len(whole)
       continue
     if not late:
       lines.append(line + b"\n")
-      if record["step"] == step:
-        known.update(record)
+      records.append(record)
   if damaged:
     logger.warning("%s: %d damaged lines were dropped", file, damaged)
   if text:
     with kept.writing(file, summed=False) as out:
       out.write(b"".join(lines))
-  return known
+  return records
 
 
 class Progress:

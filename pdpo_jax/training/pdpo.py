@@ -121,7 +121,9 @@ def train(
     examples: what `batches` was made of, to name examples in errors.
     folder: gets metrics and checkpoints.
     data: names the data set; a training only goes on with the same.
-    check_text: `train.text_checks` times, what a policy's text is like.
+    check_text: `train.text_checks` times and at the end, what a policy's text
+      is like. Where it is broken at the end, and was whole before, the policy
+      is the last whose text was whole.
 
   Raises:
     ValueError: besides `loop.run`'s, if `train.start_from` cannot be started
@@ -182,7 +184,12 @@ def train(
     parts = train_config.text_checks + 1
     steps = {round(part * total_steps / parts) for part in range(1, parts)}
     looks.append(
-      loop.Look(metrics.TEXT, steps, lambda state: check_text(policy_of(state)))
+      loop.Look(
+        metrics.TEXT,
+        steps,
+        lambda state: check_text(policy_of(state)),
+        diagnosis.is_whole,
+      )
     )
 
   def describe(index):
