@@ -104,6 +104,14 @@ def prompt_flag() -> flags.FlagHolder:
   )
 
 
+@functools.cache
+def user_flag() -> flags.FlagHolder:
+  """`--user`, likewise."""
+  return flags.DEFINE_multi_string(
+    "user", [], "A user's id; may be given several times."
+  )
+
+
 def read_prompts() -> list[str]:
   """The texts of `--prompt`."""
   return [
@@ -197,7 +205,7 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
 
 # Flags that are defined here; those of several processes are not shown.
 _SHARED = (
-  "config", "workdir", "prompt", "database", "judge", _TRACEBACK.name
+  "config", "workdir", "prompt", "user", "database", "judge", _TRACEBACK.name
 )  # fmt: skip
 _SECTIONS = {"config": config_lib.Config, "judge": judge_config.JudgeConfig}
 _PARSERS = {

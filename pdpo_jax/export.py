@@ -7,6 +7,8 @@ r"""Writes a run's policy so that other engines can serve it.
   peft     PEFT: LoRA and a prompt for each person, beside the base as it is
   tokens   any engine that reads Hugging Face's format: people as tokens
   gguf     llama.cpp: the same in one file
+
+Everybody comes along, or whom --user names, and the generic user.
 """
 
 import pathlib
@@ -33,12 +35,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; a new one.")
 _FORMAT = flags.DEFINE_enum(
   "format", "merged", [*_WRITERS], "What is written; see above."
 )
-_USERS = flags.DEFINE_multi_string(
-  "user",
-  [],
-  "Id of somebody to export; may be given several times. Default: everybody. "
-  "The generic user always comes along.",
-)
+_USERS = command_line.user_flag()
 
 
 def _card(run: run_lib.Run) -> cards.Card:

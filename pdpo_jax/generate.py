@@ -17,9 +17,7 @@ from pdpo_jax.inference import respond, sampling
 from pdpo_jax.runs import run as run_lib
 
 _WORKDIR = command_line.workdir_flag()
-_USERS = flags.DEFINE_multi_string(
-  "user", [], "A user's id; may be given several times."
-)
+_USERS = command_line.user_flag()
 _PROMPTS = command_line.prompt_flag()
 _USER_TEXT = flags.DEFINE_string(
   "user_text",

@@ -66,7 +66,9 @@ def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
 
 def test_it_is_exported(folder, tmp_path):
   export.export_run(folder, tmp_path / "out")
-  described = json.loads((tmp_path / "out" / "users.json").read_text())
+  described = json.loads(
+    (tmp_path / "out" / "users" / "users.json").read_text()
+  )
   assert described["users"] == [None, "1", "2", "3"]
 
 

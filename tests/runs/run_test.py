@@ -41,8 +41,17 @@ def test_a_run_of_any_seed_is_answered_and_exported(
     generate.main()
   assert capsys.readouterr().out.startswith("2: ")
   export.export_run(folder, tmp_path / "out")
-  described = json.loads((tmp_path / "out" / "users.json").read_text())
+  described = json.loads(
+    (tmp_path / "out" / "users" / "users.json").read_text()
+  )
   assert described["users"] == [None, "1", "2", "3"]
+  with pytest.raises(ValueError, match="has something in it already"):
+    export.export_run(folder, tmp_path / "out")
+  with pytest.raises(ValueError, match="'ann' is none of this run's 3 users"):
+    export.export_run(folder, tmp_path / "new", people=("2", "ann"))
+  export.export_run(folder, tmp_path / "new", "tokens", ("2",))
+  described = json.loads((tmp_path / "new" / "users.json").read_text())
+  assert described["users"] == [None, "2"]
 
 
 def test_the_policy_of_a_run_is_the_one_that_was_trained(run_and_policy):
