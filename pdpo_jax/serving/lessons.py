@@ -5,10 +5,12 @@ it something. An accelerator cannot be shared by processes; there a thread does.
 Choices are in the database before anybody is told to learn from them, so that
 nothing is lost with whoever learns.
 
-It also says which questions are answered most differently by the people whom
-somebody new may be.
+In between it rehearses lessons, so that their programs are compiled before the
+first click, and then says which questions are answered most differently by the
+people whom somebody new may be.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -34,6 +36,9 @@ _NICENESS = 10
 # Between the starts of processes that end by themselves.
 _PATIENCE_SECONDS = 5.0
 _LEARN = "learn"
+# Numbers of choices for which programs differ. After a rehearsal that takes so
+# long there is none: what takes the time is not compiling.
+_REHEARSED, _LONGEST_SECONDS = (1, 2, 3, 5), 20.0
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +58,14 @@ def work(
     asked: is ranked in between.
   """
   refused: dict[str, int] = {}
-  left = [*asked]
+  between = _between(run, tell, asked)
   for prompt in asked:
     tell({"question": questions.to_json(prompt), "information": 0.0})
   order: str | None = _LEARN
   while order is not None:
     _learn(run, refused, tell)
-    while left and orders.empty():
-      _rank(run, left.pop(0), tell)
+    while orders.empty() and next(between, False):
+      pass
     order = orders.get()
     while order is not None and not orders.empty():
       order = orders.get()
@@ -104,6 +109,42 @@ def _learn_each(run, refused, leave_out, tell) -> int:
       refused[user_id] = person.num_choices if person else 0
       tell({"failed": 1})
   return learnt
+
+
+def _between(
+  run: run_lib.Run, tell: Tell, asked: Sequence[structs.Prompt]
+) -> Iterator[bool]:
+  """Does a piece of what there is to do between lessons, again and again."""
+  for count in _REHEARSED if asked else ():
+    start = time.monotonic()
+    _rehearse(run, asked, count)
+    yield True
+    if time.monotonic() - start > _LONGEST_SECONDS:
+      break
+  for prompt in asked:
+    _rank(run, prompt, tell)
+    yield True
+
+
+def _rehearse(
+  run: run_lib.Run, asked: Sequence[structs.Prompt], count: int
+) -> None:
+  """Learns somebody made up who chose so often, and forgets them."""
+  # As long as an answer may be; what it says is no matter.
+  size = min(
+    run.config.answers.max_new_tokens, run.config.data.max_response_tokens - 2
+  )
+  words = itertools.cycle(run.tokenizer(str(asked[0])).input_ids)
+  response = run.tokenizer.decode([*itertools.islice(words, size)])
+  examples = [
+    structs.PreferenceExample(prompt, "a", (response,), "nobody")
+    for prompt in itertools.islice(itertools.cycle(asked), count)
+  ]
+  learner = run.own.learner
+  try:
+    learner.learn(learner.prepare(examples).choices, ["nobody"])
+  except ValueError as error:
+    logger.debug("a lesson cannot be rehearsed: %s", error)
 
 
 def _rank(run: run_lib.Run, prompt: structs.Prompt, tell: Tell) -> None:

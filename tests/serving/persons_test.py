@@ -1,17 +1,14 @@
 """Choices are kept, people are shown, and leave, while a server runs."""
 
 import dataclasses
-import queue
-import shutil
 
 import pytest
 
 from pdpo_jax.core import structs
-from pdpo_jax.runs import learning, locks
-from pdpo_jax.runs import run as run_lib
-from pdpo_jax.serving import lessons, questions, traits
+from pdpo_jax.runs import locks
+from pdpo_jax.serving import questions, traits
 from tests.runs import people_run
-from tests.runs.learning_test import FakeLearner, choice
+from tests.runs.learning_test import choice
 from tests.runs.people_run import ANN, CEM, DEE, mark
 from tests.serving import served
 from tests.serving.served import PROMPT, TURNS, ask, person
@@ -19,9 +16,7 @@ from tests.serving.served import PROMPT, TURNS, ask, person
 
 @pytest.fixture(scope="module")
 def at(tmp_path_factory):
-  place = tmp_path_factory.mktemp("whole")
-  folder = people_run.make(place)
-  shutil.copytree(folder, place / "before")
+  folder = people_run.make(tmp_path_factory.mktemp("whole"))
   with served.room_of(folder) as room, served.listening(room) as place:
     yield place
 
@@ -233,49 +228,6 @@ def test_a_database_that_is_damaged_is_a_503(at):
     assert status == 503 and "read" in told["error"]["message"]
   finally:
     file.write_bytes(content)
-
-
-def test_everyone_who_waits_is_learnt_but_whose_choices_cannot_be(
-  at, monkeypatch
-):
-  folder = at.room.run.workdir.parent / "before"
-  learner = FakeLearner()
-  monkeypatch.setattr("pdpo_jax.runs.trained.Trained.learner", learner)
-  monkeypatch.setattr(lessons, "_rank", lambda run, prompt, tell: None)
-  run = run_lib.Run.open(folder)
-  run.people.add(
-    [choice("lea"), choice("max", chosen="too long"), choice("ned", "q")]
-  )
-  told, orders = [], queue.Queue()
-  orders.put(None)
-  lessons.work(run, orders, told.append, [])
-  assert run.people.get("lea").learnt and run.people.get("ned").learnt
-  assert run.people.get("max").learnt is None
-  assert told[0] == {"failed": 1} and told[1]["learnt"] == 2
-  assert run.people.waiting(run.own.shared_digest) == ["max"]
-
-
-def test_a_failed_lesson_is_not_tried_before_something_new_comes(
-  at, monkeypatch
-):
-  folder = at.room.run.workdir.parent / "before"
-  tries = []
-  monkeypatch.setattr(
-    learning,
-    "learn_waiting",
-    lambda run, leave_out=(): tries.append({*leave_out}) or 1 / 0,
-  )
-  run = run_lib.Run.open(folder)
-  run.people.add([choice("oda")])
-  refused, told = {}, []
-  lessons._learn(run, refused, told.append)
-  before = len(tries)
-  lessons._learn(run, refused, told.append)
-  assert refused["oda"] == 1 and len(tries) == before + 1
-  assert "oda" in tries[-1]
-  run.people.add([choice("oda", "q")])
-  lessons._learn(run, refused, told.append)
-  assert refused["oda"] == 2
 
 
 def test_choices_have_in_common_what_was_taken_more_often_than_left():
