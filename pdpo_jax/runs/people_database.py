@@ -54,6 +54,8 @@ choices = sqlalchemy.Table(
 # otherwise be old when it writes.
 _BEGIN = "sqlite_begin"
 _READS, _WRITES = {_BEGIN: "BEGIN"}, {_BEGIN: "BEGIN IMMEDIATE"}
+# All that a transaction reads is of one moment, as SQLite has it anyway.
+_READS_OF_SERVER = {"isolation_level": "REPEATABLE READ"}
 _KINDS = ("sqlite", "postgresql")
 # Until a server that does not answer is taken for down, as its drivers call it.
 _PATIENCE_SECONDS = 10
@@ -100,7 +102,8 @@ class Database:
       if not self._is_there:
         yield None
         return
-      engine = self._engine.execution_options(**_READS)
+      options = _READS if self._is_sqlite else _READS_OF_SERVER
+      engine = self._engine.execution_options(**options)
       with engine.begin() as connection:
         self._check_version(connection)
         yield connection

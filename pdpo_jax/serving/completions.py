@@ -17,6 +17,8 @@ from pdpo_jax.serving import presence, protocol, service, speakers
 router = fastapi.APIRouter(prefix="/v1")
 _in_thread = concurrency.run_in_threadpool
 _WATCH_SECONDS = 0.5
+# Between looks at whether another server erased whom an answer is for.
+_LOOK_SECONDS = 1.0
 
 
 class _Gone(Exception):
@@ -212,6 +214,13 @@ async def _answer(
   )
   route = request.scope["route"].path
 
+  async def check_there() -> None:
+    visit.check()
+    if speaker.id is not None and speaker.is_known:
+      is_there = await _in_thread(room.speakers.is_there, speaker.id)
+      if not is_there:
+        raise presence.erased()
+
   def note_end() -> dict[str, int]:
     room.meters.seconds.labels(route).observe(time.monotonic() - start)
     return protocol.usage(
@@ -225,12 +234,15 @@ async def _answer(
       for place in range(len(answers)):
         if (first := teller.first(place)) is not None:
           yield _event({**head, "choices": [first]})
-      told = False
+      told, looked = False, start
       try:
         pieces = room.answerer.all_pieces(answers)
         async with contextlib.aclosing(pieces):
           async for place, piece in pieces:
             visit.check()
+            if time.monotonic() > looked + _LOOK_SECONDS:
+              await check_there()
+              looked = time.monotonic()
             if not told:
               room.meters.first_token.observe(time.monotonic() - start)
               told = True
@@ -257,6 +269,7 @@ async def _answer(
   finally:
     answers_lib.cancel(answers)
     usage = note_end()
+  await check_there()
   visit.is_given_out()
   choices = [
     teller.whole(place, piece, body) for place, piece in enumerate(pieces)

@@ -31,7 +31,7 @@ async def choose(
   """Keeps a choice, or a thumb. Once this is answered, it is on the disk."""
   room: service.Service = request.app.state.service
   user_id = service.clean(body.user)
-  await _enter(request, user_id)
+  await _enter(request, user_id, writes=True)
   prompt = protocol.prompt_of(body.prompt)
   if body.thumb is not None:
     is_up = body.thumb == "up"
@@ -47,10 +47,12 @@ async def choose(
   return responses.JSONResponse(content, 201)
 
 
-async def _enter(request: fastapi.Request, user_id: str | None) -> None:
+async def _enter(
+  request: fastapi.Request, user_id: str | None, writes: bool = False
+) -> None:
   """Notes whom a request is about; see `presence`."""
   room: service.Service = request.app.state.service
-  await room.presence.enter(request.scope, user_id)
+  await room.presence.enter(request.scope, user_id, writes=writes)
 
 
 def _check_different(example: structs.PreferenceExample) -> None:
@@ -164,7 +166,11 @@ async def export(
   def make() -> dossier.Dossier:
     run = run_lib.Run.open(room.run.workdir, database=room.database)
     try:
-      return dossier.make(run, user, erase_lib.read_dataset(run))
+      held = dossier.make(run, user, erase_lib.read_dataset(run))
+      # It takes a while, in which another server may have erased them.
+      if not room.speakers.is_there(user):
+        raise _nobody(user)
+      return held
     except kept.Damaged:
       raise
     except ValueError as error:

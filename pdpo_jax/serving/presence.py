@@ -58,13 +58,7 @@ class Visit:
     if self.is_over:
       if self._break_off is not None:
         self._break_off()
-      raise protocol.ApiError(
-        409,
-        "this person was erased while they were answered; ask again, as "
-        "somebody new",
-        "user",
-        "person_erased",
-      )
+      raise erased()
 
   async def leave(self) -> None:
     """The person is erased: breaks it off, or waits until it is answered."""
@@ -84,13 +78,22 @@ class Presence:
     self._visits: dict[str, set[Visit]] = collections.defaultdict(set)
     self._leaving: dict[str, asyncio.Event] = {}
 
-  async def enter(self, scope: types.Scope, *ids: str | None) -> Visit:
+  async def enter(
+    self, scope: types.Scope, *ids: str | None, writes: bool = False
+  ) -> Visit:
     """Notes that a request is about people, once they are not being erased.
 
     Args:
       scope: of the request, which leaves at its end, by `visiting`.
+      writes: whether it keeps something. It was sent before the erasure was
+        told, and does not wait for its end.
+
+    Raises:
+      protocol.ApiError: then.
     """
     named = [user_id for user_id in ids if user_id is not None]
+    if writes and any(user_id in self._leaving for user_id in named):
+      raise erased()
     while left := [x for x in named if x in self._leaving]:
       await self._leaving[left[0]].wait()
     visit = Visit()
@@ -132,3 +135,12 @@ class Presence:
       for user_id in ids:
         del self._leaving[user_id]
       over.set()
+
+
+def erased() -> protocol.ApiError:
+  return protocol.ApiError(
+    409,
+    "this person was erased meanwhile; ask again, as somebody new",
+    "user",
+    "person_erased",
+  )

@@ -126,6 +126,10 @@ class Speakers:
     prefix = self._prefix_of_bytes(learnt.tobytes())
     return Speaker(user_id, "learnt", learnt.reshape(self._shape), prefix)
 
+  def is_there(self, user_id: str) -> bool:
+    """Whether anything is known of somebody; they may just have left."""
+    return self.known_as(user_id, self.people.get(user_id)) != "unknown"
+
   def known_as(self, user_id: str, person: people_lib.Person | None) -> Known:
     """How somebody is known, whom the database has as `person`."""
     if user_id in self.table:

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from pdpo_jax.core import structs
+from pdpo_jax.runs import dossier
 from pdpo_jax.serving import presence, protocol
 from tests.runs import people_run
 from tests.serving import served
@@ -100,6 +101,39 @@ def test_whoever_is_erased_is_not_answered_to_the_end(
   assert served.chat(client, user=kim).person["known"] is False
 
 
+def test_whoever_another_server_erased_is_not_answered_to_the_end(
+  at, client, kim, monkeypatch
+):
+  monkeypatch.setattr("pdpo_jax.serving.completions._LOOK_SECONDS", 0.2)
+  slow_down(at.room.engine, 0.05, monkeypatch)
+  values = {"user": kim, "max_tokens": 60, "seed": 1}
+  stream = iter(served.chat(client, stream=True, **values))
+  next(stream)
+  whole = pool.submit(served.chat, client, **values | {"max_tokens": 20})
+  wait_until(lambda: at.room.engine.status().running == 2)
+  at.room.run.people.erase(lambda user_id: user_id == kim)
+  with pytest.raises(openai.APIError, match="was erased"):
+    for count, _ in enumerate(stream):
+      assert count < 40
+  with pytest.raises(openai.ConflictError, match="was erased"):
+    whole.result(20)
+
+
+def test_an_export_that_another_server_overtook_is_of_nobody(
+  at, kim, monkeypatch
+):
+  make = dossier.make
+
+  def overtaken(*args):
+    held = make(*args)
+    at.room.run.people.erase(lambda user_id: user_id == kim)
+    return held
+
+  monkeypatch.setattr(dossier, "make", overtaken)
+  path = f"{served.person(kim)}/export"
+  assert served.ask(at, "GET", path)[0] == 404
+
+
 def test_a_choice_on_its_way_does_not_bring_back_whoever_is_erased(
   at, kim, monkeypatch
 ):
@@ -118,6 +152,8 @@ def test_a_choice_on_its_way_does_not_bring_back_whoever_is_erased(
   wait_until(lambda: at.room.presence._leaving)
   # What comes meanwhile is of somebody new.
   later = pool.submit(served.ask, at, "GET", served.person(kim))
+  status, told = served.ask(at, "POST", "/v1/choices", body)
+  assert (status, told["error"]["code"]) == (409, "person_erased")
   assert choice.result(20)[0] == 201
   assert erased.result(20)[0] == 200
   assert later.result(20)[0] == 404
