@@ -138,14 +138,18 @@ def answer(server: apart.Server, user_id: str) -> str:
 def found_wrong(run: run_lib.Run, ledger: Ledger) -> list[str]:
   """What the database has that may not be, or lacks."""
   wrong = []
-  people = run.people.all()
   shape = run.own.learner.population.shape
+  # Clients may go on: what was acknowledged before is read, and what was sent
+  # until after that.
   with ledger.lock:
     kept = {user_id: {*of} for user_id, of in ledger.kept.items()}
-    sent = {user_id: {*of} for user_id, of in ledger.sent.items()}
     erased = {*ledger.erased}
+  people = run.people.all()
+  choices = {user_id: run.people.choices(user_id) for user_id in kept}
+  with ledger.lock:
+    sent = {user_id: {*of} for user_id, of in ledger.sent.items()}
   for user_id, acknowledged in kept.items():
-    there = [choice.chosen for choice in run.people.choices(user_id)]
+    there = [choice.chosen for choice in choices[user_id]]
     counts = collections.Counter(there)
     wrong += [f"lost: {x}" for x in acknowledged - {*there}]
     wrong += [f"doubled: {x}" for x, count in counts.items() if count > 1]
