@@ -7,13 +7,15 @@ Examples with lengths as PRISM, TL;DR and UKP have them, in at most four shapes:
 as a rectangle of rows, which has to hold the longest prompt, the most responses
 and the longest response; and packed, by how many examples run together. A
 batch's rows are divided by devices and by microbatches, and what is run
-together is what is left. Writes `benchmarks/padding.json`.
+together is what is left. Dialogues that share a trunk follow, of lengths as in
+`benchmarks/dialogues.py`, by how many comparisons run together. Writes
+`benchmarks/padding.json`.
 """
 
 import numpy as np
 from absl import app, flags
 
-from benchmarks import side_by_side
+from benchmarks import dialogues, side_by_side
 from pdpo_jax.core import structs
 from pdpo_jax.data import batching
 
@@ -29,6 +31,8 @@ KINDS = {
   "ukp": ((52, 0.15, 70), (57, 0.6, 168), (2,)),
 }
 _SHAPES, _MULTIPLE, _PREFIX = 4, 8, 10
+# Of a dialogue's prompt, in tokens; none is cut.
+PROMPTS = 2000
 
 
 def draw(kind: str, count: int) -> list[structs.TokenizedExample]:
@@ -52,7 +56,11 @@ def draw(kind: str, count: int) -> list[structs.TokenizedExample]:
 
 
 def batches_of(
-  examples: list[structs.TokenizedExample], batch_size: int, together: int
+  examples: list[structs.TokenizedExample],
+  batch_size: int,
+  together: int,
+  *,
+  share_trunks: bool = False,
 ) -> batching.PreferenceBatches:
   return batching.PreferenceBatches(
     examples,
@@ -63,7 +71,28 @@ def batches_of(
     pad_multiple=_MULTIPLE,
     max_shapes=_SHAPES,
     microbatches=batch_size // together,
+    share_trunks=share_trunks,
   )
+
+
+def of_dialogues(batch_size: int) -> list[side_by_side.Facts]:
+  """Padding of dialogues, by how many comparisons run together."""
+  examples = dialogues.draw(dialogues.DIALOGUES, PROMPTS)
+  rows = []
+  for together in (8, 16, 32):
+    if batch_size % together:
+      continue
+    batches = batches_of(examples, batch_size, together, share_trunks=True)
+    groups = batches.num_batches * batches.layout.groups
+    rows.append(
+      {
+        "together": together,
+        "dialogues": len(batches.trunks) / groups,
+        "padding": batches.padding_share,
+        "shapes": len(batches.shapes),
+      }
+    )
+  return rows
 
 
 def rectangle_share(batches: batching.PreferenceBatches) -> float:
@@ -105,7 +134,23 @@ def main(argv) -> None:
       ],
     )
   )
-  side_by_side.write(__file__, {"rows": rows})
+  shared = of_dialogues(size)
+  print(f"\n{dialogues.DIALOGUES:,} dialogues")
+  print(
+    side_by_side.table(
+      ("comparisons together", "dialogues", "padding", "shapes"),
+      [
+        (
+          row["together"],
+          f"{row['dialogues']:.1f}",
+          f"{row['padding']:.1%}",
+          row["shapes"],
+        )
+        for row in shared
+      ],
+    )
+  )
+  side_by_side.write(__file__, {"rows": rows, "dialogues": shared})
 
 
 if __name__ == "__main__":

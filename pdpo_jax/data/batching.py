@@ -216,7 +216,7 @@ class PreferenceBatches:
       self.rooms = [each.packed for each in classes]
       self._dealer = packing.Dealer(classes, seed)
       room = self.layout.groups * sum(
-        each.strata.shape[1] * each.packed.positions for each in classes
+        each.num_batches * each.packed.positions for each in classes
       )
     else:
       sizes = padded(rows.prompts, rows.responses, rows.longest)
@@ -316,6 +316,7 @@ class TextBatches:
       pad_multiple,
     )
     self._dealer = packing.Dealer(self._classes, seed)
+    self._batch_size = batch_size
     self._sequences = sequences
     self._real_cost = int(lengths.sum())
 
@@ -332,8 +333,8 @@ class TextBatches:
   @property
   def padding_share(self) -> float:
     """Share of an epoch's positions that are padding."""
-    padded = sum(
-      each.strata.size * each.packed.positions for each in self._classes
+    padded = self._batch_size * sum(
+      each.num_batches * each.packed.positions for each in self._classes
     )
     return 1.0 - self._real_cost / padded
 

@@ -9,9 +9,14 @@ dealt like hands of cards: a class's rows are sorted by length and cut into as
 many strata as a batch has rows, and every batch gets one of each. Whatever is
 dealt, no row is longer than its stratum's longest, and long and short strata
 are shared out evenly among a batch's groups.
+
+Where a group has few rows, strata are wide, and their longest rows rarely meet.
+So a class is cut into blocks, which are dealt each for itself: a block with the
+longest rows of one stratum has the shortest of others.
 """
 
 import dataclasses
+import heapq
 import itertools
 import math
 from collections.abc import Sequence
@@ -22,8 +27,16 @@ from jaxtyping import Int
 from pdpo_jax.core import structs
 from pdpo_jax.data import dealing
 
-# Cuts between classes are sought at so many places, evenly spread.
+# Cuts between classes are sought at so many places, evenly spread, and at a few
+# more near the ends, where the longest rows are.
 _CUTS = 64
+# So many batches of a class say what room it would need.
+_SAMPLED = 128
+# Batches of a block, at least, so that rows meet many others.
+_LEAST_BATCHES = 8
+# Runs that a class's strata are cut into for its blocks, at most: what more of
+# them save is little where a batch has many rows.
+_RUNS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +81,18 @@ class Layout:
       The strata of each group, and the largest sum of a group's lengths.
     """
     size = -(-len(lengths) // self.groups)
-    sums, got = np.zeros(self.groups), [[] for _ in range(self.groups)]
+    got = [[] for _ in range(self.groups)]
+    with_place = [(0, group) for group in range(self.groups)]
+    room = 0
     for stratum in np.argsort(-lengths, kind="stable"):
-      places = [len(group) < size for group in got]
-      group = int(np.argmin(np.where(places, sums, np.inf)))
+      total, group = heapq.heappop(with_place)
+      total += int(lengths[stratum])
+      room = max(room, total)
       got[group].append(int(stratum))
-      sums[group] += lengths[stratum]
+      if len(got[group]) < size:
+        heapq.heappush(with_place, (total, group))
     filled = [group + [-1] * (size - len(group)) for group in got]
-    return np.array(filled), int(sums.max())
+    return np.array(filled), room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,25 +113,18 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Class:
-  """Batches of one compiled shape.
+class Block:
+  """Batches that rows of a stratum change places between.
 
   Attributes:
-    strata: rows, stratum by stratum, as they are sorted; -1 where there is none
-      to fill a batch.
+    strata: rows, stratum by stratum; -1 where there is none to fill a batch.
     comparisons: of each of the rows.
     order: the stratum of each row of a batch; -1 for none.
-    packed: room for any group.
   """
 
   strata: Int[np.ndarray, "strata batches"]
   comparisons: Int[np.ndarray, "strata batches"]
   order: Int[np.ndarray, " B"]
-  packed: structs.Packed
-
-  @property
-  def rows(self) -> Int[np.ndarray, " rows"]:
-    return self.strata[self.strata >= 0]
 
   def deal(
     self, rng: np.random.Generator | None
@@ -129,15 +139,14 @@ class Class:
     return np.concatenate([strata, fill])[self.order].T
 
   def _evened_out(self, places):
-    """Changed such that no batch has a dialogue's comparisons too many.
+    """Changed such that no batch has more than `most_comparisons`.
 
-    Two batches change a row of one stratum, for which both have room. There is
-    one that helps: who has more than the mean and a dialogue has more in some
-    stratum than who has the least, and less than a dialogue more.
+    Two batches change a row of one stratum. There is one that helps: who has
+    too many has more in some stratum than who has the least, which thereby gets
+    no more than it may have.
     """
     compared = np.take_along_axis(self.comparisons, places, 1)
-    totals = compared.sum(0)
-    most = int(totals.mean()) + compared.max()
+    totals, most = compared.sum(0), most_comparisons(compared)
     if totals.max() <= most:
       return places
     places = places.copy()
@@ -152,6 +161,42 @@ class Class:
     return places
 
 
+def most_comparisons(compared: Int[np.ndarray, "strata batches"]) -> int:
+  """What no batch of a block has more of.
+
+  That is the mean, and by how much rows of a stratum differ besides.
+  """
+  return int(compared.sum(0).mean()) + int(np.ptp(compared, 1).max())
+
+
+@dataclasses.dataclass(frozen=True)
+class Class:
+  """Batches of one compiled shape.
+
+  Attributes:
+    blocks: dealt each for itself.
+    packed: room for any group.
+  """
+
+  blocks: Sequence[Block]
+  packed: structs.Packed
+
+  @property
+  def num_batches(self) -> int:
+    return sum(block.strata.shape[1] for block in self.blocks)
+
+  @property
+  def rows(self) -> Int[np.ndarray, " rows"]:
+    strata = np.concatenate([block.strata.ravel() for block in self.blocks])
+    return strata[strata >= 0]
+
+  def deal(
+    self, rng: np.random.Generator | None
+  ) -> Int[np.ndarray, "batches B"]:
+    """All batches; see `Block.deal`."""
+    return np.concatenate([block.deal(rng) for block in self.blocks])
+
+
 class Dealer(dealing.Dealer):
   """Deals the batches of classes.
 
@@ -161,7 +206,7 @@ class Dealer(dealing.Dealer):
   """
 
   def __init__(self, classes: Sequence[Class], seed: int):
-    super().__init__(sum(each.strata.shape[1] for each in classes), seed)
+    super().__init__(sum(each.num_batches for each in classes), seed)
     self._classes = classes
 
   def in_order(self, rng: np.random.Generator | None = None) -> dealing.Plan:
@@ -185,46 +230,123 @@ def make_classes(
     multiple: of what rooms are multiples.
   """
   if sizes.comparisons.max() > 1:
-    # The longest first, so that it is the shortest that batches are short of.
+    # So that it is the shortest that batches are short of.
     order = np.argsort(-sizes.positions, kind="stable")
   else:
     # By count, then by length, and those alike as they come.
     order = np.lexsort((sizes.positions, sizes.responses))
-  compared = np.append(0, np.cumsum(sizes.comparisons[order]))
-  batches = math.ceil(compared[-1] / layout.batch_size)
-  cuts = np.linspace(0, batches, min(_CUTS, batches) + 1).round().astype(int)
-  ends = np.searchsorted(compared, cuts * layout.batch_size, side="right") - 1
+  # In this order, and of none.
+  sizes = Sizes(
+    *(np.append(each[order], 0) for each in dataclasses.astuple(sizes))
+  )
+  before = np.append(0, np.cumsum(sizes.comparisons[:-1]))
+  batches = math.ceil(before[-1] / layout.batch_size)
+  cuts = _cuts(batches)
+  ends = np.searchsorted(before, cuts * layout.batch_size, side="right") - 1
 
-  def strata_of(values, i, j, fill=0):
-    """Values of the rows between two cuts, by stratum and batch."""
-    values, count = values[ends[i] : ends[j]], cuts[j] - cuts[i]
+  def strata_of(i, j, most_batches):
+    """Places in this order of what lies between two cuts; -1 for none.
+
+    Of many batches, some that are spread evenly.
+    """
+    count = cuts[j] - cuts[i]
     # For each comparison that is missing, one that fills up, as the last.
-    missing = count * layout.batch_size - (
-      compared[ends[j]] - compared[ends[i]]
-    )
-    places = -(-(len(values) + max(0, missing)) // count) * count
-    values = np.append(values, np.full(places - len(values), fill))
-    return values.reshape(-1, count)
+    missing = count * layout.batch_size - (before[ends[j]] - before[ends[i]])
+    strata = -(-(ends[j] - ends[i] + max(0, missing)) // count)
+    batches = np.arange(0, count, max(1, count // most_batches))
+    places = ends[i] + count * np.arange(strata)[:, None] + batches
+    return np.where(places < ends[j], places, -1)
 
-  lengths, read = sizes.positions[order], sizes.response_positions[order]
   cost = np.full((len(cuts), len(cuts)), np.inf)
   one_device = dataclasses.replace(layout, devices=1)
   for i, j in itertools.combinations(range(len(cuts)), 2):
-    _, room = one_device.share_out(strata_of(lengths, i, j).max(1))
+    blocks = _blocks(strata_of(i, j, _SAMPLED), sizes, layout)
+    room = max(
+      one_device.share_out(sizes.positions[block].max(1))[1] for block in blocks
+    )
     cost[i, j] = (cuts[j] - cuts[i]) * layout.microbatches * room
+  order = np.append(order, -1)
   classes = []
   for i, j in dealing.cheapest_runs(cost, max_classes):
-    groups, room = layout.share_out(strata_of(lengths, i, j).max(1))
-    # One more stratum, of which there is nothing, fills up the groups.
-    longest = np.append(strata_of(read, i, j).max(1), 0)
-    rooms = room, longest[groups].sum(1).max()
+    made, rooms = [], []
+    for block in _blocks(strata_of(i, j, batches), sizes, layout):
+      groups, room = layout.share_out(sizes.positions[block].max(1))
+      # One more stratum, of which there is nothing, fills up the groups.
+      longest = np.append(sizes.response_positions[block].max(1), 0)
+      rooms.append((room, longest[groups].sum(1).max()))
+      rows = groups.reshape(layout.devices, layout.microbatches, -1)
+      rows = rows.swapaxes(1, 2).reshape(-1)
+      made.append(Block(order[block], sizes.comparisons[block], rows))
     packed = structs.Packed(
-      groups.shape[1], *(-(-int(each) // multiple) * multiple for each in rooms)
+      groups.shape[1],
+      *(-(-int(room) // multiple) * multiple for room in np.max(rooms, 0)),
     )
-    rows = groups.reshape(layout.devices, layout.microbatches, -1).swapaxes(
-      1, 2
-    )
-    strata = strata_of(order, i, j, fill=-1)
-    comparisons = strata_of(sizes.comparisons[order], i, j)
-    classes.append(Class(strata, comparisons, rows.reshape(-1), packed))
+    classes.append(Class(made, packed))
   return classes
+
+
+def _cuts(batches):
+  even = np.linspace(0, batches, min(_CUTS, batches) + 1).round().astype(int)
+  near = 4 ** np.arange(20)
+  near = near[near < batches / _CUTS]
+  return np.unique(np.concatenate([even, near, batches - near]))
+
+
+def _blocks(places, sizes, layout):
+  """Cuts the strata of a class; see the module.
+
+  Args:
+    places: of each stratum's rows, by length.
+    sizes: of the rows in this order, and of none.
+
+  Returns:
+    Places of each block, stratum by stratum.
+  """
+  strata, batches = places.shape
+  count = 1
+  if strata > layout.microbatches:
+    count = max(1, min(batches // _LEAST_BATCHES, _RUNS // strata))
+  compared = sizes.comparisons[places]
+  most = max(layout.batch_size, int(compared.sum(0).mean())) + compared.max()
+  while count > 1:
+    blocks = _balanced(places, sizes.positions, layout.microbatches, count)
+    if all(
+      most_comparisons(sizes.comparisons[block]) <= most for block in blocks
+    ):
+      return blocks
+    count //= 2
+  return [places]
+
+
+def _balanced(places, lengths, groups, count):
+  """So many blocks of a class, each with a run of each stratum.
+
+  As in `Layout.share_out`, each stratum goes to the group of a block that has
+  least so far and still has a place; of the blocks, the one whose group has
+  least gets the longest rows. The longest stratum comes first or, where there
+  is one group, the one whose rows differ most.
+  """
+  strata, batches = places.shape
+  if lengths[places[:, 0]].sum() < lengths[places[:, -1]].sum():
+    places = places[:, ::-1]  # The longest first.
+  ends = np.linspace(0, batches, count + 1).round().astype(int)
+  widths, blocks = np.diff(ends), np.arange(count)
+  begins = np.zeros((strata, count), int)
+  sums, free = (
+    np.zeros((count, groups)),
+    np.full((count, groups), -(-strata // groups)),
+  )
+  first = lengths[places[:, 0]]
+  if groups == 1:
+    first = first - lengths[places[:, -1]]
+  for stratum in np.argsort(-first, kind="stable"):
+    sums[free == 0] = np.inf
+    least = sums.argmin(1)
+    order = np.argsort(sums[blocks, least], kind="stable")
+    begins[stratum, order] = np.cumsum(widths[order]) - widths[order]
+    sums[blocks, least] += lengths[places[stratum, begins[stratum]]]
+    free[blocks, least] -= 1
+  return [
+    np.take_along_axis(places, begin[:, None] + np.arange(width), 1)
+    for begin, width in zip(begins.T, widths, strict=True)
+  ]

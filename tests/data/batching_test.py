@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import padding
+from benchmarks import dialogues, padding
 from pdpo_jax.data import batching, packing
 from pdpo_jax.training import objective as objective_lib
 from tests.data import random_batches
@@ -201,6 +201,14 @@ def test_at_most_a_tenth_of_the_positions_is_padding(kind, together):
   assert batches.padding_share <= 0.1
 
 
+def test_a_tenth_is_padding_where_two_dialogues_run_together():
+  examples = dialogues.draw(2000, padding.PROMPTS)
+  batches = padding.batches_of(examples, 32, 8, share_trunks=True)
+  assert 2 < len(batches.trunks) / (4 * batches.num_batches) < 2.5
+  assert len(batches.shapes) <= 4
+  assert batches.padding_share <= 0.1
+
+
 def test_classes_need_the_least_room_of_all_cuts():
   rng = np.random.default_rng(0)
   layout = packing.Layout(2, microbatches=2)  # a room is what the longest needs
@@ -219,7 +227,7 @@ def test_classes_need_the_least_room_of_all_cuts():
 
     best = min(room(ends) for ends in itertools.combinations(range(1, 9), 2))
     assert len(made) <= 3
-    assert best == sum(c.strata.shape[1] * c.packed.positions for c in made)
+    assert best == sum(c.num_batches * c.packed.positions for c in made)
 
 
 @pytest.mark.parametrize("pack", [True, False])
@@ -268,7 +276,7 @@ def test_no_examples_are_an_error():
 def test_a_million_examples_are_dealt_quickly():
   rng = np.random.default_rng(0)
   prompts, responses = rng.integers(1, 900, (2, 1_000_000))
-  start = time.perf_counter()
+  start = time.process_time()
   counts = rng.integers(2, 5, 1_000_000)
   sizes = packing.Sizes(
     prompts + responses, responses, counts, np.ones_like(counts)
@@ -278,11 +286,11 @@ def test_a_million_examples_are_dealt_quickly():
   )
   dealer = packing.Dealer(classes, 0)
   dealer.batch(0)
-  # About 1 s on a laptop core; the bound is wide for shared machines.
-  assert time.perf_counter() - start < 20
-  start = time.perf_counter()
+  # About 3 s of a core; the bound is wide for slow ones.
+  assert time.process_time() - start < 20
+  start = time.process_time()
   dealer.batch(1)
-  assert time.perf_counter() - start < 0.05
+  assert time.process_time() - start < 0.05
 
 
 def make_sequences(count):
