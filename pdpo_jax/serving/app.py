@@ -35,6 +35,10 @@ def make_app(
   app = fastapi.FastAPI(
     title="pdpo_jax",
     description="A run that answers whoever asks as themselves.",
+    responses={
+      "4XX": {"model": protocol.ErrorBody, "description": "It is refused."},
+      "5XX": {"model": protocol.ErrorBody, "description": "The server fails."},
+    },
     docs_url=None,
     redoc_url=None,
   )

@@ -52,6 +52,19 @@ class ApiError(Exception):
     }
 
 
+class _Error(pydantic.BaseModel):
+  message: str
+  type: str
+  param: str | None
+  code: str | None
+
+
+class ErrorBody(pydantic.BaseModel):
+  """What an `ApiError` is told as."""
+
+  error: _Error
+
+
 class Body(pydantic.BaseModel):
   """A body; a number is a number."""
 

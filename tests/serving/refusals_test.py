@@ -97,3 +97,13 @@ def test_errors_have_openais_form(at, method, path, body, status):
   error = json.loads(content)["error"]
   assert {*error} == {"message", "type", "param", "code"}
   assert error["message"]
+
+
+def test_the_description_has_the_errors_that_there_are(at):
+  _, description = served.ask(at, "GET", "/openapi.json")
+  for path, methods in description["paths"].items():
+    for method, told in methods.items():
+      answers = told["responses"]
+      assert "422" not in answers, (path, method)
+      (kind,) = answers["4XX"]["content"].values()
+      assert kind["schema"]["$ref"].endswith("/ErrorBody"), (path, method)
