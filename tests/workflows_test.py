@@ -27,7 +27,11 @@ def test_both_versions_of_python_run_what_ci_runs(jobs):
 
 
 def test_the_oldest_versions_and_plans_for_tpus_are_tested_beside_it(jobs):
-  for job, command in (("oldest", "make oldest"), ("tpu_plans", "make libtpu")):
+  for job, command in (
+    ("oldest", "make oldest"),
+    ("engines", "make engines"),
+    ("tpu_plans", "make libtpu"),
+  ):
     assert command in [step.get("run") for step in jobs[job]["steps"]]
 
 
@@ -42,5 +46,5 @@ def test_what_ci_runs_are_targets_of_the_makefile():
   makefile = (ROOT / "Makefile").read_text()
   found = re.findall(r"^make (\w+)$", script, re.MULTILINE)
   assert found == ["lint", "test", "parity", "wheel"]
-  for target in (*found, "oldest", "libtpu"):
+  for target in (*found, "oldest", "engines", "libtpu"):
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -28,7 +28,8 @@ class Card:
   """Where an export comes from.
 
   Attributes:
-    base_model: the base's id on the hub; "" if it is not from there.
+    base_model: the base's id on the hub, with its revision; "" if it is not
+      from there.
     license: fields of the base's licence, as on the hub; none if unknown.
     datasets: ids on the hub, if the data is from there.
     accuracy: share of held-out choices that the run told right, by split.
@@ -58,7 +59,7 @@ class Card:
     data = ", ".join(self.datasets) or "choices of people"
     head = huggingface_hub.ModelCardData(
       model_name=name,
-      base_model=self.base_model or None,
+      base_model=self.base_model.partition("@")[0] or None,
       datasets=list(self.datasets) or None,
       library_name=library,
       pipeline_tag="text-generation",

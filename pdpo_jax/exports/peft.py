@@ -46,8 +46,7 @@ model = transformers.AutoModelForCausalLM.from_pretrained({load})
 tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 {code}```
 """
-_LORA = "- `lora`: the LoRA weights, for everybody. Also for `vllm serve \
---enable-lora`.\n"
+_LORA = "- `lora`: the LoRA weights, for everybody.\n"
 _USERS = """\
 - `users/ROW`: a prompt (prompt tuning) for each row of `users.json`. Row 0,
   null, is the generic user, who stands for anyone unknown. Prompts go with the

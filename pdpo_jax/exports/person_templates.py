@@ -89,6 +89,8 @@ _PLAIN = """\
   {{- 'Assistant:' -}}
 {%- endif -%}
 """
+# Marks what an assistant said, for training; llama.cpp has no such tag.
+_GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation(\s*[-+]?%})")
 # Prompts by which a template is compared with training's.
 _PROBES = (
   "How long does it take? 12 minutes!",
@@ -178,7 +180,10 @@ def _source(contents: contents_lib.Contents, stripped: str) -> str:
   before_answer = f"written{stripped}"
   answer = _quoted(templates.ANSWER)
   if chat:
-    source = contents.tokenizer.chat_template.removesuffix("\n")
+    source = _GENERATION.sub(
+      lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}",
+      contents.tokenizer.chat_template.removesuffix("\n"),
+    )
     asked = _fill(_ASKED, ANSWER=answer)
     before_answer = f"written.rsplit({answer}, 1)[0]{stripped}"
   return _fill(

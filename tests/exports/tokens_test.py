@@ -93,6 +93,7 @@ def with_people(name, template, place):
 )
 def test_the_template_writes_the_prompts_of_training(template, place):
   contents, tokenizer = with_people("byte_level", template, place)
+  assert "generation %}" not in tokenizer.chat_template
   first = tokenizer.convert_tokens_to_ids("<|user:0:0|>")
   texts = ("Ten minutes.", "How long does it take?", "Who are you? ")
   user, assistant = "user", "assistant"
