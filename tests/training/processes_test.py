@@ -34,8 +34,9 @@ def get_config(folder: str) -> config_lib.Config:
   config.base.path = str(pathlib.Path(folder) / "base")
   config.cache = str(pathlib.Path(folder) / "cache")
   config.vanilla = False
-  config.data.synthetic.num_workers = 7  # eight rows, with the generic one
-  config.data.synthetic.train_per_worker = 12
+  config.data.source = "files"
+  config.data.path = str(pathlib.Path(folder) / "train.jsonl")
+  config.data.files.heldout_path = str(pathlib.Path(folder) / "held_out.jsonl")
   config.train.epochs = 1
   config.train.warmup_steps = 0
   config.train.eval_every = 100
@@ -46,12 +47,40 @@ def get_config(folder: str) -> config_lib.Config:
   return config
 
 
+def write_dialogues(file: pathlib.Path, each: int, first: int) -> None:
+  """So many dialogues of three turns of seven people; the first one's number.
+
+  With the generic user's, the user table has eight rows.
+  """
+  records = []
+  for number in range(first, first + 7 * each):
+    turns = [{"role": "user", "content": f"What of number {number}?"}]
+    for place, asked in enumerate(("And then?", "Why so?", "")):
+      chosen = f"It is {number * (place + 2)}."
+      records.append(
+        {
+          "user_id": f"person {number % 7}",
+          "prompt": [*turns],
+          "chosen": chosen,
+          "rejected": [f"Who knows {place}?", "No."][: 1 + number % 2],
+        }
+      )
+      turns += [
+        {"role": "assistant", "content": chosen},
+        {"role": "user", "content": asked},
+      ]
+  file.write_text("".join(json.dumps(each) + "\n" for each in records))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
   """Has a base, and what is compiled once for all runs."""
   made = tmp_path_factory.mktemp("processes")
-  dataset = loading.load(get_config(str(made)))
-  base_lib.write_base(made / "base", tiny.tiny_base(dataset))
+  # 84 comparisons, which eleven batches of eight have.
+  write_dialogues(made / "train.jsonl", each=4, first=0)
+  write_dialogues(made / "held_out.jsonl", each=1, first=100)
+  texts = loading.load(tiny.tiny_config(made))
+  base_lib.write_base(made / "base", tiny.tiny_base(texts))
   return made
 
 
@@ -141,6 +170,7 @@ def whole(folder) -> pathlib.Path:
   status, output = end(start(folder, "whole", processes=1))
   assert status == 0, output
   assert len(losses(folder / "whole")) == 11
+  assert "trunks: 28 for 84 comparisons, 28 with several (84)" in output
   return folder / "whole"
 
 
