@@ -15,8 +15,8 @@ prompt, a chosen and a rejected response):
 
 An epoch of dialogues (`benchmarks/dialogues.py`) is counted besides, by
 arithmetic: turns that share a trunk, a row an example, a row a response, and
-the released code's rows, which are two for each pair. Prompts are cut as
-`configs/prism.py` does, and then hardly ever.
+the released code's rows, which are two for each pair. Prompts are cut as in the
+paper, and hardly ever, as `configs/prism.py` does.
 
 Rematerialisation is off in all. Attention is counted as XLA's plain one does,
 all pairs of positions in ours and in the released code's, and only the visible

@@ -9,19 +9,23 @@ highest.
 Users are seen or unseen, dialogues of the seen are trained on or held out.
 
 Variants: `:individual` (the default), `:cluster10`, `:cluster100`, `:vanilla`
-with the paper's settings; `:authors`, the released code's in all that paper and
-code differ in (docs/data.md has both, and what is not reproduced), for
-individual users; `:authors --config.user.kind=cluster`, or `none` for vanilla
-DPO. A second run goes to a folder of its own by `--config.workdir`.
+with the paper's settings, longer prompts aside; `:authors`, the released code's
+in all that paper and code differ in (docs/data.md has both, and what is not
+reproduced), for individual users; `:authors --config.user.kind=cluster`, or
+`none` for vanilla DPO. A second run goes to a folder of its own by
+`--config.workdir`.
 
 Turns of a dialogue share a trunk as far as no prompt is cut. The paper's limit
-cuts about half, by the lengths that docs/performance.md assumes; with
-`--config.data.max_prompt_tokens=2000` none is, and that is less work.
+of 800 tokens in all cuts about half, by the lengths that docs/performance.md
+assumes, and 2,000 of the prompt alone hardly any: nine tenths of the positions,
+in less room. `--config.data.max_prompt_tokens=500` is the paper's.
 
 Hardware: the base in bfloat16 is 16 GB. A step of 32 examples in 4 microbatches
-needs 29.5 GiB: a GPU with 40 GB, all of which JAX must be given
-(`XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`). An H100 trains some 5 examples a
-second. `base.remat` "dots" with 8 microbatches is a fifth faster and needs
+needs 29.5 GiB where all prompts have 500 tokens and all turns four responses of
+300, and a GPU with 40 GB, all of which JAX must be given
+(`XLA_PYTHON_CLIENT_MEM_FRACTION=0.95`). By the assumed lengths, a microbatch of
+dialogues has a quarter of those positions. An H100 trains some 5 such examples
+a second. `base.remat` "dots" with 8 microbatches is a fifth faster and needs
 54.4 GiB; an int8 base (`base.param_dtype`) is half as large.
 `python -m pdpo_jax.plan` says what fits on which GPU or TPU slice, and launch/
 starts it there. The data and the base come from the hub; the base is gated
@@ -63,8 +67,8 @@ def get_config(variant: str = "individual") -> config_lib.Config:
   config.base.remat = "full"
   config.data.source = "prism"
   config.data.path = "HannahRoseKirk/prism-alignment"
-  # 800 tokens in all.
-  config.data.max_prompt_tokens = 500
+  # The paper's 800 tokens in all cut dialogues short, which costs more.
+  config.data.max_prompt_tokens = 2000
   config.data.max_response_tokens = 300
   config.data.long_response = "cut"
   config.data.max_shapes = 4

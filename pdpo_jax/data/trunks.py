@@ -19,6 +19,7 @@ from pdpo_jax.data import dialogues, packing, rectangles
 
 OTHERWISE = "turns whose tokens do not go on from the turn before"
 OTHER_ANSWER = "turns whose history has another answer than was chosen"
+OTHER_USER = "turns that go on from what another user chose"
 
 Trunk = list[int]  # places of examples, decision by decision
 
@@ -66,18 +67,23 @@ def not_joined(
     examples: those that were joined, as text.
     trunks: of `join`.
   """
-  answers = collections.defaultdict(set)
+  answers, of_all = collections.defaultdict(set), collections.defaultdict(set)
   for example in examples:
-    turns = dialogues.turns_of(example.prompt)
-    answers[example.user_id, turns].add(example.chosen.strip())
+    turns, chosen = dialogues.turns_of(example.prompt), example.chosen.strip()
+    answers[example.user_id, turns].add(chosen)
+    of_all[turns].add(chosen)
   counts: collections.Counter[str] = collections.Counter()
   for trunk in trunks:
     example = examples[trunk[0]]
     *before, answer, _ = (None, *dialogues.turns_of(example.prompt))
-    chosen = answers.get((example.user_id, tuple(before[1:])))
-    if chosen is not None:
-      known = answer.content.strip() in chosen
+    if answer is None:
+      continue
+    history, said = tuple(before[1:]), answer.content.strip()
+    if (example.user_id, history) in answers:
+      known = said in answers[example.user_id, history]
       counts[OTHERWISE if known else OTHER_ANSWER] += 1
+    elif said in of_all.get(history, ()):
+      counts[OTHER_USER] += 1
   return counts
 
 

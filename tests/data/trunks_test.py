@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
@@ -111,6 +112,9 @@ def test_turns_that_begin_a_trunk_are_counted_by_reason():
   }
   # Their first turn is not there.
   assert not trunks.not_joined(examples[1:], [[0], [1], [2]])
+  # It is there, and somebody else's.
+  others = [dataclasses.replace(examples[0], user_id="bob"), *examples[1:3]]
+  assert trunks.not_joined(others, [[0], [1], [2]]) == {trunks.OTHER_USER: 1}
 
 
 def make_dialogues(count, most_turns=6, seed=0):
