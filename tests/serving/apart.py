@@ -32,11 +32,19 @@ class Server:
     folder: of the run.
     database: its address; empty: in the folder.
     log: a file that what it prints is added to.
+    quick: whether programs are compiled for tiny models, which gain nothing
+      from what that costs.
   """
 
-  def __init__(self, folder: pathlib.Path, database: str, log: pathlib.Path):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    database: str,
+    log: pathlib.Path,
+    quick: bool = True,
+  ):
     self.port = free_port()
-    self._log = log
+    self._log, self._quick = log, quick
     self._command = [
       sys.executable,
       "-m",
@@ -49,12 +57,13 @@ class Server:
 
   def start(self) -> None:
     """Starts it; `wait` says when it answers."""
-    # Tiny models gain nothing from what a program costs to compile.
-    environment = os.environ | {
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
-      "JAX_COMPILATION_CACHE_DIR": str(self._log.with_name("programs")),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = {**os.environ}
+    if self._quick:
+      environment |= {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(self._log.with_name("programs")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      }
     with self._log.open("a") as log:
       self._process = subprocess.Popen(
         self._command,
