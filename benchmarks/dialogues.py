@@ -96,14 +96,19 @@ class Run:
     )
     self.predicted += read
 
-  def flops(self, arch: policy_lib.Architecture, rank: int) -> float:
+  def work(self, arch: policy_lib.Architecture, rank: int) -> work.Work:
     """Forward and backward, both branches; see `work.least_work`."""
     # Of one position that sees nothing, and has no logits.
     one = work.least_work(arch, 1, 0, 0, rank)
-    linear = (one.linear + one.lora) * self.positions
-    attention = one.attention * self.seen
-    head = BRANCHES * 4.0 * self.predicted * arch.width * arch.vocab_size
-    return linear + attention + head
+    return work.Work(
+      one.linear * self.positions,
+      one.lora * self.positions,
+      one.attention * self.seen,
+      BRANCHES * 4.0 * self.predicted * arch.width * arch.vocab_size,
+    )
+
+  def flops(self, arch: policy_lib.Architecture, rank: int) -> float:
+    return self.work(arch, rank).total
 
 
 LAYOUTS = ("trunks", "separate rows", "a row a response", "released code")

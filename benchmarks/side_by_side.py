@@ -108,9 +108,19 @@ class Contender:
 
   @classmethod
   def start(
-    cls, name: str, python: str, module: str, spec: Facts, threads: int
+    cls,
+    name: str,
+    python: str,
+    module: str,
+    spec: Facts,
+    threads: int,
+    folder: str | None = None,
   ) -> "Contender":
-    """Starts `python -m module SPEC`, which is told to use `threads`."""
+    """Starts `python -m module SPEC`, which is told to use `threads`.
+
+    Args:
+      folder: that has the module; this checkout without.
+    """
     process = subprocess.Popen(
       [python, "-m", module, json.dumps(spec | {"threads": threads})],
       stdin=subprocess.PIPE,
@@ -118,6 +128,7 @@ class Contender:
       stderr=None if os.environ.get("BENCHMARK_LOG") else subprocess.DEVNULL,
       text=True,
       env=environment(threads),
+      cwd=folder,
     )
     contender = cls(name, process)
     contender.facts = contender.reply()

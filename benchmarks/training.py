@@ -3,6 +3,9 @@ r"""P-DPO's step beside TRL's and beside the usual layout, on a CPU.
   python -m benchmarks.training
   python -m benchmarks.training --shapes=tldr --dtype=bfloat16 --repeats=9 \
     --peer_python=.venv-trl/bin/python
+  python -m benchmarks.training --shapes=dialogues --accumulation=2
+  git worktree add ../before COMMIT && python -m benchmarks.training \
+    --contenders=ours --contenders=before --before=../before
 
 SmolLM2-135M-Instruct with LoRA of rank 8 on every linear layer. Both sides have
 the same weights, token ids, types and number of threads; every example passes
@@ -10,6 +13,13 @@ through twice, as the user's and as the generic user's. TRL knows no prefix, so
 its rows have as many tokens in the prefix's place; it gets its reference
 log-probabilities beforehand, and a pair for each rejected response. A step is
 one batch with one optimizer update.
+
+Dialogues (`benchmarks/dialogues.py`) have turns of several lengths. Ours runs
+them as trunks, "separate" as a row a comparison, both packed and in
+`--accumulation` microbatches, and TRL a pair at a time, without padding.
+
+"before" is the step of another commit, from a checkout of it. It takes no
+dialogues.
 
 google-tunix, where it is asked for, gets what TRL gets, in a Python of its own:
 
@@ -33,7 +43,8 @@ import tempfile
 import numpy as np
 from absl import app, flags
 
-from benchmarks import side_by_side, work
+from benchmarks import comparisons, dialogues, side_by_side, work
+from pdpo_jax.data import batching
 from pdpo_jax.weights import base as base_lib
 
 # Prompt, prefix included, responses, and the length of each.
@@ -43,10 +54,14 @@ SHAPES = {
   "prism-first-turn": (480, 4, 300),
   "smoke": (24, 3, 8),
 }
+_DIALOGUES = "dialogues"
 _PREFIX = 10
 
 _SHAPES = flags.DEFINE_multi_enum(
-  "shapes", ["prism", "tldr", "prism-first-turn"], list(SHAPES), "Of examples."
+  "shapes",
+  ["prism", "tldr", "prism-first-turn"],
+  [*SHAPES, _DIALOGUES],
+  "Of examples.",
 )
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
@@ -54,10 +69,19 @@ _DTYPE = flags.DEFINE_enum(
 _CONTENDERS = flags.DEFINE_multi_enum(
   "contenders",
   ["ours", "naive", "trl"],
-  ["ours", "naive", "trl", "tunix"],
-  "Who runs.",
+  ["ours", "naive", "trl", "tunix", "separate", "before"],
+  "Who runs; of dialogues ours, separate and trl without the flag.",
 )
 _EXAMPLES = flags.DEFINE_integer("samples", 1, "Of a batch.", lower_bound=1)
+_NUM_DIALOGUES = flags.DEFINE_integer(
+  "dialogues", 4, "Of a batch of dialogues.", lower_bound=1
+)
+_DIALOGUE_TOKENS = flags.DEFINE_integer(
+  "dialogue_tokens", 2000, "Of a dialogue's prompt, at most."
+)
+_BEFORE = flags.DEFINE_string(
+  "before", None, "A checkout of another commit, for the contender of its name."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Of each contender.")
 _REMAT = flags.DEFINE_string("remat", "dots", "Ours; see `base.remat`.")
@@ -96,39 +120,84 @@ def start(name: str, spec: side_by_side.Facts) -> side_by_side.Contender:
   )
   if name == "trl":
     return make(_PEER_PYTHON.value, "benchmarks.training_trl", spec | peer)
+  if name == "before":
+    if not _BEFORE.value:
+      raise ValueError("--contenders=before needs --before, a checkout")
+    spec = spec | ours | {"layout": "ours"}
+    return make(
+      sys.executable, "benchmarks.training_jax", spec, folder=_BEFORE.value
+    )
   if name == "tunix":
     return make(_TUNIX_PYTHON.value, "benchmarks.training_tunix", spec | peer)
   return make(sys.executable, "benchmarks.training_jax", spec | ours)
 
 
-def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
-  """All contenders on examples of one shape; prints a table."""
+def rectangle(shape: str, arch) -> list[comparisons.Comparison]:
+  """Random comparisons of a shape."""
   prompt, responses, size = SHAPES[shape]
   rng = np.random.default_rng(0)
+  ids = functools.partial(rng.integers, 3, arch.vocab_size, dtype=np.int32)
   examples = _EXAMPLES.value
+  prompts, answers = ids((examples, prompt)), ids((examples, responses, size))
+  return [(1 + row, prompts[row], [*answers[row]]) for row in range(examples)]
+
+
+def of_dialogues(arch) -> tuple[list[comparisons.Comparison], work.Work]:
+  """Comparisons of dialogues, and what they cost at least as trunks."""
+  limit = _DIALOGUE_TOKENS.value - _PREFIX
+  examples = dialogues.draw(_NUM_DIALOGUES.value, limit, arch.vocab_size)
+  found = []
+  # Tokens in the prefix's place, the same in all turns of a dialogue.
+  place = np.arange(3, 3 + _PREFIX, dtype=np.int32)
+  for each in examples:
+    prompt = np.concatenate([place, each.prompt])
+    found.append((each.user_row, prompt, [*each.responses]))
+  batches = batching.PreferenceBatches(
+    examples, None, len(examples), 0, _PREFIX, share_trunks=True
+  )
+  runs = dialogues.runs(examples, batches, _PREFIX)
+  return found, runs["trunks"].work(arch, 8)
+
+
+def contenders_of(shape: str) -> list[str]:
+  chosen = flags.FLAGS["contenders"].present
+  if shape == _DIALOGUES:
+    names = _CONTENDERS.value if chosen else ["ours", "separate", "trl"]
+    for name in names:
+      if name not in ("ours", "separate", "trl"):
+        raise ValueError(f"--contenders={name} takes no dialogues")
+    return names
+  names = _CONTENDERS.value
+  if "separate" in names:
+    raise ValueError("--contenders=separate is for dialogues")
+  if SHAPES[shape][1] > 3 and not chosen:
+    # All pairs at once, with logits everywhere, take 18 GB.
+    names = [name for name in names if name != "naive"]
+  return names
+
+
+def measure(shape: str, weights: str, arch) -> list[side_by_side.Facts]:
+  """All contenders on examples of one shape; prints a table."""
+  if shape == _DIALOGUES:
+    found, least = of_dialogues(arch)
+    title = f"{shape}: {len(found)} comparisons in {_NUM_DIALOGUES.value}"
+  else:
+    found = rectangle(shape, arch)
+    prompt, responses, size = SHAPES[shape]
+    least = work.least_work(arch, prompt, responses, size, 8).times(len(found))
+    title = f"{shape}: {prompt} + {responses} · {size} tokens, {len(found)}"
+  examples = len(found)
   spec = {
     "weights": weights,
     "dtype": _DTYPE.value,
     "lora": list(arch.linears),
     "tokens": str(pathlib.Path(weights) / f"{shape}.npz"),
+    "ragged": shape == _DIALOGUES,
   }
-  ids = functools.partial(rng.integers, 3, arch.vocab_size, dtype=np.int32)
-  np.savez(
-    spec["tokens"],
-    prompts=ids((examples, prompt)),
-    responses=ids((examples, responses, size)),
-  )
-  names = _CONTENDERS.value
-  if responses > 3 and not flags.FLAGS["contenders"].present:
-    # All pairs at once, with logits everywhere, take 18 GB.
-    names = [name for name in names if name != "naive"]
-  contenders = [start(name, spec) for name in names]
+  comparisons.write(spec["tokens"], found)
+  contenders = [start(name, spec) for name in contenders_of(shape)]
   side_by_side.take_turns(contenders, _REPEATS.value)
-  print(
-    f"\n{shape}: {prompt} + {responses} · {size} tokens, {examples} a batch, "
-    f"{_DTYPE.value}, {_THREADS.value} threads"
-  )
-  least = work.least_work(arch, prompt, responses, size, 8)
+  print(f"\n{title} a batch, {_DTYPE.value}, {_THREADS.value} threads")
   rows = [describe(each, contenders[0], examples) for each in contenders]
   print(
     side_by_side.table(
@@ -166,8 +235,7 @@ def efficiency(contender, examples: int, least: work.Work) -> str:
 
   def share(seconds):
     return statistics.median(
-      examples
-      * least.total
+      least.total
       / turn[seconds]
       / (turn["product_flops"] / turn[f"product_{seconds}"])
       for turn in contender.turns
@@ -178,7 +246,7 @@ def efficiency(contender, examples: int, least: work.Work) -> str:
     for name in ("linear", "attention", "head", "lora")
   )
   return (
-    f"{least.total / 1e9:,.0f} GFLOP an example at least ({parts}); "
+    f"{least.total / examples / 1e9:,.0f} GFLOP an example at least ({parts}); "
     f"{contender.name}: {share('seconds'):.0%} of the speed of a large matrix "
     f"product, by CPU time {share('cpu_seconds'):.0%}"
   )

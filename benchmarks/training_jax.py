@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks import naive, side_by_side
+from benchmarks import comparisons, naive, side_by_side
 from pdpo_jax.core import structs
+from pdpo_jax.data import batching
 from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.runs import config as config_lib
 from pdpo_jax.runs import run_folder
@@ -55,12 +56,57 @@ def batch_of(file: str, prefix: int) -> structs.PreferenceBatch:
   )
 
 
-def reference_logps(base: base_lib.Base, batch: structs.PreferenceBatch):
-  """What the base says of whole rows, those that TRL gets."""
+def score(base: base_lib.Base, batch: structs.PreferenceBatch):
+  """What the base says of a batch's responses."""
   graphdef, trainable, frozen = nnx.split(
     policy_lib.base_policy(base.lm), policy_lib.trainable, ...
   )
   return step_lib.make_score(graphdef)(trainable, frozen, batch)
+
+
+def rectangle(spec, base: base_lib.Base) -> structs.PreferenceBatch:
+  """Rows of one length, as they are; the base reads what TRL gets."""
+  reference = score(base, batch_of(spec["tokens"], 0))
+  return dataclasses.replace(
+    batch_of(spec["tokens"], spec["prefix"]), reference_logps=reference
+  )
+
+
+def dialogues(spec, base: base_lib.Base) -> structs.PreferenceBatch:
+  """Turns of dialogues in one packed batch, with or without shared trunks."""
+  found = comparisons.read(spec["tokens"])
+
+  def batch(prefix, logps, *, share_trunks):
+    examples = [
+      structs.TokenizedExample(user, prompt[prefix:], prompt[prefix:], (*own,))
+      for user, prompt, own in found
+    ]
+    parts = spec["accumulation"]
+    batches = batching.PreferenceBatches(
+      examples,
+      logps,
+      -(-len(examples) // parts) * parts,
+      0,
+      prefix,
+      max_shapes=1,
+      microbatches=parts,
+      share_trunks=share_trunks,
+    )
+    return jax.tree.map(jnp.asarray, batches.batch(0))
+
+  whole = batch(0, None, share_trunks=False)
+  of_base = np.asarray(score(base, whole))
+  order = np.argsort(np.asarray(whole.index), kind="stable")
+  logps = of_base[order[-len(found) :]]
+  shared = spec["layout"] == "ours"
+  return batch(spec["prefix"], logps, share_trunks=shared)
+
+
+def first_pair(batch: structs.PreferenceBatch) -> list[float]:
+  """Reference log-probabilities, chosen and rejected, to compare with TRL's."""
+  logps = np.asarray(batch.reference_logps)
+  is_first = np.broadcast_to(np.asarray(batch.examples) == 0, logps.shape)
+  return logps[is_first][:2].tolist()
 
 
 def time_product(dtype: str) -> side_by_side.Facts:
@@ -81,12 +127,9 @@ def main() -> None:
   spec = json.loads(sys.argv[1])
   config = make_config(spec)
   base = base_lib.read_base(spec["weights"], config.base)
-  whole = batch_of(spec["tokens"], 0)
-  reference = reference_logps(base, whole)
-  batch = dataclasses.replace(
-    batch_of(spec["tokens"], spec["prefix"]), reference_logps=reference
-  )
-  rows = len(batch.index)
+  make = dialogues if spec["ragged"] else rectangle
+  batch = make(spec, base)
+  rows = int(batch.user_row.max())
   policy = policies.make_policy(config.recipe, base, rows + 1)
   objective = pdpo.make_objective(config.recipe)
   transformation = optimizer.make_optimizer(config.train, 10_000)
@@ -109,7 +152,7 @@ def main() -> None:
   turns.ready(
     versions=run_folder.versions(),
     compile_seconds=time.perf_counter() - start,
-    reference=reference[0, :2].tolist(),
+    reference=first_pair(batch),
   )
   del base
   while True:

@@ -9,13 +9,12 @@ import tempfile
 import warnings
 
 import datasets
-import numpy as np
 import peft
 import torch
 import transformers
 import trl
 
-from benchmarks import side_by_side
+from benchmarks import comparisons, side_by_side
 
 
 class Trainer(trl.DPOTrainer):
@@ -43,17 +42,14 @@ def pairs(file: str) -> datasets.Dataset:
 
   A row has as many tokens as one of ours, with tokens in the prefix's place.
   """
-  arrays = np.load(file)
   rows = [
     {
       "prompt_ids": prompt.tolist(),
-      "chosen_ids": responses[0].tolist(),
-      "rejected_ids": rejected.tolist(),
+      "chosen_ids": chosen.tolist(),
+      "rejected_ids": other.tolist(),
     }
-    for prompt, responses in zip(
-      arrays["prompts"], arrays["responses"], strict=True
-    )
-    for rejected in responses[1:]
+    for _, prompt, (chosen, *rejected) in comparisons.read(file)
+    for other in rejected
   ]
   return datasets.Dataset.from_list(rows * 2)
 

@@ -19,7 +19,7 @@ from tunix.models.llama3 import params
 from tunix.rl import common
 from tunix.sft.dpo import dpo_trainer
 
-from benchmarks import side_by_side
+from benchmarks import comparisons, side_by_side
 
 
 def read_model(folder: str, dtype: str) -> llama.Llama3:
@@ -57,13 +57,10 @@ def make_pairs(
 
   A row has as many tokens as one of ours, with tokens in the prefix's place.
   """
-  arrays = np.load(file)
   rows = [
-    (prompt, responses[0], rejected)
-    for prompt, responses in zip(
-      arrays["prompts"], arrays["responses"], strict=True
-    )
-    for rejected in responses[1:]
+    (prompt, chosen, other)
+    for _, prompt, (chosen, *rejected) in comparisons.read(file)
+    for other in rejected
   ] * 2
   made = []
   for start in range(0, len(rows), pairs_at_once):

@@ -19,6 +19,9 @@ class Work:
   def total(self) -> float:
     return self.linear + self.lora + self.attention + self.head
 
+  def times(self, count: int) -> "Work":
+    return Work(*(count * part for part in dataclasses.astuple(self)))
+
 
 def least_work(
   arch: policy_lib.Architecture,
