@@ -33,30 +33,39 @@ class Diagnosis:
     self._name = name
     self._warned: set[str] = set()
     self._learnt = 0.0  # accuracy on the examples of training, last
+    self._before: dict[str, float] = {}
 
   def notice(self, step: int, values: Mapping[str, float]) -> str:
     """Warns of what is wrong; gives a line of what text is like, if known."""
     self._learnt = values.get("reward_accuracy", self._learnt)
-    for kind, problem in problems(values, self._learnt).items():
+    for kind, problem in problems(values, self._learnt, self._before).items():
       if kind not in self._warned:
         self._warned.add(kind)
         logger.warning("%s, step %d: %s", self._name, step, problem)
+    self._before |= values
     return described(self._name, step, values)
 
 
 def problems(
-  values: Mapping[str, float], learnt: float = 0.0
+  values: Mapping[str, float],
+  learnt: float = 0.0,
+  before: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
   """What is wrong, by its kind.
 
   Args:
     values: a line of metrics.
     learnt: reward accuracy on the examples of training, of late.
+    before: each metric as it was known before this line. New prefixes make
+      all responses less likely in the first steps, which passes: what is on
+      its way up is not warned of.
   """
+  before = before or {}
   found = {}
   for prefix, which in (("", ""), (metrics.HELD_OUT, "held-out ")):
-    change = values.get(f"{prefix}chosen_per_token", 0.0)
-    if change < -_UNLIKELY:
+    name = f"{prefix}chosen_per_token"
+    change = values.get(name, 0.0)
+    if change < -_UNLIKELY and change <= before.get(name, -math.inf):
       found["unlikely"] = (
         f"{which}chosen responses are {-change:.2f} nats a token less likely "
         "than under the base. The margin grows by making both responses "

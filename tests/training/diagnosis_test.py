@@ -18,17 +18,38 @@ TEXT = {
 @pytest.mark.parametrize("prefix", ["", "heldout_"])
 def test_chosen_responses_that_become_unlikely_are_warned_of(prefix):
   name = f"{prefix}chosen_per_token"
-  assert diagnosis.problems({name: -0.01}) == {}
-  found = diagnosis.problems({name: -0.2})
-  assert "0.20 nats a token less likely" in found["unlikely"]
+  assert diagnosis.problems({name: -0.01}, before={name: 0.0}) == {}
+  for before in (0.0, -0.2):
+    found = diagnosis.problems({name: -0.2}, before={name: before})
+    assert "0.20 nats a token less likely" in found["unlikely"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "warned_at"),
+  [
+    # New prefixes, as real trainings have them in their first steps.
+    ([-0.118, -0.018, -0.012], None),
+    ([-0.5, -0.3, -0.2, -0.11, -0.05], None),
+    ([-0.5, -0.3, -0.31], 2),
+    ([-0.05, -0.15, -0.2], 1),
+    ([-0.2, -0.2], 1),
+  ],
+)
+def test_what_is_on_its_way_up_is_not_warned_of(caplog, changes, warned_at):
+  noticed = diagnosis.Diagnosis("pdpo")
+  for step, change in enumerate(changes):
+    noticed.notice(step, {"chosen_per_token": change})
+    noticed.notice(step, {"other": 0.0})
+  warned = [record.args[1] for record in caplog.records]
+  assert warned == ([] if warned_at is None else [warned_at])
 
 
 def test_each_problem_is_warned_of_once(caplog):
   noticed = diagnosis.Diagnosis("pdpo")
-  for step in (10, 20):
+  for step in (10, 20, 30):
     assert noticed.notice(step, {"chosen_per_token": -0.5}) == ""
   (record,) = caplog.records
-  assert record.getMessage().startswith("pdpo, step 10: chosen responses are")
+  assert record.getMessage().startswith("pdpo, step 20: chosen responses are")
 
 
 def test_what_text_is_like_is_a_line():
