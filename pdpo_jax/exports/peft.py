@@ -41,6 +41,7 @@ import json
 import peft
 import torch
 import transformers
+from safetensors import torch as safetensors_torch
 
 model = transformers.AutoModelForCausalLM.from_pretrained({load})
 tokenizer = transformers.AutoTokenizer.from_pretrained(".")
@@ -63,11 +64,16 @@ with open("users.json") as file:
 
 def answer(prompt, user=None, user_text="", **kwargs):
   row = 0 if user is None else users.index(str(user))
-  person = peft.PeftModel.from_pretrained(model, f"users/{{row}}")
-  ids = torch.tensor([encode(prompt, user_text)])
-  # With a cache, PEFT loses the prompt behind the first token.
-  output = person.generate(input_ids=ids, use_cache=False, **kwargs)
-  return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+  file = f"users/{{row}}/adapter_model.safetensors"
+  prefix = safetensors_torch.load_file(file)["prompt_embeddings"][None]
+  tokens = model.get_input_embeddings()(
+    torch.tensor([encode(prompt, user_text)])
+  )
+  # PEFT's own `generate` loses a prompt that stands on top of LoRA.
+  inputs = torch.cat([prefix.to(tokens.dtype), tokens], 1)
+  mask = torch.ones(inputs.shape[:2], dtype=torch.long)
+  output = model.generate(inputs_embeds=inputs, attention_mask=mask, **kwargs)
+  return tokenizer.decode(output[0], skip_special_tokens=True)
 """
 
 

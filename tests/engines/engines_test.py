@@ -99,7 +99,7 @@ def test_lora_and_prompts_by_the_code_of_the_card(world, compare, monkeypatch):
   scope = {}
   exec(code, scope)
   tokenizer, answers = world.contents.tokenizer, {}
-  # Without a cache, it takes long: one prompt each.
+  # One prompt each, as the card answers one after the other.
   for place, user_id in enumerate(world.contents.ids):
     prompt = people.PROMPTS[place % len(people.PROMPTS)]
     text = scope["answer"](prompt, user_id, **GREEDY)
@@ -107,7 +107,7 @@ def test_lora_and_prompts_by_the_code_of_the_card(world, compare, monkeypatch):
     ids = world.answers[user_id, prompt]
     same = text == tokenizer.decode(ids)
     answers[user_id, prompt] = ids if same else tokenizer(text).input_ids
-  compare("PEFT, LoRA and prompt tuning", answers)
+  compare("PEFT, LoRA and prompts by the card", answers)
 
 
 @torch.no_grad()
