@@ -138,8 +138,8 @@ def test_a_bare_name_that_is_not_shipped_is_an_error_with_those_that_are():
   with pytest.raises(
     ValueError,
     match=r"--config 'prisn' is none of the shipped configs, "
-    r"community_alignment, jester, preferences, prism, quickstart, smollm2, "
-    r"tldr; name one of them, or a file that ends",
+    r"community_alignment, jester, movielens, preferences, prism, quickstart, "
+    r"smollm2, tldr; name one of them, or a file that ends",
   ):
     command_line.config_file("prisn:authors")
   with pytest.raises(ValueError, match="--config '' is none of the shipped"):
