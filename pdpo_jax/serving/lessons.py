@@ -130,6 +130,8 @@ def _rehearse(
   run: run_lib.Run, asked: Sequence[structs.Prompt], count: int
 ) -> None:
   """Learns somebody made up who chose so often, and forgets them."""
+  # What is shorter needs no program of its own.
+  asked = sorted(asked, key=lambda prompt: len(str(prompt)), reverse=True)
   # As long as an answer may be; what it says is no matter.
   size = min(
     run.config.answers.max_new_tokens, run.config.data.max_response_tokens - 2

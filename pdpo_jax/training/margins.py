@@ -32,6 +32,9 @@ from pdpo_jax.training import objective as objective_lib
 from pdpo_jax.weights import base as base_lib
 
 Examples = Sequence[structs.TokenizedExample]
+# A batch of so few rows may take a shape that there is a program for already,
+# with up to so many times its tokens: to compile another takes longer.
+_FEW_ROWS, _MOST_TIMES = 8, 4
 
 
 @functools.cache
@@ -86,6 +89,8 @@ class Margins:
       policy.trainable, np.zeros(1, np.int32)
     )
     self._mesh = sharding.mesh_of(policy.frozen)
+    # Of few rows, that batches have had.
+    self._shapes: set[tuple[int, int, int]] = set()
     # As many rows as a microbatch of training has, both branches.
     train = recipe.train
     self._most = 2 * train.batch_size // train.accumulation_steps
@@ -151,7 +156,8 @@ class Margins:
     """Batches of few shapes, so that programs are compiled once for all.
 
     Numbers of rows are powers of two, up to a limit that bounds memory, and
-    there are two lengths an octave.
+    there are two lengths an octave. Few rows may take a larger shape that was
+    there before.
     """
     prefix = self._recipe.user.prefix_length
     sizes = np.array(
@@ -165,12 +171,32 @@ class Margins:
       while rows < min(len(chosen), self._most):
         rows *= 2
       rows = -(-min(rows, self._most) // shards) * shards
-      places = [[int(place)] for place in chosen]
-      places += [[]] * (rows - len(chosen))
       prompt, response = map(int, sizes[chosen].max(0))
-      shape = (
+      rows, prompt, response = self._had(
+        rows,
         batching.padded_length(prompt + prefix) - prefix,
-        2,
         batching.padded_length(response),
       )
-      yield batching.make_batch(examples, reference_logps, places, shape)
+      places = [[int(place)] for place in chosen]
+      places += [[]] * (rows - len(chosen))
+      yield batching.make_batch(
+        examples, reference_logps, places, (prompt, 2, response)
+      )
+
+  def _had(self, *shape: int) -> tuple[int, int, int]:
+    """The smallest shape that was had and holds this one, or this one."""
+
+    def tokens(shape):
+      rows, prompt, response = shape
+      return rows * (prompt + 2 * response)
+
+    if shape[0] > _FEW_ROWS:
+      return shape
+    fitting = [
+      had
+      for had in self._shapes
+      if all(x >= y for x, y in zip(had, shape, strict=True))
+      and tokens(had) <= _MOST_TIMES * tokens(shape)
+    ]
+    self._shapes.add(found := min(fitting, key=tokens, default=shape))
+    return found

@@ -278,3 +278,27 @@ def test_rows_behind_the_table_are_answered_like_the_person(parts):
     before.prefixes(jnp.asarray(person.row)[None]),
     rtol=1e-6,
   )
+
+
+def test_few_choices_take_a_program_that_there_is(parts, monkeypatch):
+  learner, prepared, *_ = parts
+  margins = learner._margins
+  monkeypatch.setattr(margins, "_shapes", set())
+  choices = of_user(prepared.choices, "1")
+  none = np.zeros(1, int), np.zeros((1, learner.population.size))
+  alone = learner.margins(choices[:1], *none)
+  (own,) = margins._shapes
+  larger = (own[0], own[1] + 16, own[2] + 16)
+  monkeypatch.setattr(margins, "_shapes", {larger})
+  again = learner.margins(choices[:1], *none)
+  assert margins._shapes == {larger}
+  for value, expected in zip(again, alone, strict=True):
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+  # But none that costs more than four times as much, or is too small.
+  monkeypatch.setattr(margins, "_shapes", {(2, 40, 48)})
+  assert margins._had(1, 40, 16) == (2, 40, 48)
+  for other in ((1, 8, 16), (1, 48, 16), (4, 40, 48)):
+    assert margins._had(*other) == other
+  # Many rows have their own, for themselves alone.
+  assert margins._had(64, 8, 16) == (64, 8, 16)
+  assert margins._had(32, 8, 16) == (32, 8, 16)
