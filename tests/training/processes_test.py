@@ -194,7 +194,8 @@ def test_one_process_goes_on_where_sigterm_to_one_stopped_two(
   run = folder / "moved"
   shutil.copytree(stopped, run)
   with checkpoint.Checkpoints(run / "pdpo" / "checkpoints") as saved:
-    assert len(saved.steps) == 1 and 3 < saved.steps[0] < 11
+    # And the last whose text was whole.
+    assert saved.steps[-1] > 3 and len(saved.steps) <= 2
   flags = ["--config.train.checkpoint_every=100"]
   status, output = end(start(folder, "moved", *flags, processes=1))
   assert status == 0, output
