@@ -262,7 +262,9 @@ def _last_good(
     for look in training.looks
     if look.is_good
     and any(name.startswith(look.name) for name in record)
-    and look.is_good(record)
+    and look.is_good(
+      {name: float(value) for name, value in record.items() if name != "step"}
+    )
   ]
   there = saved.steps
   return max((step for step in steps if step in there), default=None)
