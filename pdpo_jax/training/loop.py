@@ -318,11 +318,14 @@ class _Looks:
     """
     training, saved = self._training, self._saved
     kept_step = saved.preserved
-    saved.preserve(None)  # Whatever comes of it, nobody will want it later.
     judges = [look for look in training.looks if look.is_good]
     good = [self._take(training.total_steps, look, state) for look in judges]
-    if all(good) or kept_step is None:
+    if all(good):
+      saved.preserve(None)
       return state
+    if kept_step is None:
+      return state
+    # It stays: where the last checkpoint is lost, training ends here again.
     logger.warning(
       "%s ends with what it was after step %d, the last that was good: after "
       "step %d it is not",

@@ -284,7 +284,6 @@ def test_a_run_before_that_cannot_be_read_is_left_out(runs, tmp_path, caplog):
 def test_a_run_that_was_cut_off_goes_on_from_its_own_state(runs, tmp_path):
   whole = newcomers(runs, "individual", runs / "new.jsonl")
   whole.train.epochs, whole.train.checkpoint_every = 4, 2
-  whole.train.text_checks = 0
   whole.workdir = str(tmp_path / "whole")
   main.train_and_answer(whole)
   cut = dataclasses.replace(whole, workdir=str(tmp_path / "cut"))

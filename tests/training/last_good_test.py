@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 
 import pytest
 
@@ -52,7 +53,8 @@ def test_the_last_good_state_is_what_a_training_ends_with(
     : ends_with < 7
   ]
   with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
-    assert len(saved.steps) == CADENCE.keep_checkpoints  # and none besides
+    # And what it ended with, but no other.
+    assert saved.steps == sorted({6, 7} | ({ends_with} - {7}))
 
 
 @pytest.mark.parametrize("killed_at", range(1, 7))
@@ -75,3 +77,13 @@ def test_a_run_that_was_killed_ends_with_the_same(
     line["step"] for line in loop_test.lines(tmp_path) if "text_sum" in line
   ]
   assert looked == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("good_steps", [(2,), (4,), (2, 6), ()])
+def test_where_the_last_checkpoint_is_lost_training_ends_with_the_same(
+  tmp_path, good_steps
+):
+  first = loop.run(make_training(tmp_path, good_steps), CADENCE)
+  shutil.rmtree(tmp_path / "checkpoints" / "7")
+  again = loop.run(make_training(tmp_path, good_steps), CADENCE)
+  assert loop_test.total(again) == loop_test.total(first)
