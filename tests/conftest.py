@@ -46,3 +46,18 @@ def room_for_programs():
       count = sum(1 for _ in maps)
     if count > int(_MOST_MAPS.read_text()) // 3:
       jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+  """A run's folder with people in it, which no test may change."""
+  # Whatever imports the package does so after the hook above.
+  from tests.runs import people_run
+
+  return people_run.make(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+  """A copy of that, for whoever changes it."""
+  return shutil.copytree(whole, tmp_path / "run")

@@ -15,18 +15,6 @@ from pdpo_jax.core import kept
 from pdpo_jax.data import users as users_lib
 from pdpo_jax.runs import people, run_folder, trained
 from pdpo_jax.serving import service
-from tests.runs import people_run
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  return people_run.make(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-  shutil.copytree(whole, tmp_path / "run")
-  return tmp_path / "run"
 
 
 def set_config(folder, section, **values):

@@ -13,19 +13,8 @@ from pdpo_jax.core import kept, structs
 from pdpo_jax.runs import learning, locks, run_folder, trained
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase
-from tests.runs import learning_test, people_run
+from tests.runs import learning_test
 from tests.runs.people_run import ANN, BEA, CEM, DEE, EVE, mark
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  return people_run.make(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-  shutil.copytree(whole, tmp_path / "run")
-  return tmp_path / "run"
 
 
 def call(folder, *words, **values):

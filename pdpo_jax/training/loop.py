@@ -325,7 +325,15 @@ class _Looks:
       return state
     if kept_step is None:
       return state
+    saved.wait()
     # It stays: where the last checkpoint is lost, training ends here again.
+    try:
+      earlier = checkpoint.restore(
+        saved, state, training.users, training.meta, kept_step
+      )
+    except ValueError as error:
+      logger.warning("%s ends with its last step: %s", training.name, error)
+      return state
     logger.warning(
       "%s ends with what it was after step %d, the last that was good: after "
       "step %d it is not",
@@ -334,10 +342,6 @@ class _Looks:
       training.total_steps,
     )
     self._write(training.total_steps, {"ends_with_step": float(kept_step)})
-    saved.wait()
-    earlier = checkpoint.restore(
-      saved, state, training.users, training.meta, kept_step
-    )
     return dataclasses.replace(earlier, step=state.step)
 
 

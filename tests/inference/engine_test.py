@@ -264,7 +264,9 @@ def test_a_failure_reaches_everybody():
     step()
 
   step, running._step = running._step, fail
+  held = hold(running)
   streams = [running.submit(request) for request in requests]
+  held.set()
   for stream in streams:
     with pytest.raises(engine.Stopped, match=r"died.*broken") as caught:
       ids(stream)

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import json
 import logging
-import shutil
 import types
 
 import jax.numpy as jnp
@@ -15,19 +14,7 @@ from pdpo_jax.core import structs
 from pdpo_jax.runs import dossier, learning, people, trained
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.training import people as training_people
-from tests.runs import people_run
 from tests.runs.people_run import ANN, BEA, CEM, DEE, EVE
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  return people_run.make(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-  shutil.copytree(whole, tmp_path / "run")
-  return tmp_path / "run"
 
 
 @dataclasses.dataclass

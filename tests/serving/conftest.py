@@ -1,15 +1,16 @@
 """A server that all tests which change nothing share."""
 
+import shutil
+
 import openai
 import pytest
 
-from tests.runs import people_run
 from tests.serving import served
 
 
 @pytest.fixture(scope="session")
-def at(tmp_path_factory):
-  folder = people_run.make(tmp_path_factory.mktemp("whole"))
+def at(whole, tmp_path_factory):
+  folder = shutil.copytree(whole, tmp_path_factory.mktemp("served") / "run")
   with served.room_of(folder) as room, served.listening(room) as place:
     yield place
 

@@ -2,9 +2,6 @@
 
 import pathlib
 import queue
-import shutil
-
-import pytest
 
 from pdpo_jax.data import tokenize
 from pdpo_jax.runs import config as config_lib
@@ -14,12 +11,6 @@ from pdpo_jax.serving import lessons
 from tests.runs.learning_test import FakeLearner, choice
 
 NO_RUN = object.__new__(run_lib.Run)
-
-
-@pytest.fixture
-def folder(at, tmp_path):
-  shutil.copytree(at.room.run.workdir, tmp_path / "run")
-  return tmp_path / "run"
 
 
 def test_everyone_who_waits_is_learnt_but_whose_choices_cannot_be(

@@ -1,6 +1,7 @@
 """Choices are kept, people are shown, and leave, while a server runs."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -15,8 +16,8 @@ from tests.serving.served import PROMPT, TURNS, ask, person
 
 
 @pytest.fixture(scope="module")
-def at(tmp_path_factory):
-  folder = people_run.make(tmp_path_factory.mktemp("whole"))
+def at(whole, tmp_path_factory):
+  folder = shutil.copytree(whole, tmp_path_factory.mktemp("served") / "run")
   with served.room_of(folder) as room, served.listening(room) as place:
     yield place
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from pdpo_jax.training import checkpoint, loop, metrics
-from tests.training import loop_test
+from tests.training import checkpoint_test, loop_test
 
 CADENCE = dataclasses.replace(loop_test.CADENCE, checkpoint_every=3)
 AFTER = {2: 3.0, 4: 10.0, 6: 21.0, 7: 28.0}  # What is learnt by then.
@@ -33,6 +33,7 @@ def make_training(folder, good_steps, **changes):
     ((2, 6), 6),
     ((2, 4), 4),
     ((2, 4, 6, 7), 7),
+    ((2, 7), 7),
     ((7,), 7),
   ],
 )
@@ -87,3 +88,18 @@ def test_where_the_last_checkpoint_is_lost_training_ends_with_the_same(
   shutil.rmtree(tmp_path / "checkpoints" / "7")
   again = loop.run(make_training(tmp_path, good_steps), CADENCE)
   assert loop_test.total(again) == loop_test.total(first)
+
+
+def test_where_the_good_checkpoint_is_damaged_training_ends_with_its_last(
+  tmp_path, caplog
+):
+  def damage(step):
+    if step == 6:
+      checkpoint_test.damage_user_data(tmp_path / "checkpoints" / "2")
+
+  training = make_training(tmp_path, (2,), at_step=damage)
+  state = loop.run(training, CADENCE)
+  assert loop_test.total(state) == AFTER[7]
+  assert "ends with its last step: " in caplog.text
+  assert f"{tmp_path / 'checkpoints' / '2'} cannot be read" in caplog.text
+  assert not any("ends_with_step" in line for line in loop_test.lines(tmp_path))
