@@ -25,21 +25,32 @@ _OUTPUT = flags.DEFINE_string("output", "data/movielens", "Folder to write.")
 _FIRST_GENRE = 5
 
 
-def _lines(name: str, separator: str) -> list[list[str]]:
+def _lines(name: str, separator: str, columns: int) -> list[list[str]]:
   path = pathlib.Path(_SOURCE.value).expanduser() / name
   if not path.is_file():
     raise ValueError(
       f"{path} is missing; --source must be the folder ml-100k of the archive "
       "ml-100k.zip"
     )
-  text = path.read_text(encoding="latin-1")
-  return [line.split(separator) for line in text.splitlines() if line]
+  lines = []
+  with path.open(encoding="latin-1") as file:
+    for number, line in enumerate(file, 1):
+      fields = line.rstrip("\n").split(separator)
+      if fields == [""]:
+        continue
+      if len(fields) != columns:
+        raise ValueError(
+          f"{path}, line {number}: {len(fields)} fields in place of {columns}; "
+          "unpack ml-100k.zip again"
+        )
+      lines.append(fields)
+  return lines
 
 
 def main() -> None:
-  genres = [name for name, _ in _lines("u.genre", "|")]
+  genres = [name for name, _ in _lines("u.genre", "|", 2)]
   films = []
-  for fields in _lines("u.item", "|"):
+  for fields in _lines("u.item", "|", _FIRST_GENRE + len(genres)):
     item, _, released = fields[:3]
     flagged = zip(genres, fields[_FIRST_GENRE:], strict=True)
     names = ", ".join(name for name, flag in flagged if flag == "1")
@@ -48,7 +59,7 @@ def main() -> None:
     films.append({"item_id": item, "text": f"{names} ({decade})"})
   ratings = [
     {"user_id": user, "item_id": item, "rating": int(rating)}
-    for user, item, rating, _ in _lines("u.data", "\t")
+    for user, item, rating, _ in _lines("u.data", "\t", 4)
   ]
   folder = pathlib.Path(_OUTPUT.value).expanduser()
   folder.mkdir(parents=True, exist_ok=True)

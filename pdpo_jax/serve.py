@@ -9,6 +9,7 @@ to bring (docs/serving.md).
 """
 
 import contextlib
+import functools
 import ipaddress
 import os
 import pathlib
@@ -22,6 +23,7 @@ from absl import flags
 from pdpo_jax import command_line
 from pdpo_jax.core import together
 from pdpo_jax.inference import engine as engine_lib
+from pdpo_jax.inference import remote
 from pdpo_jax.runs import locks, run_folder
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase as erase_lib
@@ -43,6 +45,12 @@ _SLOTS = flags.DEFINE_integer(
 )
 _QUEUE = flags.DEFINE_integer(
   "queue", 64, "Requests that may wait for a slot.", lower_bound=0
+)
+_ENGINE = flags.DEFINE_string(
+  "engine",
+  "jax",
+  "Who answers: 'jax', which is here, or the address of vLLM's server "
+  "(docs/serving.md).",
 )
 _POSITIONS = flags.DEFINE_integer(
   "positions",
@@ -170,7 +178,10 @@ def serving(run: run_lib.Run) -> Iterator[service.Service]:
     asked = questions.read(pathlib.Path(_QUESTIONS.value).expanduser())
   people = speakers.Speakers(run)
   positions = positions_of(run, _POSITIONS.value)
-  with engine_lib.Engine(
+  make = engine_lib.Engine
+  if _ENGINE.value != "jax":
+    make = functools.partial(remote.RemoteEngine, _ENGINE.value)
+  with make(
     people.policy,
     stop_tokens=stop_tokens(run),
     slots=_SLOTS.value,

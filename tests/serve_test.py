@@ -9,10 +9,13 @@ import sys
 
 import pytest
 import sqlalchemy
+from absl import flags
+from absl.testing import flagsaver
 
 from pdpo_jax import serve
 from pdpo_jax.core import kept
 from pdpo_jax.data import users as users_lib
+from pdpo_jax.inference import remote
 from pdpo_jax.runs import people, run_folder, trained
 from pdpo_jax.serving import service
 
@@ -157,6 +160,23 @@ def test_positions_that_no_request_fits_are_an_error(whole, positions):
   with pytest.raises(ValueError, match=f"--positions {positions} must be 5"):
     serve.positions_of(run, positions)
   assert serve.positions_of(run, 5) == 5
+
+
+def test_an_engine_elsewhere_is_asked_for_at_the_start(whole, monkeypatch):
+  monkeypatch.setattr(remote, "_torch_to_base64", lambda: None)
+  run = serve.open_run(whole, "")
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["tests"])
+  for engine, problem in (
+    ("vllm", "neither 'jax' nor an address"),
+    ("http://127.0.0.1:1", "--engine http://127.0.0.1:1/v1 does not answer"),
+  ):
+    with (
+      flagsaver.flagsaver(engine=engine),
+      pytest.raises(ValueError, match=problem),
+      serve.serving(run),
+    ):
+      pass
 
 
 def test_a_key_that_is_empty_is_an_error(monkeypatch):

@@ -15,6 +15,7 @@ import logging
 import math
 import threading
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,17 @@ class Status:
   waiting: int
   prompt_tokens: int
   new_tokens: int
+
+
+@runtime_checkable
+class Answering(Protocol):
+  """What a server needs of an engine, here or elsewhere (`remote`)."""
+
+  failure: BaseException | None
+
+  def submit(self, request: Request) -> Stream: ...
+
+  def status(self) -> Status: ...
 
 
 class Engine:
@@ -102,12 +114,7 @@ class Engine:
         "an engine is of one process, and there are several; start it on one "
         "of them alone"
       )
-    self._limits = requests.Limits(
-      arch=arch,
-      prefix_length=policy.user_model.num_tokens,
-      prefix_place=0 if policy.prefix_position == "front" else 1,
-      positions=positions,
-    )
+    self._limits = requests.Limits.of(policy, positions)
     self._stop_tokens = frozenset(map(int, stop_tokens))
     self._queue, self._piece = queue, piece
     graphdef, state = nnx.split(policy.lm)

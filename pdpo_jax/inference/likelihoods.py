@@ -1,8 +1,10 @@
-"""How likely the base itself finds what its policies answer."""
+"""How likely the base, or a policy, finds answers to prompts."""
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,7 +13,7 @@ from pdpo_jax.core import structs
 from pdpo_jax.data import batching
 from pdpo_jax.data import config as data_config
 from pdpo_jax.data import prompts as prompts_lib
-from pdpo_jax.training import scoring, sharding
+from pdpo_jax.training import policies, scoring, sharding
 from pdpo_jax.weights import base as base_lib
 
 # Answers to a prompt that are scored in one pass.
@@ -56,6 +58,18 @@ class Likelihoods:
     return float(self.sums[known].sum() / tokens) if tokens else float("nan")
 
 
+class Said(NamedTuple):
+  """Answers to prompts, and whom a policy reads them as.
+
+  Attributes:
+    row: user row; 0 is the generic user's.
+    texts: in the order of the prompts.
+  """
+
+  row: int
+  texts: Sequence[str]
+
+
 def under_base(
   base: base_lib.Base,
   prompts: Sequence[structs.PromptExample],
@@ -64,11 +78,27 @@ def under_base(
   logits_chunk: int = 0,
   max_new_tokens: int = 0,
 ) -> dict[str, Likelihoods]:
-  """Log-likelihoods of answers under the base, by speaker.
+  """As `under`, of the base itself, by speaker."""
+  said = {speaker: Said(0, texts) for speaker, texts in answers.items()}
+  policy = scoring.of_base(base)
+  return under(policy, base, prompts, said, data, logits_chunk, max_new_tokens)
+
+
+def under(
+  policy: policies.SplitPolicy,
+  base: base_lib.Base,
+  prompts: Sequence[structs.PromptExample],
+  answers: Mapping[Any, Said],
+  data: data_config.DataConfig,
+  logits_chunk: int = 0,
+  max_new_tokens: int = 0,
+) -> dict[Any, Likelihoods]:
+  """Log-likelihoods of answers under a policy, by their names.
 
   Args:
-    prompts: that were answered; each is run once for all its answers.
-    answers: by speaker, in the order of the prompts.
+    base: of the policy.
+    prompts: that were answered; each is run once for all answers that are read
+      as the same user.
     data: how prompts are written.
     logits_chunk: as `recipes.TrainConfig.logits_chunk`.
     max_new_tokens: limit of an answer; calls with the same one mostly share
@@ -78,37 +108,42 @@ def under_base(
   counts: collections.Counter[str] = collections.Counter()
   encoded = encoder.encode_prompts(prompts, counts)
   places = [p for p, prompt in enumerate(encoded) if prompt.ids is not None]
+  said = [*answers.values()]
   by_prompt = encoder.encode_responses(
     [encoded[place] for place in places],
-    [[texts[place] for texts in answers.values()] for place in places],
+    [[each.texts[place] for each in said] for place in places],
     counts,
   )
-  sums = np.full((len(answers), len(prompts)), np.nan)
+  sums = np.full((len(said), len(prompts)), np.nan)
   tokens = np.zeros(sums.shape, np.int64)
-  # Of each example to be scored: the place of its prompt, and its speakers.
+  # Of each example to be scored: the place of its prompt, and its answers.
   examples, scored = [], []
-  for place, responses in zip(places, by_prompt, strict=True):
+  user_rows = dict.fromkeys(each.row for each in said)
+  for (place, responses), user_row in itertools.product(
+    zip(places, by_prompt, strict=True), user_rows
+  ):
     prompt = encoded[place].ids
-    known = [row for row, ids in enumerate(responses) if ids is not None]
+    known = [
+      number
+      for number, ids in enumerate(responses)
+      if ids is not None and said[number].row == user_row
+    ]
     for start in range(0, len(known), _TOGETHER):
-      rows = known[start : start + _TOGETHER]
-      ids = tuple(responses[row] for row in rows)
-      examples.append(structs.TokenizedExample(0, prompt, prompt, ids))
-      scored.append((rows, place))
-      tokens[rows, place] = [*map(len, ids)]
+      numbers = known[start : start + _TOGETHER]
+      ids = tuple(responses[number] for number in numbers)
+      examples.append(structs.TokenizedExample(user_row, prompt, prompt, ids))
+      scored.append((numbers, place))
+      tokens[numbers, place] = [*map(len, ids)]
   if examples:
-    for batch, logps in scoring.score_batches(
-      scoring.of_base(base),
-      _batches(examples, base, max_new_tokens),
-      logits_chunk,
-    ):
+    batches = _batches(examples, base, max_new_tokens)
+    for batch, logps in scoring.score_batches(policy, batches, logits_chunk):
       for row, index in enumerate(batch.index):
         if index >= 0:
-          rows, place = scored[int(index)]
-          sums[rows, place] = logps[row, : len(rows)]
+          numbers, place = scored[int(index)]
+          sums[numbers, place] = logps[row, : len(numbers)]
   return {
-    speaker: Likelihoods(sums[row], tokens[row])
-    for row, speaker in enumerate(answers)
+    name: Likelihoods(sums[number], tokens[number])
+    for number, name in enumerate(answers)
   }
 
 

@@ -58,6 +58,16 @@ class Limits:
   prefix_place: int
   positions: int
 
+  @classmethod
+  def of(cls, policy: policy_lib.Policy, positions: int) -> "Limits":
+    """Those of a policy's answers."""
+    return cls(
+      arch=policy.lm.arch,
+      prefix_length=policy.user_model.num_tokens,
+      prefix_place=0 if policy.prefix_position == "front" else 1,
+      positions=positions,
+    )
+
   def check(self, request: Request) -> None:
     """Raises a ValueError that names what can never be answered."""
     prompt = np.asarray(request.prompt)

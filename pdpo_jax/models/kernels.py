@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pdpo_jax.models import layers, placement
+from pdpo_jax.models import layers, placement, ragged
 
-KERNELS = ("auto", "xla", "blocked", "cudnn", "splash")
+KERNELS = ("auto", "xla", "blocked", "ragged", "cudnn", "splash")
 
 # Splash attention works on tiles of this many positions and features.
 _LANES = 128
@@ -27,14 +27,17 @@ class Kernel:
   """Grouped-query attention, scaled by `E ** -0.5`, softmax in float32.
 
   Attributes:
-    name: "xla" keeps all scores in memory and runs everywhere. "blocked" is
-      for one CPU: scores of a few heads at a time stay in cache. "cudnn" is
+    name: "xla" keeps all scores in memory and runs everywhere. "blocked" and
+      "ragged" are for one CPU: scores of a few heads at a time stay in cache,
+      or of a few positions, where padding is left out (`ragged`). "cudnn" is
       flash attention of NVIDIA's GPUs, for 16-bit activations. "splash" is
       flash attention of TPUs. "auto" takes the one of the platform, and "xla"
       where that cannot be.
+    mostly_padding: whether "auto" is to mind it.
   """
 
   name: str = "auto"
+  mostly_padding: bool = False
 
   def __post_init__(self):
     if self.name not in KERNELS:
@@ -58,9 +61,11 @@ class Kernel:
       ValueError: if a kernel asked for by name cannot do it, saying why.
     """
     platform = placement.platform(q)
-    name = _fitting(platform, q) if self.name == "auto" else self.name
+    name = self._fitting(platform, q) if self.name == "auto" else self.name
     if name == "blocked":
       return blocked(q, k, v, real, offset)
+    if name == "ragged":
+      return ragged.attention(q, k, v, real, offset)
     if name == "cudnn":
       problem = _against_cudnn(platform, q)
       if problem:
@@ -76,16 +81,15 @@ class Kernel:
     mask = visible(real, q.shape[1], offset)
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
 
-
-def _fitting(platform, q):
-  """The kernel of a platform."""
-  if platform == "tpu" and q.shape[1] >= _LANES:
-    return "splash"
-  if platform == "gpu" and not _against_cudnn("gpu", q):
-    return "cudnn"
-  if platform == "cpu" and jax.typeof(q).sharding.mesh.empty:
-    return "blocked"
-  return "xla"
+  def _fitting(self, platform: str, q: Float[Array, "B Q H E"]) -> str:
+    """The kernel of a platform."""
+    if platform == "tpu" and q.shape[1] >= _LANES:
+      return "splash"
+    if platform == "gpu" and not _against_cudnn("gpu", q):
+      return "cudnn"
+    if platform == "cpu" and jax.typeof(q).sharding.mesh.empty:
+      return "ragged" if self.mostly_padding else "blocked"
+    return "xla"
 
 
 def _by_device(kernel):

@@ -4,6 +4,7 @@ Axes: B examples, N responses (0 is the chosen one), P prompt positions, R
 response positions, T user tokens, D width, V vocabulary.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ LANGUAGE_MODELS = {"gptj": gptj.GPTJ, "llama": llama.Llama}
 ARCHITECTURES = {"gptj": gptj.Architecture, "llama": llama.Architecture}
 PRESETS = gptj.PRESETS | llama.PRESETS
 PREFIX_POSITIONS = ("front", "after_bos")
+# Rows that are so many times as long as what is real of them.
+_MOSTLY_PADDING = 2
 
 Architecture = gptj.Architecture | llama.Architecture
 
@@ -161,16 +164,20 @@ class Policy(nnx.Module):
     after = jnp.broadcast_to(after, responses.shape)
     embeddings = placement.by_rows(jnp.concatenate([embeddings, answer], 1))
     positions = jnp.concatenate([positions, after.reshape(rows, -1)], 1)
-    attend = attention.shared_prompt(
-      mask, response_mask, self.lm.kernel, remaining
-    )
+    kernel = self.lm.kernel
+    if packed is not None:
+      room = packed.positions + packed.rows * prefix.shape[1]
+      padded = packed.rows * embeddings.shape[1]
+      kernel = dataclasses.replace(
+        kernel, mostly_padding=padded > _MOSTLY_PADDING * room
+      )
+    attend = attention.shared_prompt(mask, response_mask, kernel, remaining)
     if packed is None:
       hidden, _ = self.lm.hidden(
         embeddings, positions, attend, dropout_key=dropout_key
       )
     else:
       real = jnp.concatenate([mask, response_mask.reshape(rows, -1)], 1)
-      room = packed.positions + packed.rows * prefix.shape[1]
       packing = packing_lib.Packing.of(real, packed.rows, room)
       hidden, _ = self.lm.hidden(
         placement.by_rows(packing.pack(embeddings)),

@@ -38,7 +38,7 @@ class Answers:
     likelihoods: under the base, by speaker; None where they were not kept.
   """
 
-  prompts: list[structs.Prompt]
+  prompts: list[structs.PromptExample]
   texts: dict[str, list[str]]
   likelihoods: dict[str, likelihoods_lib.Likelihoods] | None
 
@@ -94,10 +94,12 @@ def read(file: pathlib.Path) -> Answers:
     raise kept.Damaged(
       file, "is missing: the run has not generated any answers yet", remedy
     )
-  prompts: dict[int, structs.Prompt] = {}
+  prompts: dict[int, structs.PromptExample] = {}
   lines: dict[str, dict[int, Line]] = {}
   for line in kept.read_jsonl(file, Line, remedy):
-    prompts[line["seed"]] = line["prompt"]
+    prompts[line["seed"]] = structs.PromptExample(
+      line["prompt"], line["user_text"]
+    )
     lines.setdefault(line["speaker"], {})[line["seed"]] = line
   for speaker, answered in lines.items():
     if answered.keys() != prompts.keys():

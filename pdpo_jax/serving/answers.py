@@ -84,7 +84,7 @@ class Answerer:
   """
 
   def __init__(
-    self, run: run_lib.Run, engine: engine_lib.Engine, positions: int
+    self, run: run_lib.Run, engine: engine_lib.Answering, positions: int
   ):
     self.engine, self._positions = engine, positions
     self._tokenizer = run.tokenizer

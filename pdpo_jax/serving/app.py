@@ -50,7 +50,7 @@ def make_app(
   async def health() -> dict[str, str]:
     """Whether it can answer."""
     if room.engine.failure is not None:
-      raise protocol.ApiError(503, "the engine died; start the server again")
+      raise protocol.ApiError(503, "the engine does not answer; start it again")
     return {"status": "ok"}
 
   @app.get("/metrics")

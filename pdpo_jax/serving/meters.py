@@ -17,7 +17,7 @@ class Meters:
     registry: has all of it.
   """
 
-  def __init__(self, engine: engine_lib.Engine):
+  def __init__(self, engine: engine_lib.Answering):
     self.registry = prometheus_client.CollectorRegistry()
     shared: dict[str, Any] = {"registry": self.registry}
     self.requests = prometheus_client.Counter(
@@ -68,7 +68,7 @@ class Meters:
 class _Tokens:
   """The engine counts tokens itself."""
 
-  def __init__(self, engine: engine_lib.Engine):
+  def __init__(self, engine: engine_lib.Answering):
     self._engine = engine
 
   def collect(self):

@@ -42,7 +42,7 @@ class Service:
     run: run_lib.Run,
     database: str,
     people: speakers.Speakers,
-    engine: engine_lib.Engine,
+    engine: engine_lib.Answering,
     positions: int,
     asked: Sequence[structs.Prompt] | None = None,
   ):

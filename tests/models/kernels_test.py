@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdpo_jax.models import kernels, layers
+from pdpo_jax.models import kernels, layers, ragged
 
 # Two query heads a key head; as many queries as lie behind the offset.
 B, Q, OFFSET, H, K, E = 3, 7, 5, 6, 3, 11
@@ -40,6 +40,11 @@ splash = functools.partial(kernels._splash, interpret=True)
     (functools.partial(kernels.blocked, block_bytes=1), Q, OFFSET),
     (functools.partial(kernels.blocked, run=2), Q, OFFSET),
     (functools.partial(kernels.blocked, run=2), Q, 0),
+    (ragged.attention, Q, OFFSET),
+    (ragged.attention, Q, 0),
+    (functools.partial(ragged.attention, run=2, block=3), Q, OFFSET),
+    (functools.partial(ragged.attention, run=3, block=2), Q, 0),
+    (functools.partial(ragged.attention, run=64, block=64), 150, 100),
     (splash, Q, OFFSET),
     (splash, Q, 0),
     # Over more than one tile, and tiles that the causal mask leaves out.
@@ -70,7 +75,11 @@ def test_kernels_give_the_values_and_gradients_of_plain_attention(
 
 @pytest.mark.parametrize(
   ("kernel", "what"),
-  [(kernels.blocked, "dot_general"), (splash, "pallas_call")],
+  [
+    (kernels.blocked, "dot_general"),
+    (ragged.attention, "while"),
+    (splash, "pallas_call"),
+  ],
 )
 def test_dots_keeps_what_attention_gave(kernel, what):
   q, k, v, real = inputs()
@@ -98,11 +107,39 @@ def test_visible_is_causal_behind_the_offset_and_hides_padding():
 def test_what_cannot_be_seen_has_no_influence():
   q, k, v, real = inputs()
   spoilt = jnp.where(real[..., None, None], 0.0, 1e4)
-  for kernel in (kernels.Kernel("xla"), kernels.blocked, splash):
+  for kernel in (
+    kernels.Kernel("xla"),
+    kernels.blocked,
+    functools.partial(ragged.attention, run=2, block=3),
+    splash,
+  ):
     kept = sees_itself(real, Q, OFFSET)
     out = jnp.where(kept, kernel(q, k, v, real, OFFSET), 0)
     other = jnp.where(kept, kernel(q, k + spoilt, v + spoilt, real, OFFSET), 0)
     np.testing.assert_allclose(out, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("padding", ["all", "a row", "none"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_padding_costs_nothing_and_gets_zeros(padding, dtype):
+  q, k, v, real = (x.astype(dtype) for x in inputs(Q, OFFSET))
+  real = real.astype(bool)
+  if padding == "all":
+    real = jnp.zeros_like(real)
+  elif padding == "a row":
+    real = real.at[1].set(False)
+
+  def total(q, k, v):
+    out = ragged.attention(q, k, v, real, OFFSET, run=2, block=3)
+    return jnp.sum(out.astype(jnp.float32) ** 2), out
+
+  slopes, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+  assert out.dtype == dtype
+  for each in (out, *slopes):
+    assert each.dtype == dtype and np.isfinite(each.astype(np.float32)).all()
+    empty = {"all": slice(None), "a row": 1, "none": slice(0, 0)}[padding]
+    assert not each[empty].any()
+    assert padding == "all" or each.any()
 
 
 def test_a_cpu_without_a_mesh_takes_the_blocked_kernel():
@@ -110,7 +147,13 @@ def test_a_cpu_without_a_mesh_takes_the_blocked_kernel():
   text = str(
     jax.make_jaxpr(lambda *x: kernels.Kernel()(*x, OFFSET))(q, k, v, real)
   )
-  assert "scan" in text
+  assert "scan" in text and "while" not in text
+  text = str(
+    jax.make_jaxpr(lambda *x: kernels.Kernel(mostly_padding=True)(*x, OFFSET))(
+      q, k, v, real
+    )
+  )
+  assert "while" in text
   text = str(
     jax.make_jaxpr(lambda *x: kernels.Kernel("xla")(*x, OFFSET))(q, k, v, real)
   )

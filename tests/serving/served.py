@@ -37,17 +37,25 @@ class Idle:
     pass
 
 
+def make_engine(policy, **settings):
+  return engine_lib.Engine(policy, **{"piece": 16} | settings)
+
+
 @contextlib.contextmanager
-def room_of(folder, **sizes):
-  """A service whose people are not learnt by themselves."""
+def room_of(folder, make=make_engine, **sizes):
+  """A service whose people are not learnt by themselves.
+
+  Args:
+    make: an engine of a policy and settings.
+  """
   run = run_lib.Run.open(folder)
   people = speakers.Speakers(run)
   encoder = service.encoder_of(run)
-  with engine_lib.Engine(
+  with make(
     people.policy,
     stop_tokens=[*run.base.stop_tokens, encoder.end_id],
     positions=POSITIONS,
-    **{"slots": 4, "queue": 4, "piece": 16} | sizes,
+    **{"slots": 4, "queue": 4} | sizes,
   ) as engine:
     with pytest.MonkeyPatch.context() as monkeypatch:
       monkeypatch.setattr(lessons, "Lessons", Idle)

@@ -131,9 +131,9 @@ def ask(
   users = [users[round(place)] for place in places]
   own = dataset.user_texts()
   examples = [
-    structs.PreferenceExample(prompt, "", ("",), user, own.get(user, ""))
+    structs.PreferenceExample(asked.prompt, "", ("",), user, own.get(user, ""))
     for user in users
-    for prompt in answered.prompts[:_PROMPTS]
+    for asked in answered.prompts[:_PROMPTS]
   ]
   return users, untrained.tell(base, dataset, first.config, examples)
 
@@ -187,7 +187,7 @@ def find_texts(
     }
     likely = answered.likelihoods and likelihoods_lib.under_base(
       base,
-      [structs.PromptExample(prompt) for prompt in prompts],
+      prompts,
       by_user,
       first.config.data,
       first.config.train.logits_chunk,

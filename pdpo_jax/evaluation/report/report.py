@@ -13,6 +13,7 @@ from pdpo_jax.evaluation.report import (
   answers,
   by_user,
   controls,
+  costs,
   familiarity,
   length_control,
   page,
@@ -85,6 +86,8 @@ def make_report(
     and (lambda: length_control.section(length, scores, dataset)),
     "Generated text": answered
     and (lambda: answers.section(answered, dataset, health)),
+    "What it costs": first.name in answered
+    and (lambda: costs.section(policies, base, answered[first.name])),
     "Win rates": rates and (lambda: win_rates.section(rates, judge)),
     "Controls": lambda: controls.section(
       policies, accuracies, dataset, vectors

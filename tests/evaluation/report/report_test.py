@@ -88,8 +88,12 @@ def test_a_run_ends_with_its_report(runs):
     "the base", "the base, prompted", "vanilla DPO", "P-DPO, individual"
   ]  # fmt: skip
   assert all(line["text"] for line in found["contenders"])
+  assert [*found["costs"]] == ["S", "V", "G", "1", "2", "3"]
+  drifts = [found["costs"][who]["from_generic"] for who in ("V", "G", "1")]
+  assert [each is None for each in drifts] == [True, True, False]
   page = (report / "index.html").read_text()
   assert "Known and new texts" in page and "Controlled for length" in page
+  assert "What it costs" in page and "no chat model" in page
   assert page.count("data:image/png") == 5
   assert found["verdict"].split(":")[0] in page
 
