@@ -15,7 +15,7 @@ import os
 import pathlib
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from absl import flags
@@ -27,7 +27,7 @@ from pdpo_jax.inference import remote
 from pdpo_jax.runs import locks, run_folder
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase as erase_lib
-from pdpo_jax.serving import app, questions, service, speakers
+from pdpo_jax.serving import app, guard, questions, service, speakers
 
 _WORKDIR = command_line.workdir_flag()
 _HOST = flags.DEFINE_string(
@@ -35,6 +35,12 @@ _HOST = flags.DEFINE_string(
 )
 _PORT = flags.DEFINE_integer(
   "port", 8000, "Port; 0 takes a free one.", lower_bound=0, upper_bound=65535
+)
+_ALLOW_HOST = flags.DEFINE_multi_string(
+  "allow_host",
+  [],
+  "A further name that clients call this server by, such as that of a proxy "
+  "before it; may be given several times.",
 )
 _DATABASE = command_line.database_flag()
 _QUESTIONS = flags.DEFINE_string(
@@ -147,6 +153,25 @@ def is_loopback(host: str) -> bool:
     return False
 
 
+def hosts_of(host: str, further: Sequence[str]) -> tuple[str, ...]:
+  """The names that clients may call a server of this machine alone by.
+
+  Args:
+    host: that it listens at.
+    further: names besides.
+
+  Raises:
+    ValueError: if one is no name.
+  """
+  for name in further:
+    if not name or guard.name_of(name) != name.lower():
+      raise ValueError(
+        f"--allow_host {name!r} is no name of a host; give it without scheme, "
+        "port and path"
+      )
+  return "localhost", "127.0.0.1", "::1", host, *map(str.lower, further)
+
+
 def positions_of(run: run_lib.Run, positions: int) -> int:
   """Room for a request: what the training had, with an answer twice as long.
 
@@ -227,10 +252,10 @@ def main() -> None:
   listener = bind(_HOST.value, _PORT.value)
   run = open_run(folder, _DATABASE.value)
   host, port = listener.getsockname()[:2]
-  hosts = ("localhost", "127.0.0.1", "::1", host) if local else ()
+  hosts = hosts_of(host, _ALLOW_HOST.value)
   with serving(run) as room:
     config = uvicorn.Config(
-      app.make_app(room, key, () if key else hosts),
+      app.make_app(room, key, hosts if local and not key else ()),
       access_log=False,
       log_level="warning",
       ws="none",

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import socket
 import sys
 
 import nbclient
@@ -68,11 +69,15 @@ def test_the_quickstart_runs_to_its_end(tmp_path, monkeypatch):
   monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   notebook = nbformat.read(ROOT / "demos" / "quickstart.ipynb", as_version=4)
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
   for cell in notebook.cells:
     cell.source = cell.source.replace("quickstart.py", "quickstart.py:smoke")
     cell.source = cell.source.replace(
       "runs/quickstart", "runs/quickstart-smoke"
     )
+    cell.source = cell.source.replace("PORT = 8000", f"PORT = {port}")
   client = nbclient.NotebookClient(
     notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}
   )
@@ -84,6 +89,7 @@ def test_the_quickstart_runs_to_its_end(tmp_path, monkeypatch):
     for output in cell.outputs
   )
   assert "Report: runs/quickstart-smoke/report" in said
+  assert f"Open http://127.0.0.1:{port}" in said
   # A command's error does not stop a notebook.
   assert "rror:" not in said
   assert len(re.findall(r"^\d+% worker 4: .", said, re.MULTILINE)) == 6

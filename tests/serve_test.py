@@ -196,6 +196,16 @@ def test_this_machine_is_known_by_its_addresses(host):
   assert not serve.is_loopback("0.0.0.0")
 
 
+def test_further_names_are_allowed_and_must_be_names():
+  hosts = serve.hosts_of("127.0.0.1", ["8000-X.colab.Dev", "proxy"])
+  assert {*hosts} == {
+    "localhost", "127.0.0.1", "::1", "8000-x.colab.dev", "proxy"
+  }  # fmt: skip
+  for name in ("https://a.b", "a.b:80", "a.b/c", "", "["):
+    with pytest.raises(ValueError, match="is no name of a host"):
+      serve.hosts_of("127.0.0.1", ["proxy", name])
+
+
 def test_a_run_folder_may_have_a_colon_in_its_name():
   room = service.Service.__new__(service.Service)
   room.model = "a:b"

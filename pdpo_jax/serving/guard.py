@@ -82,7 +82,7 @@ class Guard:
   def _check(self, scope: types.Scope) -> None:
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
-    if self._hosts and _name_of(host) not in self._hosts:
+    if self._hosts and name_of(host) not in self._hosts:
       raise protocol.ApiError(
         403,
         f"this server is not called by that name but by "
@@ -112,7 +112,8 @@ def _too_large() -> protocol.ApiError:
   )
 
 
-def _name_of(host: str) -> str:
+def name_of(host: str) -> str:
+  """The name in a Host header, in lower case; empty where there is none."""
   try:
     return urllib.parse.urlsplit(f"//{host}").hostname or ""
   except ValueError:
