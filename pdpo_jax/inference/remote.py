@@ -223,7 +223,7 @@ class RemoteEngine:
   ) -> dict[str, Any]:
     return {
       "model": self._model,
-      "prompt": "",
+      "prompt": None,
       "max_tokens": request.max_new_tokens,
       "temperature": request.temperature,
       "top_p": request.top_p,

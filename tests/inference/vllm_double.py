@@ -7,6 +7,7 @@ NumPy here, where there is no torch.
 import asyncio
 import base64
 import contextlib
+import functools
 import io
 import json
 import socket
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import uvicorn
+from flax import nnx
 from starlette import applications, responses, routing
 
 from pdpo_jax.models import attention
@@ -86,6 +88,8 @@ class Server:
       return _error(400, "You must set `--enable-prompt-embeds`")
     if self.problem == "fails":
       return _error(500, "EngineCore died")
+    if body["prompt"] is not None:
+      return _error(400, "The decoder prompt cannot be empty")
     self.asked.append(body)
     vectors = np.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])))
     parts = self._parts(body, vectors)
@@ -151,13 +155,23 @@ class Server:
 
 
 def _next(lm, vectors):
-  mask = jnp.ones((1, len(vectors)), bool)
+  """Log-probabilities of what follows; few sizes are compiled."""
+  size = len(vectors)
+  padded = np.zeros((-(-size // 64) * 64, vectors.shape[1]), np.float32)
+  padded[:size] = vectors
+  return _next_padded(*nnx.split(lm), padded, size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next_padded(graphdef, state, vectors, size):
+  lm = nnx.merge(graphdef, state)
+  mask = (jnp.arange(len(vectors)) < size)[None]
   hidden, _ = lm.hidden(
-    jnp.asarray(vectors)[None],
+    vectors[None],
     attention.positions_of(mask),
     attention.causal(mask, lm.kernel),
   )
-  return jax.nn.log_softmax(lm.logits(hidden[0, -1:])[0])
+  return jax.nn.log_softmax(lm.logits(hidden[0, size - 1][None])[0])
 
 
 def _error(status, message):

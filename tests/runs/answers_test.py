@@ -18,7 +18,7 @@ def test_answers_are_read_as_they_were_written(tmp_path):
   }
   answers.write(tmp_path / "answers.jsonl", prompts, said, likely, seed=7)
   found = answers.read(tmp_path / "answers.jsonl")
-  assert found.prompts == [each.prompt for each in prompts]
+  assert found.prompts == prompts
   assert found.texts == said
   for speaker, expected in likely.items():
     own = found.likelihoods[speaker]

@@ -148,7 +148,7 @@ def test_what_is_kept_of_others_is_kept(whole, without_bea):
   accuracy = results["reward_accuracy"]["pdpo"]
   assert accuracy["of_whatever"].keys() == {ANN, CEM}
   assert accuracy["heldout"]["pairs"] > 0 and accuracy["of_whom"] == [ANN]
-  assert len(said.prompts) == 1 and mark(ANN) in said.prompts[0]
+  assert len(said.prompts) == 1 and mark(ANN) in said.prompts[0].prompt
   for name in ("pdpo", "vanilla"):
     (before,) = (whole / name / "scores").glob("heldout_*")
     (after,) = (folder / name / "scores").glob("heldout_*")

@@ -58,6 +58,7 @@ def test_it_is_evaluated_as_it_was_and_nothing_is_made_again(
     assert after.pop(name).keys() == {"heldout"}
   assert {each["part"] for each in after.pop("untrained")} == {"heldout"}
   assert len(after.pop("contenders")) == 4
+  assert [*after.pop("costs")] == ["S", "V", "G", "1", "2", "3"]
   assert {each["part"] for each in after.pop("beyond_length")} == {"heldout"}
   assert after == before
   assert (folder / run_folder.JOURNAL).read_bytes() == journal

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from pdpo_jax.core import structs
 from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation.report import answers
 from pdpo_jax.inference import likelihoods
 from pdpo_jax.runs import answers as run_answers
 
-PROMPTS = ["why?", "who?"]
+PROMPTS = [structs.PromptExample(text) for text in ("why?", "who?")]
 TEXTS = {
   "S": ["Anna sold bikes.", "Bob ran."],
   "G": ["Anna sold bikes.", "Bob broke books."],
