@@ -207,13 +207,14 @@ class RemoteEngine:
       async for choice in choices:
         for token in _tokens(choice, run.request.top_logprobs):
           if token.id in self._stop_tokens:
-            return "stop"
-          run.stream.put(token)
-          with self._lock:
-            self._new_tokens += 1
+            end = "stop"
+          if end is None:  # Read on to the end, which frees the connection.
+            run.stream.put(token)
+            with self._lock:
+              self._new_tokens += 1
         if run.stream.cancelled:
           return "cancelled"
-        end = choice.finish_reason or end
+        end = end or choice.finish_reason
     if end is None:
       raise ConnectionError("the answer broke off")
     return "length" if end == "length" else "stop"

@@ -10,6 +10,11 @@ from tests.inference import vllm_double
 from tests.runs.people_run import ANN, BEA
 from tests.serving import served
 
+# The client leaves generators of answers that nobody reads on to the collector.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 
 @contextlib.contextmanager
 def elsewhere(policy, **settings):
