@@ -54,13 +54,19 @@ def main() -> None:
     item, _, released = fields[:3]
     flagged = zip(genres, fields[_FIRST_GENRE:], strict=True)
     names = ", ".join(name for name, flag in flagged if flag == "1")
+    names = names or "no genre"
     # Released as "01-Jan-1995"; one film has no date.
     decade = f"{released[-4:-1]}0s" if released else "no date"
     films.append({"item_id": item, "text": f"{names} ({decade})"})
-  ratings = [
-    {"user_id": user, "item_id": item, "rating": int(rating)}
-    for user, item, rating, _ in _lines("u.data", "\t", 4)
-  ]
+  ratings = []
+  for number, fields in enumerate(_lines("u.data", "\t", 4), 1):
+    user, item, rating, _ = fields
+    if not rating.isdecimal():
+      raise ValueError(
+        f"u.data, rating {number}: {rating!r} is no number; unpack "
+        "ml-100k.zip again"
+      )
+    ratings.append({"user_id": user, "item_id": item, "rating": int(rating)})
   folder = pathlib.Path(_OUTPUT.value).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   for name, records in {"items": films, "ratings": ratings}.items():
