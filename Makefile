@@ -33,15 +33,16 @@ smoke: $(VENV)/run
 
 # A file's tests run in one process, which makes their shared runs once.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-# Adds XLA's compiler for TPUs, half a gigabyte, which needs none: `make test`
-# then compiles the plan for a TPU slice as well.
+# A plan for a TPU slice. XLA's compiler for TPUs, half a gigabyte that is added
+# to the environment, needs none; `make test` then has that plan as well.
 libtpu: $(VENV)/libtpu
+	$(BIN)/python -m pytest tests/planning -k tpus
 
 # What people install, and a minute's run of it in a folder without a clone.
 wheel: $(VENV)/dev

@@ -28,6 +28,16 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jaxtyping.install_import_hook("pdpo_jax", "beartype.beartype")
 
+
+def pytest_collection_modifyitems(items):
+  """Files with slow tests come first, so that no process waits for the last.
+
+  `-n 2 --dist loadfile --no-loadscope-reorder` deals files out in this order.
+  """
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 _MAPS, _MOST_MAPS = map(
   pathlib.Path, ("/proc/self/maps", "/proc/sys/vm/max_map_count")
 )

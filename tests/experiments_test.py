@@ -191,6 +191,7 @@ def prism(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "variant",
   ["individual", "cluster10", "authors"],
@@ -258,6 +259,7 @@ def ask(workdir, *users: str, prompt="hi", **others) -> None:
     generate.main()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_held_out_split_has_no_accuracy(prism, tmp_path):
   config = experiment("prism", "individual")
   config.base.path = str(prism / "base")
@@ -269,6 +271,7 @@ def test_a_run_without_a_held_out_split_has_no_accuracy(prism, tmp_path):
   assert results["reward_accuracy"]["pdpo"].keys() == {"unseen"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["individual", "authors"])
 def test_tldr_runs_from_its_files_to_results(variant, tmp_path):
   rows = write_tldr(tmp_path / "data")
@@ -292,6 +295,7 @@ def test_tldr_runs_from_its_files_to_results(variant, tmp_path):
   assert (shortest > 0) or variant == "individual"
 
 
+@pytest.mark.slow
 def test_a_run_teaches_its_base_first_and_only_once(tmp_path):
   rows = write_tldr(tmp_path / "data")
   tokenizer = tokenize.train_tokenizer(rows, 300)

@@ -44,6 +44,7 @@ def wait_until(holds):
     time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("preset", "kind", "prefix_position"),
   [
@@ -73,6 +74,7 @@ def test_greedy_tokens_are_those_of_generate(preset, kind, prefix_position):
   )
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_those_of_the_engine():
   model = tiny.make_policy("llama-tiny")
   for count in (0, 1, 4):

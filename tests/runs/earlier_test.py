@@ -83,6 +83,7 @@ def saved_items(folder):
     return saved.load_as_saved(saved.steps[-1], ("lora", "users", "optimizer"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("first", "train"),
   [
@@ -150,6 +151,7 @@ def test_what_is_new_begins_as_the_generic_user(runs):
       np.testing.assert_allclose(row, before.generic(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_more_choices_and_vanilla_beside_it(
   runs, tmp_path
 ):
@@ -207,6 +209,7 @@ def digests(examples):
   return {digest for each in examples for digest in held_out.digests(each)}
 
 
+@pytest.mark.slow
 def test_a_third_run_keeps_what_the_first_one_held_out(runs, tmp_path):
   shutil.copytree(runs / "individual", tmp_path / "individual")
   second = newcomers(tmp_path, "individual", runs / "new.jsonl")

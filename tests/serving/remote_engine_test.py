@@ -28,6 +28,7 @@ def elsewhere(policy, **settings):
     yield engine
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_engine_here(at, client, folder, monkeypatch):
   monkeypatch.setattr(remote, "_torch_to_base64", lambda: vllm_double.to_base64)
   with (

@@ -116,6 +116,7 @@ def check_resumed(config, made, expected):
   assert_same(again.trainable, expected.trainable)
 
 
+@pytest.mark.slow
 def test_a_table_on_the_host_trains_as_one_on_the_device(tmp_path):
   done = subprocess.run(
     [sys.executable, "-m", "tests.training.host_users_test", tmp_path],

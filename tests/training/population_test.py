@@ -35,6 +35,7 @@ def test_a_single_user_differs_from_the_generic_one():
   assert found.row(0, np.zeros(1)).shape == (4, 5)
 
 
+@pytest.mark.slow
 def test_directions_are_those_in_which_people_differ():
   rng = np.random.default_rng(0)
   spread = np.array([5.0, 2.0, 0.1, 0.1])

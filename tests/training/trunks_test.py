@@ -104,6 +104,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "kind", "place", "with_text", "objective"),
   [
