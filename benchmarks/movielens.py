@@ -23,9 +23,13 @@ _OUTPUT = flags.DEFINE_string("output", "data/movielens", "Folder to write.")
 # Of a line of `u.item`: id, title, two dates and an address, then a flag for
 # each genre.
 _FIRST_GENRE = 5
+_RATINGS = tuple("12345")
 
 
-def _lines(name: str, separator: str, columns: int) -> list[list[str]]:
+def _lines(
+  name: str, separator: str, columns: int
+) -> list[tuple[str, list[str]]]:
+  """Where each line is, and its fields."""
   path = pathlib.Path(_SOURCE.value).expanduser() / name
   if not path.is_file():
     raise ValueError(
@@ -38,34 +42,44 @@ def _lines(name: str, separator: str, columns: int) -> list[list[str]]:
       fields = line.rstrip("\n").split(separator)
       if fields == [""]:
         continue
+      place = f"{path}, line {number}"
       if len(fields) != columns:
-        raise ValueError(
-          f"{path}, line {number}: {len(fields)} fields in place of {columns}; "
-          "unpack ml-100k.zip again"
-        )
-      lines.append(fields)
+        raise _broken(place, f"{len(fields)} fields in place of {columns}")
+      lines.append((place, fields))
   return lines
 
 
+def _broken(place: str, problem: str) -> ValueError:
+  return ValueError(f"{place}: {problem}; unpack ml-100k.zip again")
+
+
+def _decade(place: str, released: str) -> str:
+  """Of a film released on "01-Jan-1995": "1990s"."""
+  if not released:  # One film has no date.
+    return "no date"
+  year = released.rpartition("-")[2]
+  if not (len(year) == 4 and year.isdecimal()):
+    raise _broken(place, f"{released!r} is no date")
+  return f"{year[:3]}0s"
+
+
 def main() -> None:
-  genres = [name for name, _ in _lines("u.genre", "|", 2)]
+  genres = [name for _, (name, _) in _lines("u.genre", "|", 2)]
   films = []
-  for fields in _lines("u.item", "|", _FIRST_GENRE + len(genres)):
+  for place, fields in _lines("u.item", "|", _FIRST_GENRE + len(genres)):
     item, _, released = fields[:3]
     flagged = zip(genres, fields[_FIRST_GENRE:], strict=True)
     names = ", ".join(name for name, flag in flagged if flag == "1")
     names = names or "no genre"
-    # Released as "01-Jan-1995"; one film has no date.
-    decade = f"{released[-4:-1]}0s" if released else "no date"
-    films.append({"item_id": item, "text": f"{names} ({decade})"})
+    text = f"{names} ({_decade(place, released)})"
+    films.append({"item_id": item, "text": text})
+  known = {film["item_id"] for film in films}
   ratings = []
-  for number, fields in enumerate(_lines("u.data", "\t", 4), 1):
-    user, item, rating, _ = fields
-    if not rating.isdecimal():
-      raise ValueError(
-        f"u.data, rating {number}: {rating!r} is no number; unpack "
-        "ml-100k.zip again"
-      )
+  for place, (user, item, rating, _) in _lines("u.data", "\t", 4):
+    if rating not in _RATINGS:
+      raise _broken(place, f"{rating!r} is no rating of 1 to 5")
+    if item not in known:
+      raise _broken(place, f"no film {item!r} in u.item")
     ratings.append({"user_id": user, "item_id": item, "rating": int(rating)})
   folder = pathlib.Path(_OUTPUT.value).expanduser()
   folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pdpo_jax.core import structs
 from pdpo_jax.models import attention, layers, llama, policy, user_model
 from pdpo_jax.training import logprobs
 
@@ -213,3 +214,16 @@ def test_bfloat16_activations_stay_close_and_weights_keep_their_dtype():
     out.append(logits)
   # Eight bits of mantissa, through two layers.
   np.testing.assert_allclose(*out, atol=0.03 * np.abs(out[0]).max())
+
+
+@pytest.mark.parametrize("positions", [36, 18])
+def test_rows_that_are_mostly_padding_take_the_kernel_that_leaves_it_out(
+  positions,
+):
+  # A group of 2 rows of 5 + 3 * 7 positions, and 4 of a prefix each.
+  packed = structs.Packed(B, positions - B * T, positions - B * T - 8)
+  program = jax.make_jaxpr(
+    lambda *inputs: model().response_hidden(*inputs, packed=packed)
+  )(*examples())
+  # Only that kernel asks how much there is to do.
+  assert ("while" in str(program)) == (positions * 2 < B * (T + P + N * R))
