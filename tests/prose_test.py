@@ -176,6 +176,17 @@ def test_names_of_code_in_documents_exist(document):
       assert known, span
 
 
+@all_documents
+def test_each_row_of_a_table_has_all_its_columns(document):
+  text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+  tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+  for table in tables:
+    rows = table.splitlines()
+    # A code span may have a bar.
+    counts = [re.sub(r"`[^`]*`|\\\|", "", row).count("|") for row in rows]
+    assert len({*counts}) == 1, table
+
+
 def test_the_readme_is_at_most_150_lines():
   assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
