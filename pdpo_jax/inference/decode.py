@@ -71,8 +71,11 @@ def decode(
   # The last new token is not fed back, so it needs no slot.
   spare = size - 1
   cache = jax.tree.map(
-    lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0))), cache
-  )  # [L, B, C, K, E]
+    lambda x: jnp.pad(
+      x, [(0, spare * (axis == x.ndim - 3)) for axis in range(x.ndim)]
+    ),
+    cache,
+  )  # [L, B, C, K, E]; L arrays where layers are apart
   mask = jnp.pad(mask, ((0, 0), (0, spare)))
   keys = sampling.row_keys(seeds)
   vocabulary = policy.lm.arch.vocab_size
@@ -106,7 +109,7 @@ def decode(
     hidden, new = jax.lax.optimization_barrier((hidden, new))
     slot = start + count - 1
     cache = jax.tree.map(
-      lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, 2),
+      lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, -3),
       cache,
       new,
     )

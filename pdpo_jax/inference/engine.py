@@ -119,12 +119,14 @@ class Engine:
     self._queue, self._piece = queue, piece
     graphdef, state = nnx.split(policy.lm)
     mesh = sharding.mesh_of(state)
+    # XLA's CPU backend copies some columns before it reads them, and not all.
+    most = None
     if stack.can_be_apart(state):
-      state = stack.apart(state, policy.lm.stacked)
+      state, most = stack.apart(state, policy.lm.stacked), positions // 3
     self._weights = graphdef, state
     self._cache = programs.make_cache(*self._weights, slots, positions, mesh)
     # A step's attention takes its part of the time, a piece's is little of it.
-    self._step_extents = programs.extents(positions, 128, 2)
+    self._step_extents = programs.extents(positions, 128, 2, most)
     self._piece_extents = programs.extents(positions, 256, 4)
     self._no_vectors = {
       size: jnp.zeros((size, arch.width)) for size in (piece, slots)

@@ -21,7 +21,9 @@ from pdpo_jax.models import attention, placement
 # Likeliest tokens that are told, at most.
 TOP = 20
 
-Cache = tuple[Float[Array, "L S C K E"], Float[Array, "L S C K E"]]
+# Keys and values; a tuple with an array of each layer where they are apart.
+Entries = Float[Array, "L S C K E"] | tuple[Float[Array, "S C K E"], ...]
+Cache = tuple[Entries, Entries]
 
 
 @jax.tree_util.register_dataclass
@@ -61,7 +63,7 @@ def make_cache(
 
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      (x.shape[0], slots, columns, *x.shape[3:]), x.dtype
+      (*x.shape[:-4], slots, columns, *x.shape[-2:]), x.dtype
     ),
     jax.eval_shape(entries, state),
   )
@@ -80,14 +82,18 @@ def _embed(lm, tokens, vectors):
   return jnp.where((tokens < 0)[..., None], vectors.astype(given.dtype), given)
 
 
+def _columns(cache):
+  return jax.tree.leaves(cache)[0].shape[-3]
+
+
 def _write(cache, new, slots, columns):
-  """Entries `[L, R, Q, K, E]` of R slots; columns C and up are left out.
+  """Entries `[(L,) R, Q, K, E]` of R slots; columns C and up are left out.
 
   All of the cache must be read before, by a barrier: else XLA copies it.
   """
   return jax.tree.map(
     lambda old, new: placement.by_slots(
-      old.at[:, slots[:, None], columns].set(new, mode="drop")
+      old.at[..., slots[:, None], columns, :, :].set(new, mode="drop")
     ),
     cache,
     new,
@@ -143,7 +149,7 @@ def run_piece(
     _embed(lm, tokens, vectors)[None], positions, attend, past=cache
   )
   _, new = jax.lax.optimization_barrier((hidden, new))
-  columns = jnp.where(places < length, positions, cache[0].shape[2])
+  columns = jnp.where(places < length, positions, _columns(cache))
   return _write(cache, new, slot[None], columns)
 
 
@@ -180,7 +186,7 @@ def step(
     extent: how many columns are read; each active position at least.
   """
   lm = nnx.merge(graphdef, state)
-  slots, columns = cache[0].shape[1:3]
+  slots, columns = len(positions), _columns(cache)
   visible = jnp.arange(extent) < positions[:, None]
   read = attention.decode(visible)
 
@@ -212,10 +218,19 @@ def step(
   return cache, Chosen(chosen, logps, top, top_logps)
 
 
-def extents(columns: int, least: int, factor: int) -> list[int]:
-  """How many columns programs read: few numbers, as each is a program."""
+def extents(
+  columns: int, least: int, factor: int, most: int | None = None
+) -> list[int]:
+  """How many columns programs read: few numbers, as each is a program.
+
+  Args:
+    columns: there are; the last number.
+    least: the first number.
+    factor: from one to the next.
+    most: the largest number but for the last; any, if None.
+  """
   found = []
-  while least < columns:
+  while least < columns and (most is None or least <= most):
     found.append(least)
     least *= factor
   return [*found, columns]

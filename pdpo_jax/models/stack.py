@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -47,11 +46,12 @@ def scan_layers(
 
   Args:
     stacked: what `stack_layers` made; see `apart`.
-    past: a pytree with a leading layer axis, of which `attend` gets its
-      layer's part, or None.
+    past: of which `attend` gets its layer's part, or None. Arrays with a
+      leading layer axis, or tuples with an array of each layer.
 
   Returns:
-    The last layer's output, and what `attend` handed back, stacked by layer.
+    The last layer's output, and what `attend` handed back: stacked by layer,
+    or as tuples where weights are apart.
   """
   graphdef, state = nnx.split(stacked)
   if _is_apart(state):
@@ -76,10 +76,11 @@ def scan_layers(
 def apart(state: nnx.State, name: str) -> nnx.State:
   """Weights on one CPU, those of each layer an array of its own.
 
-  XLA's CPU backend copies a layer's weights out of the stack before it reads
-  them. Where each is read for few positions, as in decoding, these copies take
-  a third of the time. Programs are larger without them: a layer takes about a
-  third of a second more to compile.
+  XLA's CPU backend copies a layer's part out of a stack before it reads it.
+  Where weights are read for few positions, as in decoding, these copies take a
+  third of the time. Programs are larger without them: a layer takes about a
+  third of a second more to compile. What `attend` hands back and is given is
+  then apart, too.
 
   Frozen weights stay where they are, so that this takes no memory. Others may
   be used up by a training step, and are copied.
@@ -132,7 +133,7 @@ def _run_apart(graphdef, state, x, rotary, attend, past):
       is_leaf=lambda x: isinstance(x, nnx.Variable),
     )
     layer = nnx.merge(graphdef, layer_state)
-    layer_past = jax.tree.map(lambda entry, number=number: entry[number], past)
+    layer_past = past and tuple(entries[number] for entries in past)
     x, kept = layer(x, rotary, attend, layer_past, None)
     present.append(kept)
-  return x, jax.tree.map(lambda *entries: jnp.stack(entries), *present)
+  return x, jax.tree.map(lambda *entries: entries, *present)

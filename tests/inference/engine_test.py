@@ -142,6 +142,7 @@ def test_extents_are_few():
   assert programs.extents(1000, 128, 2) == [128, 256, 512, 1000]
   assert programs.extents(128, 128, 2) == [128]
   assert programs.extents(7, 128, 4) == [7]
+  assert programs.extents(1000, 128, 2, 333) == [128, 256, 1000]
 
 
 def test_log_probabilities_are_the_models_own():
