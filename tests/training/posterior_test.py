@@ -107,6 +107,18 @@ def test_the_objective_never_rises():
   assert seen[0][0] < before[0]
 
 
+def test_a_step_that_is_not_taken_leaves_the_margins_of_where_people_are():
+  owner = np.zeros(1, int)
+
+  def cliff(places, z):
+    return np.where(z[:, 0] == 0, 1.0, -9.0), np.full(z.shape, 5.0)
+
+  found = posterior.start(1, 1, cliff, owner, 0.0)
+  posterior.minimize(found, np.arange(1), cliff, owner, 0.0)
+  assert (found.z[0, 0], found.margins[0]) == (0.0, 1.0)
+  assert found.iterations > 1
+
+
 @pytest.mark.parametrize("lapse", [0.0, 0.2])
 def test_slope_and_information_are_those_of_the_probability(lapse):
   margin = np.linspace(-8, 8, 33)
