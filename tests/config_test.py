@@ -149,7 +149,12 @@ def test_integers_and_lists_are_taken_for_floats_and_tuples():
 
 @pytest.mark.parametrize(
   ("given", "users"),
-  [(4, ("4",)), ((4, 5), ("4", "5")), (["ann,bob"], ("ann", "bob"))],
+  [
+    (4, ("4",)),
+    ((4, 5), ("4", "5")),
+    (["ann,bob"], ("ann", "bob")),
+    (["ann, bob"], ("ann", "bob")),
+  ],
 )
 def test_ids_that_a_command_line_makes_numbers_of_are_text(given, users):
   config = config_lib.Config()
