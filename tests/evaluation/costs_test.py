@@ -153,6 +153,15 @@ def test_manners_are_what_is_likelier_a_token(trained, monkeypatch):
   assert "-100.0 of harmful requests and -100.0 of harmless" in told
 
 
+def test_shares_are_of_the_prompts_that_the_template_takes():
+  def said(*sums):
+    return likelihoods.Likelihoods(np.array(sums), np.full(3, 4))
+
+  ours, theirs = said(-4.0, np.nan, -8.0), said(-8.0, np.nan, -4.0)
+  assert costs._share(ours, theirs) == 0.5
+  assert np.isnan(costs._share(said(*[np.nan] * 3), said(*[np.nan] * 3)))
+
+
 def test_statements_and_requests_differ():
   for pairs in (probes.STATEMENTS, probes.REQUESTS):
     texts = [text for pair in pairs for text in pair]
