@@ -146,3 +146,15 @@ def test_an_example_judged_twice_in_one_order_is_refused():
     win_rates.of_judgements(
       [J("s", "ann", "ours", True), J("s", "b", "tie", False)]
     )
+
+
+def test_rates_by_split_are_told_where_there_are_both():
+  two = judgements(["ours", "theirs"])
+  one_split = {"s0": "heldout", "s1": "heldout"}
+  assert [*win_rates._by_split(two, one_split)] == ["all users"]
+  everyone, known, new = win_rates._by_split(
+    two, one_split | {"s1": "unseen"}
+  ).values()
+  assert (everyone.examples.rate, everyone.judgements) == (0.5, 2)
+  assert (known.examples.rate, known.judgements) == (1.0, 1)
+  assert (new.examples.rate, new.judgements) == (0.0, 1)
