@@ -136,6 +136,17 @@ def test_a_user_none_of_whose_choices_fits_has_no_row(tmp_path):
   )
 
 
+def test_whoever_chose_in_an_earlier_run_alone_does_not_answer(tmp_path):
+  config = tiny.tiny_config(tmp_path)
+  dataset = loading.load(config)
+  users = users_lib.UserIndex(["earlier", "1", "2", "3"])
+  config.answers.num_users = 4
+  found = experiment.speakers(config, dataset, users)
+  assert found == {"1": 2, "2": 3, "3": 4}
+  config.answers.users = ("earlier",)
+  assert experiment.speakers(config, dataset, users) == {"earlier": 1}
+
+
 @pytest.mark.parametrize("kind", ["individual", "cluster"])
 def test_a_prefix_after_bos_needs_a_bos(tmp_path, kind):
   config = tiny.tiny_config(tmp_path)
