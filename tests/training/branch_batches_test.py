@@ -107,6 +107,13 @@ def test_mixing_by_batch_makes_generic_rows_examples_of_their_own(
   assert batch.bare_prompt is None
 
 
+def test_where_users_alone_are_learnt_nothing_teaches_the_generic_row(config):
+  config.loss.mixing, config.train.learn = "batch", "users"
+  split, _ = make_split(config)
+  rows = branch_batches.example_rows(config.recipe, split)
+  assert rows == split.tokenized
+
+
 def test_the_generic_branch_may_read_prompts_without_text(config):
   split, tokenizer = make_split(config)
   rows = branch_batches.example_rows(config.recipe, split)
