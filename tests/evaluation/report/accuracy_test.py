@@ -3,6 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from pdpo_jax.core import structs
+from pdpo_jax.data import config as data_config
+from pdpo_jax.data import dataset as dataset_lib
 from pdpo_jax.evaluation.report import accuracy
 from pdpo_jax.runs import scores as scores_lib
 
@@ -162,3 +165,14 @@ def test_the_smaller_group_is_the_minority():
     "majority (prefer short)": ["4", "5"],
   }
   assert accuracy.taste_groups([], ["1"]) == {}
+
+
+def test_the_oracle_is_asked_of_the_pairs_that_were_scored():
+  right = structs.PreferenceExample("?", "one", ("one two",), "s")
+  wrong = structs.PreferenceExample("?", "one two", ("one",), "s")
+  dataset = dataset_lib.Dataset([], [right, wrong], [], short_users=("s",))
+  config = data_config.DataConfig()
+  for examples, expected in (([right], 1.0), ([right, wrong], 0.5)):
+    found = scores_lib.make(examples, np.zeros((len(examples), 1)))
+    oracles = accuracy._oracles(config, dataset, {"heldout": found})
+    assert oracles == {"heldout": expected}
