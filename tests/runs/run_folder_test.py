@@ -31,6 +31,15 @@ def test_the_same_config_goes_on_and_another_is_an_error(tmp_path):
     run_folder.begin_or_continue(config)
 
 
+def test_a_run_goes_on_with_another_cache_and_on_another_mesh(tmp_path):
+  config = config_lib.Config(workdir=str(tmp_path))
+  run_folder.begin_or_continue(config)
+  (tmp_path / "pdpo").mkdir()
+  config.cache, config.mesh.fsdp = str(tmp_path / "cache"), 2
+  run_folder.begin_or_continue(config)
+  assert run_folder.read_config(tmp_path) == config
+
+
 def test_a_run_from_before_a_field_was_there_goes_on(tmp_path):
   config = config_lib.Config(workdir=str(tmp_path))
   run_folder.begin_or_continue(config)
