@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from concurrent import futures
 
 import pytest
 
@@ -11,7 +12,7 @@ from pdpo_jax.serving import questions, traits
 from tests.runs import people_run
 from tests.runs.learning_test import choice
 from tests.runs.people_run import ANN, CEM, DEE, mark
-from tests.serving import served
+from tests.serving import load_test, served
 from tests.serving.served import PROMPT, TURNS, ask, person
 
 
@@ -209,6 +210,20 @@ def test_whoever_cannot_be_erased_now_is_there_still(at):
   assert status == 409 and "a training" in told["error"]["message"]
   assert at.room.speakers.find(CEM).known == "trained"
   assert at.room.run.people.choices(CEM)
+
+
+def test_whoever_leaves_does_not_answer_for_somebody_else_to_the_end(
+  at, monkeypatch
+):
+  load_test.slow_down(at.room.engine, 0.05, monkeypatch)
+  body = {"messages": TURNS, "unlike": True, "max_tokens": 60, "seed": 1}
+  path = "/v1/chat/completions"
+  with futures.ThreadPoolExecutor(1) as pool:
+    answer = pool.submit(ask, at, "POST", path, body | {"model": "run"})
+    load_test.wait_until(lambda: at.room.engine.status().running)
+    assert ask(at, "DELETE", person(CEM))[0] == 200
+    status, told = answer.result(20)
+  assert status == 409 and told["error"]["code"] == "person_erased"
 
 
 def test_questions_come_in_the_order_of_what_they_tell(at):
