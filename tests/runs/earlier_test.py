@@ -340,6 +340,17 @@ def test_a_control_spoils_nothing_that_is_held_out(runs, tmp_path):
     assert (each.chosen,) == other.rejected
 
 
+def test_the_base_of_the_run_before_is_read_in_the_types_it_was(
+  tmp_path, monkeypatch
+):
+  first, second = (tiny.tiny_config(tmp_path / name) for name in ("a", "b"))
+  first.base.path, first.base.param_dtype = "owner/name", "bfloat16"
+  run_folder.begin_or_continue(first)
+  second.train.start_from = str(first.folder)
+  monkeypatch.setattr(earlier, "_check", lambda *_: None)
+  assert earlier.resolve(second).base == first.base
+
+
 def test_comparisons_without_a_user_teach_newcomers_nothing(runs, tmp_path):
   config = newcomers(runs, "individual", runs / "new.jsonl")
   dataset = run_lib.load_dataset(config, None)
