@@ -222,7 +222,7 @@ def test_whoever_leaves_does_not_answer_for_somebody_else_to_the_end(
     answer = pool.submit(ask, at, "POST", path, body | {"model": "run"})
     load_test.wait_until(lambda: at.room.engine.status().running)
     assert ask(at, "DELETE", person(CEM))[0] == 200
-    status, told = answer.result(20)
+    status, told = answer.result(60)
   assert status == 409 and told["error"]["code"] == "person_erased"
 
 
