@@ -120,6 +120,11 @@ def show(run: run_lib.Run, user_id: str) -> None:
 
 def learn(run: run_lib.Run) -> None:
   """Learns people from choices, or those again who are to be."""
+  if _DATA.value == "":
+    raise ValueError(
+      "--data is empty; name a file of choices, or leave it out to learn again "
+      "whoever was learnt with other weights"
+    )
   examples = learning.read_choices(run, _DATA.value) if _DATA.value else []
   _print_lesson(run, learning.learn(run, examples))
 

@@ -188,9 +188,12 @@ def test_people_come_are_asked_and_move(folder, tmp_path, capsys, monkeypatch):
   call(folder, "rename", "flo", "flora")
   call(folder, "import", str(tmp_path / "flo.json"))
   call(folder, "merge", "flo", "flora")
-  assert "flora: learnt from 4 choices" in capsys.readouterr().out
+  # Who is both has the same choices, which count once.
+  assert "0 people learnt" in capsys.readouterr().out
   call(folder, "list")
-  assert "learnt from 4 of 4 choices" in capsys.readouterr().out
+  assert "learnt from 2 of 2 choices" in capsys.readouterr().out
+  with pytest.raises(ValueError, match="--data is empty"):
+    call(folder, "learn", data="")
 
 
 def test_ids_with_commands_for_a_terminal_are_shown_as_text(folder, capsys):

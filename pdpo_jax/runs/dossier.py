@@ -7,7 +7,7 @@ import dataclasses
 import fnmatch
 import json
 import pathlib
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import pydantic
@@ -34,13 +34,41 @@ _LINES = (
 )
 
 
+class MessageFields(TypedDict):
+  """A turn of a prompt."""
+
+  role: Literal["system", "user", "assistant"]
+  content: str
+
+
+_Prompt = str | Annotated[list[MessageFields], pydantic.Field(min_length=1)]
+
+
+class ChoiceFields(TypedDict):
+  """A comparison, as `data/comparisons.py` writes it."""
+
+  prompt: _Prompt
+  chosen: str
+  rejected: Annotated[list[str], pydantic.Field(min_length=1)]
+  user_text: NotRequired[str]
+
+
+class ThumbFields(TypedDict):
+  """A thumb, likewise."""
+
+  prompt: _Prompt
+  response: str
+  label: pydantic.StrictBool
+  user_text: NotRequired[str]
+
+
 class LearntFields(TypedDict):
   """`people.Learnt`, as JSON has it."""
 
-  row: list[float]
+  row: list[pydantic.FiniteFloat]
   posterior: dict[str, Any]
-  num_choices: int
-  log_evidence: float
+  num_choices: Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+  log_evidence: pydantic.FiniteFloat
   policy: str
   learnt_at: str
 
@@ -62,8 +90,8 @@ class Dossier(TypedDict):
   policy: str
   row: list[float] | None
   learnt: LearntFields | None
-  choices: list[dict[str, Any]]
-  comparisons: dict[str, list[dict[str, Any]]] | None
+  choices: list[ChoiceFields | ThumbFields]
+  comparisons: dict[str, list[ChoiceFields]] | None
   user_text: str
   persona: dict[str, Any] | None
   files: dict[str, list[Any]]
@@ -142,7 +170,7 @@ def _floats(array: np.ndarray) -> list[float]:
   return [float(str(x)) for x in np.asarray(array, np.float32).ravel()]
 
 
-def _fields(example: structs.Feedback) -> dict[str, Any]:
+def _fields(example: structs.Feedback) -> Any:
   return json.loads(comparisons.to_json(example))
 
 
@@ -199,10 +227,13 @@ def examples(dossier: Dossier) -> list[structs.Feedback]:
 
 
 def learnt(dossier: Dossier) -> people_lib.Learnt | None:
-  """What was learnt of them, after training."""
+  """What was learnt of them, after training; None where that is spoilt."""
   fields = dossier["learnt"]
   if fields is None:
     return None
-  posterior = {k: np.asarray(v) for k, v in fields["posterior"].items()}
+  try:
+    posterior = {k: np.asarray(v) for k, v in fields["posterior"].items()}
+  except ValueError:  # Of lists of different lengths.
+    return None
   row = np.asarray(fields["row"], np.float32)
   return people_lib.Learnt(**(fields | {"row": row, "posterior": posterior}))

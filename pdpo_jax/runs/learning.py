@@ -13,13 +13,14 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import records
+from pdpo_jax.data import comparisons, records
 from pdpo_jax.data.sources import preference_files, user_ids
 from pdpo_jax.inference import asking
 from pdpo_jax.runs import people as people_lib
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs import trained
 from pdpo_jax.training import people as training_people
+from pdpo_jax.training import rows
 
 logger = logging.getLogger(__name__)
 
@@ -366,12 +367,15 @@ def take_up(
 
   Args:
     learnt: what the other run had learnt, which counts if its policy is this
-      one's; otherwise they are learnt again.
+      one's and it is of all these choices; otherwise they are learnt again.
 
   Raises:
     ValueError: if they are known already, or there is nothing to learn from.
   """
-  check_id(user_id)
+  user_id = check_id(user_id)
+  examples = [
+    dataclasses.replace(example, user_id=user_id) for example in examples
+  ]
   database = run.people
   if user_id in database.ids() or user_id in run.own.table:
     raise ValueError(
@@ -380,8 +384,27 @@ def take_up(
     )
   if not examples:
     raise ValueError(f"there are no choices of {user_id!r} to learn from")
-  if learnt is None or learnt.policy != run.own.shared_digest:
+  if not _is_own(run, learnt, examples):
     return learn(run, examples)
   warn_of_near(run, [user_id])
   added = database.add(examples, learnt)
   return Lesson(added, {user_id: learnt}, collections.Counter())
+
+
+def _is_own(
+  run: run_lib.Run,
+  learnt: people_lib.Learnt | None,
+  examples: Sequence[structs.Feedback],
+) -> bool:
+  """Whether it is what this run would have learnt; its file may be spoilt."""
+  if learnt is None or learnt.policy != run.own.shared_digest:
+    return False
+  fields = {field.name for field in dataclasses.fields(training_people.Person)}
+  ids = run.own.table.ids
+  row = rows.read(run.config.user, run.own.folder, ids[0]) if ids else None
+  return (
+    row is not None
+    and learnt.row.size == row.size
+    and learnt.posterior.keys() == fields - {"row"}
+    and learnt.num_choices == len({*map(comparisons.to_json, examples)})
+  )

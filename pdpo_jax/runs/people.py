@@ -266,7 +266,17 @@ class People:
 
   def merge(self, user_id: str, into: str) -> None:
     """Makes one person's choices another's, who is to be learnt again."""
+    there = people_database.choices.alias()
     with self._database.writing() as connection:
+      # What both of them chose counts once.
+      connection.execute(
+        people_database.choices.delete().where(
+          people_database.choices.c.person == user_id,
+          people_database.choices.c.comparison.in_(
+            sqlalchemy.select(there.c.comparison).where(there.c.person == into)
+          ),
+        )
+      )
       connection.execute(
         people_database.choices.update()
         .where(people_database.choices.c.person == user_id)

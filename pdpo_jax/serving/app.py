@@ -21,6 +21,8 @@ from pdpo_jax.serving import (
 
 logger = logging.getLogger(__name__)
 
+# What pydantic says of a value of which another form was meant.
+_OTHER_FORM = ("string_type", "list_type", "dict_type", "model_type")
 _PAGE = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 
 
@@ -133,10 +135,16 @@ def _add_errors(app: fastapi.FastAPI) -> None:
   async def invalid(
     request: fastapi.Request, error: exceptions.RequestValidationError
   ):
-    first = error.errors()[0]
-    place = [str(x) for x in first["loc"] if x != "body"]
+    first = _first(error.errors())
+    # Without the names of a field's forms, such as list[Part].
+    place = [
+      str(x)
+      for x in first["loc"]
+      if x != "body" and (isinstance(x, int) or x.isidentifier())
+    ]
     named = ".".join(place[:1] if first["type"] != "json_invalid" else [])
-    message = f"{'.'.join(place) or 'the body'}: {first['msg']}"
+    reason = first["msg"].removeprefix("Value error, ")
+    message = f"{'.'.join(place) or 'the body'}: {reason}"
     known = protocol.ApiError(400, message, named or None)
     return responses.JSONResponse(known.body, 400)
 
@@ -163,6 +171,26 @@ def _add_errors(app: fastapi.FastAPI) -> None:
   async def unknown(request: fastapi.Request, error: Exception):
     known = protocol.ApiError(500, "the server failed; its log says how")
     return responses.JSONResponse(known.body, 500)
+
+
+def _first(problems: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Of the first field that is wrong, in the form that was most likely meant.
+
+  A field that may be a text or a list has a problem for each of them.
+  """
+  depth = next(
+    (
+      place
+      for place, x in enumerate(problems[0]["loc"])
+      if isinstance(x, str) and not x.isidentifier()
+    ),
+    len(problems[0]["loc"]),
+  )
+  field = problems[0]["loc"][:depth]
+  return max(
+    (x for x in problems if x["loc"][:depth] == field),
+    key=lambda x: (x["type"] not in _OTHER_FORM, len(x["loc"])),
+  )
 
 
 def _shown(path: str) -> str:

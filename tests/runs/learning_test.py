@@ -247,6 +247,46 @@ def test_whom_a_run_exports_another_takes_up(whole, folder, learner, tmp_path):
 
 
 @pytest.mark.parametrize(
+  "spoil",
+  [
+    lambda x: x["row"].pop(),
+    lambda x: x["posterior"].pop("z"),
+    lambda x: x["posterior"].update(z=[[1], [1, 2]]),
+    lambda x: x.update(num_choices=x["num_choices"] + 1),
+  ],
+)
+def test_what_is_spoilt_of_an_export_is_learnt_again(
+  whole, folder, learner, tmp_path, spoil
+):
+  held = exported(whole, DEE, tmp_path / "dee.json")
+  spoil(held["learnt"])
+  people.People.of_run(folder).erase(lambda user_id: user_id == DEE)
+  run = run_lib.Run.open(folder)
+  examples, learnt = dossier.examples(held), dossier.learnt(held)
+  # The id is as files have it, so that servers find them.
+  learning.take_up(run, f" {DEE} ", examples, learnt)
+  assert learner.learnt == [DEE]
+
+
+@pytest.mark.parametrize(
+  "choice",
+  [
+    {"chosen": "a", "rejected": ["b"]},
+    {"prompt": "p", "chosen": 5, "rejected": ["b"]},
+    {"prompt": "p", "chosen": "a", "rejected": "b"},
+    {"prompt": "p", "chosen": "a", "rejected": []},
+    {"prompt": "p", "response": "a", "label": "down"},
+    {"prompt": [{"role": "x", "content": "y"}], "response": "a", "label": True},
+  ],
+)
+def test_an_export_with_a_spoilt_choice_is_an_error(whole, tmp_path, choice):
+  held = exported(whole, DEE, tmp_path / "dee.json")
+  (tmp_path / "x.json").write_text(json.dumps({**held, "choices": [choice]}))
+  with pytest.raises(ValueError, match=r"choices\.0\."):
+    dossier.read(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
   ("text", "message"),
   [
     ("", "is none that `export` wrote"),

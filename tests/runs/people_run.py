@@ -164,5 +164,6 @@ def learnt(folder: pathlib.Path, num_choices: int) -> people.Learnt:
   """Something that was learnt of somebody."""
   row = np.arange(3 * 16, dtype=np.float32) / 7 + num_choices
   policy = run_lib.Run.open(folder).own.shared_digest
-  posterior = {"covariance": np.eye(2)}
+  names = ("groups", "z", "choices", "log_evidence", "iterations", "converged")
+  posterior = {**dict.fromkeys(names, np.ones(1)), "covariance": np.eye(2)}
   return people.Learnt(row, posterior, num_choices, -1.5, policy)

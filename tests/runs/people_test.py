@@ -70,6 +70,8 @@ def test_people_get_other_ids_and_become_one(database):
   database.add([choice("ann", "p"), choice("Ann", "q")], learnt(1))
   database.rename("Ann", "ann2")
   assert database.choices("ann2") == [choice("ann2", "q")]
+  # What both of them chose counts once.
+  database.add([choice("ann2", "p")])
   database.merge("ann2", "ann")
   assert database.choices("ann") == [choice("ann", "p"), choice("ann", "q")]
   assert database.ids() == ["ann"]

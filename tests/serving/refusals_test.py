@@ -63,6 +63,28 @@ def test_what_cannot_be_is_refused_with_the_field(client, values, param):
   assert param in error.value.message or error.value.message
 
 
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"stop": [""]}, "stop.0: String should have at least 1 character"),
+    ({"stop": ["x"] * 50}, "stop: List should have at most 16 items"),
+    ({"stop": 5}, "stop: Input should be a valid string"),
+    (
+      {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+      "messages.0.content.0.type: Input should be 'text'",
+    ),
+    ({"top_logprobs": 2}, "the body: top_logprobs needs logprobs true"),
+  ],
+)
+def test_of_the_forms_of_a_field_the_one_that_was_meant_is_told(
+  at, values, message
+):
+  body = {"model": at.room.model, "messages": served.TURNS} | values
+  status, told = served.ask(at, "POST", "/v1/chat/completions", body)
+  assert status == 400
+  assert told["error"]["message"].startswith(message)
+
+
 def test_an_unknown_model_is_not_found(client):
   with pytest.raises(openai.NotFoundError) as error:
     served.chat(client, model="gpt-5")

@@ -24,7 +24,7 @@ _LOOKS = dict.fromkeys((0xFE0E, 0xFE0F, *range(0x1F3FB, 0x1F400)))
 
 def _name(label: Any) -> str:
   """A label without what products write differently."""
-  if isinstance(label, int | float) and not isinstance(label, bool):
+  if isinstance(label, float):
     return f"{label:g}"
   name = unicodedata.normalize("NFKC", str(label)).translate(_LOOKS)
   name = re.sub(r"(?<=\w)[\s_-]+(?=\w)", "_", name.strip().casefold())

@@ -139,7 +139,7 @@ def test_labels_say_up_or_down(tmp_path, label, is_up):
   assert found == [structs.Thumb("a?", "x", is_up, "u")]
 
 
-@pytest.mark.parametrize("label", [5, 0.5, "maybe", "", [], None])
+@pytest.mark.parametrize("label", [5, 0.5, 10**400, "maybe", "", [], None])
 def test_labels_that_say_neither_are_broken(tmp_path, label):
   assert "label" in one(tmp_path, {**THUMB, "label": label})
 
