@@ -113,11 +113,18 @@ def user_flag() -> flags.FlagHolder:
 
 
 def read_prompts() -> list[str]:
-  """The texts of `--prompt`."""
-  return [
+  """The texts of `--prompt`.
+
+  Raises:
+    ValueError: if one is empty.
+  """
+  texts = [
     sys.stdin.read() if prompt == "-" else prompt
     for prompt in prompt_flag().value
   ]
+  if not all(text.strip() for text in texts):
+    raise ValueError("--prompt is empty; give a text, or JSON messages")
+  return texts
 
 
 def parse_prompt(text: str) -> structs.Prompt:
@@ -266,7 +273,18 @@ def _parse(arguments: Sequence[str]) -> list[str]:
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   with _expected_errors():
     _check_fields(arguments)
-    return flags.FLAGS(_with_config_files(arguments))
+    words = flags.FLAGS(_with_config_files(arguments))
+    _check_given()
+    return words
+
+
+def _check_given() -> None:
+  """Raises a ValueError for a flag without a value, as of an unset variable."""
+  for name in flags.FLAGS:
+    flag = flags.FLAGS[name]
+    is_override = "." in name
+    if flag.present and flag.value == "" != flag.default and not is_override:
+      raise ValueError(f"--{name} is empty; give it a value, or leave it out")
 
 
 def run(

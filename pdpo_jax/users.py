@@ -120,11 +120,6 @@ def show(run: run_lib.Run, user_id: str) -> None:
 
 def learn(run: run_lib.Run) -> None:
   """Learns people from choices, or those again who are to be."""
-  if _DATA.value == "":
-    raise ValueError(
-      "--data is empty; name a file of choices, or leave it out to learn again "
-      "whoever was learnt with other weights"
-    )
   examples = learning.read_choices(run, _DATA.value) if _DATA.value else []
   _print_lesson(run, learning.learn(run, examples))
 
@@ -152,6 +147,8 @@ def ask(run: run_lib.Run, user_id: str) -> None:
       "ask: name either comparisons to choose from, by --data, or prompts that "
       "the model is to answer in several ways, by --prompt"
     )
+  user_id = learning.check_id(user_id)
+  learning.warn_of_near(run, [user_id])
   if _DATA.value:
     candidates = learning.read_choices(run, _DATA.value)
   else:

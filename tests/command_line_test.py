@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from pdpo_jax import __main__ as commands
-from pdpo_jax import command_line
+from pdpo_jax import command_line, export, users
 from pdpo_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -170,3 +172,27 @@ def test_all_ways_to_write_the_flag_are_read():
     (["--config"], ["--config"]),
   ):
     assert command_line._with_config_files(given) == meant
+
+
+@pytest.mark.parametrize("flag", ["workdir", "data", "to", "output"])
+def test_a_flag_without_a_value_is_not_one_that_is_not_there(flag):
+  assert {users._DATA.name, export._OUTPUT.name} <= {*flags.FLAGS}
+  with (
+    flagsaver.flagsaver(),
+    pytest.raises(SystemExit, match=f"--{flag} is em"),
+  ):
+    command_line._parse(["users", f"--{flag}="])
+
+
+def test_what_is_empty_by_default_may_be_so():
+  with flagsaver.flagsaver():
+    words = ["users", "--database=", "list"]
+    assert command_line._parse(words) == ["users", "list"]
+
+
+def test_an_empty_prompt_is_an_error():
+  with (
+    flagsaver.flagsaver(prompt=["a", " "]),
+    pytest.raises(ValueError, match="--prompt is empty"),
+  ):
+    command_line.read_prompts()

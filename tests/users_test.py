@@ -166,6 +166,11 @@ def test_people_come_are_asked_and_move(folder, tmp_path, capsys, monkeypatch):
   assert "flo: learnt from 2 choices" in said and "2 new choices" in said
   call(folder, "learn")
   assert "0 new choices kept, 0 people learnt" in capsys.readouterr().out
+  call(folder, "ask", " FLO ", data=str(choices))
+  asked = capsys.readouterr()
+  assert json.loads(asked.out)["user_id"] == "FLO"
+  with pytest.raises(ValueError, match="name somebody"):
+    call(folder, "ask", "", data=str(choices))
   call(folder, "ask", "somebody", data=str(choices), count=2)
   first, _ = map(json.loads, capsys.readouterr().out.splitlines())
   assert (first["prompt"], first["responses"]) == ("p", ["a", "b"])
@@ -192,8 +197,6 @@ def test_people_come_are_asked_and_move(folder, tmp_path, capsys, monkeypatch):
   assert "0 people learnt" in capsys.readouterr().out
   call(folder, "list")
   assert "learnt from 2 of 2 choices" in capsys.readouterr().out
-  with pytest.raises(ValueError, match="--data is empty"):
-    call(folder, "learn", data="")
 
 
 def test_ids_with_commands_for_a_terminal_are_shown_as_text(folder, capsys):

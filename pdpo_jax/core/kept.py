@@ -62,7 +62,7 @@ class Unwritable(ValueError):
       errno.EDQUOT: "free some space of your quota",
       errno.EROFS: "choose a folder that can be written",
       errno.EACCES: "choose a folder that you may write",
-      errno.ENOENT: "its folder is gone; put it back",
+      errno.ENOENT: "its folder is not there; make it, or name another",
       errno.ENOTDIR: "choose another folder",
       errno.EISDIR: "it is a folder; name a file",
     }.get(error.errno, "see to its disk")

@@ -64,7 +64,9 @@ class Tally:
     """Names something that is not read, such as a file or a column."""
     self.not_read.setdefault(reason, {})[name] = None
 
-  def check(self, max_bad_share: float) -> None:
+  def check(
+    self, max_bad_share: float, advice: str = "mend them or raise it"
+  ) -> None:
     """Logs what was broken.
 
     Raises:
@@ -81,7 +83,7 @@ class Tally:
     if bad > max_bad_share * self.records:
       raise ValueError(
         f"{summary}. More than data.max_bad_share {max_bad_share:g} allows; "
-        f"mend them or raise it. The first:\n  {first}"
+        f"{advice}. The first:\n  {first}"
       )
     logger.warning("%s; they are left out. The first:\n  %s", summary, first)
 

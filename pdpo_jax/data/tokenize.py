@@ -97,7 +97,8 @@ def tokenize_examples(
 ) -> Tokenized:
   """Token ids of comparisons, with the token that ends a response after each.
 
-  An empty response is that token alone. A rejected response whose ids are the
+  Users that have no row are read as the generic one. An empty response is that
+  token alone. A rejected response whose ids are the
   chosen one's is left out.
 
   Args:
@@ -117,7 +118,7 @@ def tokenize_examples(
 
   Raises:
     ValueError: if a prompt is empty, something is over its limit and must not
-      be, too much is refused, a user is not in `users`, or nothing is left.
+      be, too much is refused, or nothing is left.
   """
   if max_response_tokens < 1:
     raise ValueError(
@@ -149,8 +150,8 @@ def tokenize_examples(
       elif long_response == "error":
         raise ValueError(
           f"{_name(start + place, example)} is over data.max_prompt_tokens "
-          f"{encoder.max_tokens} ({problem}, with the user's text); raise "
-          "that, or set data.long_response to 'drop'"
+          f"{encoder.max_tokens} ({problem}, with the user's text); shorten "
+          "it, or train with more, or with data.long_response 'drop'"
         )
     responses = encoder.encode_responses(
       [prompts[place] for place in whole],
@@ -175,7 +176,7 @@ def tokenize_examples(
         tokenized.kept.append(start + place)
         tokenized.examples.append(
           structs.TokenizedExample(
-            users.row_of(example.user_id), *asked, fitting
+            users.row_or_generic(example.user_id), *asked, fitting
           )
         )
   tokenized.counts[DROPPED] = len(examples) - len(tokenized.kept)
@@ -240,8 +241,8 @@ def _fitting(responses, limit, long_response, counts, name):
       if long_response == "error":
         raise ValueError(
           f"{name} has a response of {len(ids)} tokens with its end token, "
-          f"over the limit of {limit}; raise data.max_response_tokens, or set "
-          "data.long_response to 'drop' or 'cut'"
+          f"over the limit of {limit}; shorten it, or train with a larger "
+          "data.max_response_tokens, or data.long_response 'drop' or 'cut'"
         )
       cut = long_response == "cut"
       counts[RESPONSE_CUT if cut else RESPONSE_TOO_LONG] += 1

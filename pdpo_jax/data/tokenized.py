@@ -106,14 +106,8 @@ def tokenize_split(
     may_be_none: whether it is no error that no comparison is left.
     alone: whether chosen responses may be compared to none.
   """
-  known = [
-    example
-    if example.user_id in users
-    else dataclasses.replace(example, user_id=None)
-    for example in examples
-  ]
   result = tokenize.tokenize_examples(
-    known,
+    examples,
     prompts.make_encoder(tokenizer, data),
     users,
     data.max_response_tokens,

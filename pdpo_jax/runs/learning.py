@@ -20,7 +20,6 @@ from pdpo_jax.runs import people as people_lib
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs import trained
 from pdpo_jax.training import people as training_people
-from pdpo_jax.training import rows
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def read_choices(run: run_lib.Run, path: str) -> list[structs.Feedback]:
   examples = preference_files.read(
     path, columns.user_column, tally, columns.prompt_column
   )
-  tally.check(run.config.data.max_bad_share)
+  tally.check(run.config.data.max_bad_share, "mend them")
   if tally.noted or tally.dropped:
     logger.warning("%s: %s", path, tally)
   if not examples:
@@ -399,12 +398,19 @@ def _is_own(
   """Whether it is what this run would have learnt; its file may be spoilt."""
   if learnt is None or learnt.policy != run.own.shared_digest:
     return False
-  fields = {field.name for field in dataclasses.fields(training_people.Person)}
-  ids = run.own.table.ids
-  row = rows.read(run.config.user, run.own.folder, ids[0]) if ids else None
+  newcomer = dataclasses.asdict(run.own.learner.nobody())
+  size = np.size(newcomer.pop("row"))
   return (
-    row is not None
-    and learnt.row.size == row.size
-    and learnt.posterior.keys() == fields - {"row"}
+    learnt.row.shape == (size,)
+    and learnt.posterior.keys() == newcomer.keys()
+    and all(
+      _are_numbers(values, np.shape(newcomer[name]))
+      for name, values in learnt.posterior.items()
+    )
     and learnt.num_choices == len({*map(comparisons.to_json, examples)})
   )
+
+
+def _are_numbers(values: np.ndarray, shape: tuple[int, ...]) -> bool:
+  numbers = values.dtype.kind in "biuf" and bool(np.isfinite(values).all())
+  return numbers and values.shape == shape

@@ -90,10 +90,24 @@ class Database:
 
   @property
   def _is_there(self) -> bool:
-    if self._is_sqlite and not pathlib.Path(self._url.database).is_file():
+    if self._is_sqlite and not self._has_file():
       return False
     with self._engine.connect() as connection:
       return sqlalchemy.inspect(connection).has_table(version.name)
+
+  def _has_file(self) -> bool:
+    file = pathlib.Path(self._url.database)
+    if file.exists() and not file.is_file():
+      raise kept.Damaged(
+        self._name, "is no file", "name a file, or none that is there yet"
+      )
+    if not file.parent.is_dir():
+      raise kept.Damaged(
+        self._name,
+        "is not there, nor is its folder",
+        "make it, or name another",
+      )
+    return file.is_file()
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[sqlalchemy.Connection | None]:

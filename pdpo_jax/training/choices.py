@@ -108,27 +108,33 @@ class Preparer:
 
   def _tokenized(
     self, examples: Mapping[int, structs.PreferenceExample]
-  ) -> tokenized.TokenizedSplit:
-    """Token ids of examples by place."""
-    return tokenized.tokenize_split(
+  ) -> tuple[list[int], tokenized.TokenizedSplit]:
+    """Which of these examples are kept, by place, and their token ids."""
+    split = tokenized.tokenize_split(
       "choices",
-      [dataclasses.replace(x, place=str(n)) for n, x in examples.items()],
+      [*examples.values()],
       self._data,
       self._tokenizer,
       users_lib.UserIndex([]),
       may_be_none=True,
       alone=True,
     )
+    left = iter(examples.items())
+    places = [
+      next(place for place, example in left if example is kept)
+      for kept in split.examples
+    ]
+    return places, split
 
   def _of_comparisons(
     self, comparisons: Mapping[int, structs.PreferenceExample]
   ) -> Prepared:
-    split = self._tokenized(comparisons)
+    places, split = self._tokenized(comparisons)
     owners, pairs = [], []
-    for text, example in zip(split.examples, split.tokenized, strict=True):
+    for place, example in zip(places, split.tokenized, strict=True):
       chosen, *others = example.responses
       for rejected in others:
-        owners.append((text.user_id, int(text.place)))
+        owners.append((comparisons[place].user_id, place))
         pairs.append(dataclasses.replace(example, responses=(chosen, rejected)))
     logps = self._margins.reference_logps(pairs)
     choices = [
@@ -138,10 +144,15 @@ class Preparer:
     return Prepared(choices, split.counts)
 
   def _of_thumbs(self, thumbs: Mapping[int, structs.Thumb]) -> Prepared:
-    split = self._tokenized(
+    places, split = self._tokenized(
       {
         place: structs.PreferenceExample(
-          thumb.prompt, thumb.response, (), thumb.user_id, thumb.user_text
+          thumb.prompt,
+          thumb.response,
+          (),
+          thumb.user_id,
+          thumb.user_text,
+          place=thumb.place,
         )
         for place, thumb in thumbs.items()
       }
@@ -155,12 +166,11 @@ class Preparer:
     generic[:, -1] = 1.0
     logps = self._margins.response_logps(pairs, generic, self._basis)
     choices = []
-    for text, pair, logp in zip(split.examples, pairs, logps, strict=True):
-      place = int(text.place)
+    for place, pair, logp in zip(places, pairs, logps, strict=True):
       first = 1 if thumbs[place].is_up else -1
       choices.append(
         Choice(
-          text.user_id,
+          thumbs[place].user_id,
           place,
           dataclasses.replace(pair, responses=pair.responses[::first]),
           np.array([logp, 0.0])[::first],

@@ -209,7 +209,6 @@ def test_a_last_turn_over_the_limit_is_an_error_or_dropped(tokenizer):
   [
     ({"prompt": ""}, "prompt 1 of 2 is empty"),
     ({"rejected": ()}, r"examples\[1\].* no rejected"),
-    ({"user_id": "bib"}, "'bib' is none of this run's 2 users; near: 'bob'"),
   ],
 )
 def test_faulty_examples_are_named(tokenizer, fields, message):

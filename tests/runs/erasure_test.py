@@ -333,6 +333,14 @@ def test_an_erasure_that_is_killed_before_it_is_decided_never_happened(
         assert (folder / name).read_bytes() == file.read_bytes(), name
 
 
+def test_with_a_damaged_database_nothing_is_begun(folder):
+  (folder / run_folder.PEOPLE).write_text("no database" * 100)
+  with pytest.raises(kept.Damaged, match=r"people\.sqlite cannot be used"):
+    erase.erase(run_lib.Run.open(folder), BEA)
+  assert not (folder / together.FOLDER).exists()
+  assert BEA in run_lib.Run.open(folder).own.table.rows
+
+
 def test_nobody_is_erased_while_another_command_writes(whole):
   with (
     locks.writing(whole),

@@ -44,13 +44,10 @@ class FakeLearner:
 
   def _person(self, count):
     """Whatever is known of a person, for real."""
-    person = object.__new__(training_people.Person)
-    for field in dataclasses.fields(training_people.Person):
-      object.__setattr__(person, field.name, np.zeros(2))
     row = np.full((3, 16), count, np.float32)
-    object.__setattr__(person, "row", row)
-    object.__setattr__(person, "log_evidence", -float(count))
-    return person
+    of_groups = np.zeros(2), np.zeros((2, 3)), np.zeros((2, 3, 3))
+    numbers = count, -float(count), 4, True
+    return training_people.Person(row, *of_groups, *numbers)
 
   def learn(self, choices, ids=()):
     counts = collections.Counter(choice.user_id for choice in choices)
@@ -58,7 +55,7 @@ class FakeLearner:
     return {user_id: self._person(counts[user_id]) for user_id in ids}
 
   def nobody(self):
-    return self.learn([], [""])[""]
+    return self._person(0)
 
   def outlook(self, person, choices):
     lengths = [float(len(choice.example.chosen)) for choice in choices]
@@ -252,6 +249,9 @@ def test_whom_a_run_exports_another_takes_up(whole, folder, learner, tmp_path):
     lambda x: x["row"].pop(),
     lambda x: x["posterior"].pop("z"),
     lambda x: x["posterior"].update(z=[[1], [1, 2]]),
+    lambda x: x["posterior"]["groups"].pop(),
+    lambda x: x["posterior"].update(z=[["a"] * 3] * 2),
+    lambda x: x["posterior"].update(z=[[float("nan")] * 3] * 2),
     lambda x: x.update(num_choices=x["num_choices"] + 1),
   ],
 )

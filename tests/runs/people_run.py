@@ -164,6 +164,13 @@ def learnt(folder: pathlib.Path, num_choices: int) -> people.Learnt:
   """Something that was learnt of somebody."""
   row = np.arange(3 * 16, dtype=np.float32) / 7 + num_choices
   policy = run_lib.Run.open(folder).own.shared_digest
-  names = ("groups", "z", "choices", "log_evidence", "iterations", "converged")
-  posterior = {**dict.fromkeys(names, np.ones(1)), "covariance": np.eye(2)}
+  posterior = {
+    "groups": np.ones(2) / 2,
+    "z": np.ones((2, 3)),
+    "covariance": np.stack([np.eye(3)] * 2),
+    "choices": np.array(num_choices),
+    "log_evidence": np.array(-1.5),
+    "iterations": np.array(4),
+    "converged": np.array(True),
+  }
   return people.Learnt(row, posterior, num_choices, -1.5, policy)

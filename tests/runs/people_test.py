@@ -147,6 +147,16 @@ def test_a_file_that_is_none_or_of_another_version_is_an_error(
       call()
 
 
+def test_an_address_that_can_have_no_file_is_an_error(tmp_path):
+  for place, problem in (
+    (tmp_path, "is no file; name a file"),
+    (tmp_path / "none" / "people.sqlite", "is not there, nor is its folder"),
+  ):
+    with pytest.raises(kept.Damaged, match=problem):
+      people.People(f"sqlite:///{place}").ids()
+  assert people.People(f"sqlite:///{tmp_path}/new.sqlite").ids() == []
+
+
 def test_a_database_that_was_killed_while_it_was_made_is_made(
   database, tmp_path
 ):

@@ -302,7 +302,7 @@ def test_a_run_folder_that_goes_stops_the_training_at_the_next_line(tmp_path):
       folder.rename(gone)
     assert step < 10, "it went on"
 
-  with pytest.raises(kept.Unwritable, match="its folder is gone; put it back"):
+  with pytest.raises(kept.Unwritable, match="its folder is not there; make it"):
     loop.run(
       make_training(folder, total_steps=50, at_step=at_step),
       dataclasses.replace(CADENCE, checkpoint_every=30),

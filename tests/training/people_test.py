@@ -249,6 +249,19 @@ def test_choices_between_equal_texts_are_counted_and_left_out(parts):
     learner.learn([dataclasses.replace(prepared.choices[0], user_id=None)])
 
 
+def test_what_is_over_a_limit_is_named_with_its_person_and_place(parts):
+  learner, _, dataset, *_ = parts
+  fields = {"user_id": "bob", "place": "a.jsonl:7"}
+  long = " cat" * 200
+  example = dataclasses.replace(dataset.train[0], **fields)
+  for faulty in (
+    dataclasses.replace(example, chosen=long),
+    structs.Thumb(example.prompt, long, True, **fields),
+  ):
+    with pytest.raises(ValueError, match=r"'bob'\), from a\.jsonl:7.*shorten"):
+      learner.prepare([example, faulty])
+
+
 def test_a_thousand_choices_run_in_pieces(folder):
   learner, prepared, *_ = make_parts("cluster", folder)
   choices = prepared.choices * 5

@@ -116,7 +116,7 @@ def read(
     ValueError: if nothing can be read, a column is missing, or user ids are of
       mixed type.
   """
-  location = _find(path, "data.path")
+  location = _find(path, "--data")
   columns = user_column, prompt_column
   return _read(location, location.training_split(), columns, tally)
 

@@ -64,15 +64,17 @@ def erase(run: run_lib.Run, user_id: str) -> Erased:
 
   Raises:
     ValueError: if the run does not know them, or none of its checkpoints can be
-      read.
+      read, or its database of people cannot.
   """
   folder = run.workdir
   run_folder.remove_unfinished(folder)
+  # Before anything is written, since it may be damaged.
+  came = people_lib.People.of_run(folder).ids()
   dataset = read_dataset(run)
   ids = _ids_in_files(folder)
   in_data = dataset is not None and user_id in roster.ids_of(dataset)
   is_trained = in_data or user_id in ids
-  if not is_trained and user_id not in people_lib.People.of_run(folder).ids():
+  if not is_trained and user_id not in came:
     raise ValueError(
       f"user id {user_id!r} is none of the people of {folder}: nothing there "
       "is theirs, or they were erased before"
