@@ -71,6 +71,10 @@ class Body(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra="allow", allow_inf_nan=False)
 
 
+# Strict, since pydantic reads true and "2" as numbers, and "yes" as true.
+_Int = Annotated[int, pydantic.Field(strict=True)]
+_Float = Annotated[float, pydantic.Field(strict=True)]
+_Bool = Annotated[bool, pydantic.Field(strict=True)]
 # Constrained, since pydantic lets half of a surrogate pair pass in a plain str:
 # texts cut in the midst of an emoji have one, and no tokenizer takes it.
 _Text = Annotated[str, pydantic.StringConstraints(max_length=2**20)]
@@ -79,30 +83,30 @@ _Id = Annotated[str, pydantic.StringConstraints(max_length=1024)]
 
 
 class StreamOptions(Body):
-  include_usage: bool | None = None
+  include_usage: _Bool | None = None
 
 
 class Sampling(Body):
   """What chat and completions have in common."""
 
   model: _Text
-  n: Annotated[int, pydantic.Field(ge=1, le=_MOST_CHOICES)] | None = None
-  max_tokens: Annotated[int, pydantic.Field(ge=1)] | None = None
-  temperature: Annotated[float, pydantic.Field(ge=0, le=2)] | None = None
-  top_p: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
-  top_k: Annotated[int, pydantic.Field(ge=-1, lt=2**31)] | None = None
-  seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] | None = None
+  n: Annotated[_Int, pydantic.Field(ge=1, le=_MOST_CHOICES)] | None = None
+  max_tokens: Annotated[_Int, pydantic.Field(ge=1)] | None = None
+  temperature: Annotated[_Float, pydantic.Field(ge=0, le=2)] | None = None
+  top_p: Annotated[_Float, pydantic.Field(ge=0, le=1)] | None = None
+  top_k: Annotated[_Int, pydantic.Field(ge=-1, lt=2**31)] | None = None
+  seed: Annotated[_Int, pydantic.Field(ge=-(2**63), lt=2**63)] | None = None
   stop: (
     _Stop
     | Annotated[list[_Stop], pydantic.Field(max_length=_MOST_STOPS)]
     | None
   ) = None
-  stream: bool | None = None
+  stream: _Bool | None = None
   stream_options: StreamOptions | None = None
   user: _Id | None = None
   safety_identifier: _Id | None = None
   # Whoever of the run differs most from `user` answers, without a name.
-  unlike: bool | None = None
+  unlike: _Bool | None = None
   # What is not done is accepted where it is off.
   frequency_penalty: Literal[0] | None = None
   presence_penalty: Literal[0] | None = None
@@ -161,10 +165,10 @@ class ResponseFormat(Body):
 
 class ChatRequest(Sampling):
   messages: _Turns
-  max_completion_tokens: Annotated[int, pydantic.Field(ge=1)] | None = None
-  logprobs: bool | None = None
+  max_completion_tokens: Annotated[_Int, pydantic.Field(ge=1)] | None = None
+  logprobs: _Bool | None = None
   top_logprobs: (
-    Annotated[int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
+    Annotated[_Int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
   ) = None
   tools: _Nothing | None = None
   functions: _Nothing | None = None
@@ -187,7 +191,7 @@ class ChatRequest(Sampling):
     return (self.top_logprobs or 0) if self.logprobs else None
 
 
-_Token = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+_Token = Annotated[_Int, pydantic.Field(ge=0, lt=2**31)]
 _Ids = Annotated[list[_Token], pydantic.Field(min_length=1)]
 
 
@@ -203,10 +207,10 @@ class CompletionRequest(Sampling):
     ]
   )
   logprobs: (
-    Annotated[int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
+    Annotated[_Int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
   ) = None
   echo: Literal[False] | None = None
-  best_of: int | None = None
+  best_of: _Int | None = None
   suffix: Literal[""] | None = None
 
   @pydantic.model_validator(mode="after")

@@ -85,6 +85,77 @@ def test_of_the_forms_of_a_field_the_one_that_was_meant_is_told(
   assert told["error"]["message"].startswith(message)
 
 
+_BODIES = {
+  "chat/completions": {"messages": served.TURNS},
+  "pairs": {"messages": served.TURNS},
+  "completions": {"prompt": "x"},
+}
+_NUMBERS = ("n", "max_tokens", "temperature", "top_p", "top_k", "seed")
+
+
+@pytest.mark.parametrize("path", _BODIES)
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    *((name, value) for name in _NUMBERS for value in (True, "1", [1])),
+    *((name, 1.5) for name in ("n", "max_tokens", "top_k", "seed")),
+    *(
+      (name, value)
+      for name in ("stream", "unlike")
+      for value in (1, 0, "yes", "true")
+    ),
+    ("stream_options", {"include_usage": "yes"}),
+    ("stop", 1),
+    ("user", 7),
+    ("model", 7),
+  ],
+)
+def test_a_value_of_a_wrong_type_is_refused_with_the_field(
+  at, path, field, value
+):
+  body = {"model": at.room.model} | _BODIES[path] | {field: value}
+  status, told = served.ask(at, "POST", f"/v1/{path}", body)
+  assert status == 400, told
+  assert told["error"]["param"] == field
+
+
+@pytest.mark.parametrize(
+  ("path", "field", "value"),
+  [
+    ("chat/completions", "logprobs", 1),
+    ("chat/completions", "logprobs", "true"),
+    ("chat/completions", "top_logprobs", "2"),
+    ("chat/completions", "max_completion_tokens", True),
+    ("chat/completions", "messages", "hello"),
+    ("completions", "logprobs", True),
+    ("completions", "logprobs", "2"),
+    ("completions", "best_of", True),
+    ("completions", "prompt", 5),
+    ("completions", "prompt", [True]),
+    ("completions", "prompt", [1, "2"]),
+    ("completions", "prompt", [[True]]),
+    ("choices", "user", 7),
+    ("choices", "prompt", 7),
+    ("choices", "chosen", True),
+    ("choices", "rejected", [1]),
+    ("choices", "thumb", True),
+  ],
+)
+def test_so_is_one_of_a_field_that_one_route_has(at, path, field, value):
+  known = {"model": at.room.model, **_BODIES.get(path, {})}
+  if path == "choices":
+    known = {"user": "gus", "prompt": "a", "chosen": "b", "rejected": "c"}
+  status, told = served.ask(at, "POST", f"/v1/{path}", known | {field: value})
+  assert status == 400, told
+  assert told["error"]["param"] == field
+
+
+def test_a_whole_number_is_good_where_a_fraction_may_be(at):
+  body = {"model": at.room.model, "messages": served.TURNS, "max_tokens": 1}
+  body |= {"temperature": 1, "top_p": 1, "stream": False, "logprobs": True}
+  assert served.ask(at, "POST", "/v1/chat/completions", body)[0] == 200
+
+
 def test_an_unknown_model_is_not_found(client):
   with pytest.raises(openai.NotFoundError) as error:
     served.chat(client, model="gpt-5")
