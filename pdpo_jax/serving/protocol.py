@@ -13,6 +13,7 @@ import pydantic
 
 from pdpo_jax.core import structs
 from pdpo_jax.inference import engine as engine_lib
+from pdpo_jax.serving import not_done
 
 # Of a list that a client sends; more is a mistake, or meant to hurt.
 _MOST_CHOICES, _MOST_PROMPTS, _MOST_STOPS, _MOST_TURNS = 16, 64, 16, 1000
@@ -86,7 +87,10 @@ class StreamOptions(Body):
   include_usage: _Bool | None = None
 
 
-class Sampling(Body):
+_NotDone = pydantic.create_model("NotDone", __base__=Body, **not_done.FIELDS)
+
+
+class Sampling(_NotDone):
   """What chat and completions have in common."""
 
   model: _Text
@@ -107,12 +111,15 @@ class Sampling(Body):
   safety_identifier: _Id | None = None
   # Whoever of the run differs most from `user` answers, without a name.
   unlike: _Bool | None = None
-  # What is not done is accepted where it is off.
-  frequency_penalty: Literal[0] | None = None
-  presence_penalty: Literal[0] | None = None
-  logit_bias: Annotated[dict[str, Any], pydantic.Field(max_length=0)] | None = (
-    None
-  )
+  best_of: _Int | None = None
+
+  @pydantic.field_validator("best_of")
+  @classmethod
+  def _check_best_of(cls, value, info):
+    n = info.data.get("n") or 1
+    if value not in (None, n):
+      raise ValueError(f"{value} has to be n, {n}: all answers are given")
+    return value
 
   @property
   def most_tokens(self) -> int | None:
@@ -156,7 +163,6 @@ class Turn(Body):
 _Turns = Annotated[
   list[Turn], pydantic.Field(min_length=1, max_length=_MOST_TURNS)
 ]
-_Nothing = Annotated[list[Any], pydantic.Field(max_length=0)]
 
 
 class ResponseFormat(Body):
@@ -170,9 +176,9 @@ class ChatRequest(Sampling):
   top_logprobs: (
     Annotated[_Int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
   ) = None
-  tools: _Nothing | None = None
-  functions: _Nothing | None = None
   response_format: ResponseFormat | None = None
+  # Templates write what stands around texts.
+  add_special_tokens: not_done.field([False]) = None
 
   @pydantic.model_validator(mode="after")
   def _check(self):
@@ -209,14 +215,10 @@ class CompletionRequest(Sampling):
   logprobs: (
     Annotated[_Int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
   ) = None
-  echo: Literal[False] | None = None
-  best_of: _Int | None = None
-  suffix: Literal[""] | None = None
+  add_special_tokens: not_done.field([True]) = None
 
   @pydantic.model_validator(mode="after")
   def _check(self):
-    if self.best_of is not None and self.best_of != (self.n or 1):
-      raise ValueError("best_of has to be n: all answers are given")
     if len(self.prompts) * (self.n or 1) > _MOST_PROMPTS:
       raise ValueError(
         f"{len(self.prompts)} prompts with n {self.n} are more than "

@@ -90,7 +90,15 @@ _BODIES = {
   "pairs": {"messages": served.TURNS},
   "completions": {"prompt": "x"},
 }
-_NUMBERS = ("n", "max_tokens", "temperature", "top_p", "top_k", "seed")
+_NUMBERS = (
+  "best_of",
+  "n",
+  "max_tokens",
+  "temperature",
+  "top_p",
+  "top_k",
+  "seed",
+)
 
 
 @pytest.mark.parametrize("path", _BODIES)
@@ -129,7 +137,6 @@ def test_a_value_of_a_wrong_type_is_refused_with_the_field(
     ("chat/completions", "messages", "hello"),
     ("completions", "logprobs", True),
     ("completions", "logprobs", "2"),
-    ("completions", "best_of", True),
     ("completions", "prompt", 5),
     ("completions", "prompt", [True]),
     ("completions", "prompt", [1, "2"]),
@@ -154,6 +161,95 @@ def test_a_whole_number_is_good_where_a_fraction_may_be(at):
   body = {"model": at.room.model, "messages": served.TURNS, "max_tokens": 1}
   body |= {"temperature": 1, "top_p": 1, "stream": False, "logprobs": True}
   assert served.ask(at, "POST", "/v1/chat/completions", body)[0] == 200
+
+
+# What would change an answer: values that are on, and that are off.
+_NOT_DONE = {
+  "frequency_penalty": ([1, "0", False], [0, 0.0]),
+  "presence_penalty": ([0.5, True], [0, 0.0]),
+  "repetition_penalty": ([1.3, 0, True], [1, 1.0]),
+  "length_penalty": ([0.8], [1]),
+  "min_p": ([0.1], [0, 0.0]),
+  "use_beam_search": ([True, 0], [False]),
+  "best_of": ([2, 0], [1]),
+  "logit_bias": ([{"5": 10}], [{}]),
+  "allowed_token_ids": ([[1]], [[]]),
+  "bad_words": ([["x"]], [[]]),
+  "min_tokens": ([5], [0]),
+  "ignore_eos": ([True], [False]),
+  "stop_token_ids": ([[1]], [[]]),
+  "include_stop_str_in_output": ([True], [False]),
+  "guided_json": ([{"type": "object"}, "{}"], []),
+  "guided_regex": (["a*"], []),
+  "guided_choice": ([["a", "b"]], []),
+  "structured_outputs": ([{"regex": "a"}], []),
+  "modalities": ([["audio"], ["text", "audio"]], [["text"]]),
+  "audio": ([{"voice": "alloy", "format": "wav"}], []),
+  "prediction": ([{"type": "content", "content": "x"}], []),
+  "tools": ([[{"type": "function", "function": {"name": "f"}}], {}], [[]]),
+  "tool_choice": (
+    ["required", {"type": "function", "function": {"name": "f"}}],
+    ["none", "auto"],
+  ),
+  "functions": ([[{"name": "f"}]], [[]]),
+  "function_call": ([{"name": "f"}], ["none", "auto"]),
+  "web_search_options": ([{}], []),
+  "reasoning_effort": (["low", "high"], ["none"]),
+  "verbosity": (["low"], ["medium"]),
+  "echo": ([True, 0], [False]),
+  "suffix": (["y"], [""]),
+  "prompt_logprobs": ([0, 1], []),
+  "skip_special_tokens": ([False], [True]),
+  "truncate_prompt_tokens": ([5], []),
+  "chat_template": (["x"], []),
+  "chat_template_kwargs": ([{"enable_thinking": False}], [{}]),
+  "continue_final_message": ([True], [False]),
+  "add_generation_prompt": ([False], [True]),
+}
+
+
+@pytest.mark.parametrize("path", _BODIES)
+@pytest.mark.parametrize("field", _NOT_DONE)
+def test_what_would_change_an_answer_is_refused_where_it_is_on(at, path, field):
+  body = {"model": at.room.model, "max_tokens": 1} | _BODIES[path]
+  on, off = _NOT_DONE[field]
+  for value in on:
+    status, told = served.ask(at, "POST", f"/v1/{path}", body | {field: value})
+    assert status == 400, value
+    assert told["error"]["param"] == field
+    assert told["error"]["message"].startswith(f"{field}: ")
+  for value in (*off, None):
+    status, _ = served.ask(at, "POST", f"/v1/{path}", body | {field: value})
+    assert status == 200, value
+
+
+def test_special_tokens_are_those_of_the_route(at):
+  for path, usual in (("chat/completions", False), ("completions", True)):
+    for value in (usual, None, not usual):
+      body = {"model": at.room.model, "max_tokens": 1} | _BODIES[path]
+      body["add_special_tokens"] = value
+      status, _ = served.ask(at, "POST", f"/v1/{path}", body)
+      assert status == (400 if value is (not usual) else 200), (path, value)
+
+
+def test_what_changes_no_answer_is_let_pass(at):
+  body = {"model": at.room.model, "max_tokens": 1} | _BODIES["completions"]
+  body |= {"metadata": {"a": "b"}, "store": True, "service_tier": "flex"}
+  body |= {"parallel_tool_calls": False, "prompt_cache_key": "k", "priority": 3}
+  assert served.ask(at, "POST", "/v1/completions", body)[0] == 200
+
+
+def test_a_refusal_says_what_would_be_let_pass(at):
+  body = {"model": at.room.model} | _BODIES["completions"]
+  for values, message in (
+    ({"min_p": 0.1}, "min_p: 0.1 is not done here; leave the field out, or "
+     "give 0"),
+    ({"guided_json": {}}, "guided_json: such an object is not done here; leave "
+     "the field out"),
+    ({"best_of": 3, "n": 2}, "best_of: 3 has to be n, 2"),
+  ):  # fmt: skip
+    _, told = served.ask(at, "POST", "/v1/completions", body | values)
+    assert told["error"]["message"].startswith(message)
 
 
 def test_an_unknown_model_is_not_found(client):
