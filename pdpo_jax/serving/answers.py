@@ -66,11 +66,13 @@ class Asked:
   """A prompt of somebody's, as token ids.
 
   Attributes:
+    field: that it came in, for messages.
     cut: whether its oldest part was left out.
   """
 
   speaker: speakers.Speaker
   ids: Sequence[int]
+  field: str
   cut: bool = False
 
 
@@ -115,6 +117,7 @@ class Answerer:
       protocol.ApiError: if the template refuses it, or it is too long.
     """
     encoder = self._plain if plain else self._chat
+    field = "prompt" if plain else "messages"
     counts: collections.Counter[str] = collections.Counter()
     example = structs.PromptExample(prompt, speaker.user_text)
     with self.lock:
@@ -124,7 +127,7 @@ class Answerer:
         400,
         f"the chat template refuses these messages ({encoded.detail}); change "
         "their turns",
-        "messages",
+        field,
       )
     if encoded.problem:
       raise protocol.ApiError(
@@ -132,12 +135,11 @@ class Answerer:
         f"the prompt is over this run's {encoder.max_tokens} tokens "
         f"({encoded.problem}, with what the person says of themselves); "
         "shorten it",
-        "prompt" if plain else "messages",
+        field,
         "context_length_exceeded",
       )
-    return Asked(
-      speaker, encoded.ids.tolist(), counts[prompts_lib.PROMPT_CUT] > 0
-    )
+    is_cut = counts[prompts_lib.PROMPT_CUT] > 0
+    return Asked(speaker, encoded.ids.tolist(), field, is_cut)
 
   def start(
     self, asked: Sequence[Asked], body: protocol.Sampling
@@ -152,7 +154,7 @@ class Answerer:
     seeds = body.seeds(many)
     try:
       for each in asked:
-        room = self._positions - self.prefix_length - len(each.ids)
+        room = self._room(each, body)
         for seed in seeds:
           request = self._request(each, body, seed, room)
           answers.append(
@@ -175,21 +177,48 @@ class Answerer:
       )
     except ValueError as error:
       cancel(answers)
-      too_long = room < (body.most_tokens or 1)
+      raise protocol.ApiError(400, str(error), each.field) from error
+    except protocol.ApiError:
+      cancel(answers)
+      raise
+    return answers
+
+  def _room(self, asked: Asked, body: protocol.Sampling) -> int:
+    """For how many tokens of an answer there is room.
+
+    Raises:
+      protocol.ApiError: if it is none, or more are asked for.
+    """
+    taken = self.prefix_length + len(asked.ids)
+    room = self._positions - taken
+    full = (
+      f"this server has {self._positions} positions, of which the prompt takes "
+      f"{taken} ({self.prefix_length} of them for the person)"
+    )
+    if room < 1:
       raise protocol.ApiError(
         400,
-        str(error),
-        "max_tokens" if too_long else None,
-        "context_length_exceeded" if too_long else None,
-      ) from error
-    return answers
+        f"{full}, so that no answer has room; shorten it",
+        asked.field,
+        "context_length_exceeded",
+      )
+    if (body.most_tokens or 0) > room:
+      name = body.tokens_field
+      raise protocol.ApiError(
+        400,
+        f"{name} {body.most_tokens} is more than there is room for: {full}; "
+        f"lower {name} to {room}, leave it out, or shorten the prompt",
+        name,
+        "context_length_exceeded",
+      )
+    return room
 
   def _request(
     self, asked: Asked, body: protocol.Sampling, seed: int, room: int
   ) -> engine_lib.Request:
     most = body.most_tokens
     if most is None:
-      most = max(1, min(self._most_tokens, room))
+      most = min(self._most_tokens, room)
     temperature, top_p = body.temperature, body.top_p
     if temperature is None:
       temperature = self._defaults.temperature

@@ -35,7 +35,8 @@ async def chat(
 
   def ask():
     speaker = _speaker(room, user_id, body)
-    return [room.answerer.encode(protocol.prompt_of(body.messages), speaker)]
+    prompt = protocol.prompt_of(body.messages, "messages")
+    return [room.answerer.encode(prompt, speaker)]
 
   return await _answer(request, body, await _in_thread(ask), _Chat, visit)
 
@@ -51,9 +52,11 @@ async def completions(
   def ask():
     speaker = _speaker(room, user_id, body)
     return [
-      room.answerer.encode(protocol.prompt_of(prompt), speaker, plain=True)
+      room.answerer.encode(
+        protocol.prompt_of(prompt, "prompt"), speaker, plain=True
+      )
       if isinstance(prompt, str)
-      else answers_lib.Asked(speaker, prompt)
+      else answers_lib.Asked(speaker, prompt, "prompt")
       for prompt in body.prompts
     ]
 
@@ -74,7 +77,7 @@ async def pairs(
 
   def ask():
     speaker = _speaker(room, user_id, body)
-    prompt = protocol.prompt_of(body.messages)
+    prompt = protocol.prompt_of(body.messages, "messages")
     voices = room.speakers.pair(speaker)
     (seed,) = body.seeds(1)
     voices = voices[::-1] if seed % 2 else voices

@@ -122,8 +122,13 @@ class Sampling(_NotDone):
     return value
 
   @property
+  def tokens_field(self) -> str:
+    """The field that says how long an answer may be."""
+    return "max_tokens"
+
+  @property
   def most_tokens(self) -> int | None:
-    return self.max_tokens
+    return getattr(self, self.tokens_field)
 
   @property
   def told_logprobs(self) -> int | None:
@@ -187,10 +192,9 @@ class ChatRequest(Sampling):
     return self
 
   @property
-  def most_tokens(self) -> int | None:
-    if self.max_completion_tokens is not None:
-      return self.max_completion_tokens
-    return self.max_tokens
+  def tokens_field(self) -> str:
+    newer = self.max_completion_tokens is not None
+    return "max_completion_tokens" if newer else "max_tokens"
 
   @property
   def told_logprobs(self) -> int | None:
@@ -265,36 +269,37 @@ class ChoiceRequest(Body):
     return self
 
 
-def prompt_of(value: str | Sequence[Turn]) -> structs.Prompt:
+def prompt_of(value: str | Sequence[Turn], field: str) -> structs.Prompt:
   """What is asked, as a training has it.
 
   A dialogue of one turn is a text, as in files of comparisons. The first turns
   of a system, or a developer, are one.
+
+  Args:
+    field: that it came in, for messages.
 
   Raises:
     ApiError: if it is no dialogue that a user ends.
   """
   if isinstance(value, str):
     if not value:
-      raise ApiError(400, "the prompt is empty; give it a text", "prompt")
+      raise ApiError(400, "the prompt is empty; give it a text", field)
     return value
   system, turns = [], [*value]
   while turns and turns[0].role in ("system", "developer"):
     system.append(turns.pop(0).text)
   if not turns or turns[-1].role != "user":
     raise ApiError(
-      400,
-      "the last message has to be the user's; add what is asked",
-      "messages",
+      400, "the last message has to be the user's; add what is asked", field
     )
   if any(turn.role in ("system", "developer") for turn in turns):
     raise ApiError(
       400,
       "a system message has to come before all others; move it there",
-      "messages",
+      field,
     )
   if not turns[-1].text:
-    raise ApiError(400, "the last message is empty; give it a text", "messages")
+    raise ApiError(400, "the last message is empty; give it a text", field)
   if len(turns) == 1 and not any(system):
     return turns[0].text
   messages = [structs.Message(turn.role, turn.text) for turn in turns]

@@ -252,6 +252,67 @@ def test_a_refusal_says_what_would_be_let_pass(at):
     assert told["error"]["message"].startswith(message)
 
 
+@pytest.mark.parametrize(
+  ("path", "values", "param"),
+  [
+    ("chat/completions", {"max_tokens": 10**5}, "max_tokens"),
+    (
+      "chat/completions",
+      {"max_completion_tokens": 10**5},
+      "max_completion_tokens",
+    ),
+    (
+      "chat/completions",
+      {"max_completion_tokens": 10**5, "max_tokens": 1},
+      "max_completion_tokens",
+    ),
+    ("pairs", {"max_tokens": 10**5}, "max_tokens"),
+    ("completions", {"max_tokens": 10**5}, "max_tokens"),
+    ("completions", {"prompt": [[1], [1, 1]], "max_tokens": 124}, "max_tokens"),
+    ("completions", {"prompt": [1] * 500}, "prompt"),
+    ("completions", {"prompt": [1] * 500, "max_tokens": 5}, "prompt"),
+    ("completions", {"prompt": [10**6], "max_tokens": 5}, "prompt"),
+  ],
+)
+def test_what_has_no_room_is_told_by_the_field_that_was_sent(
+  at, path, values, param
+):
+  body = {"model": at.room.model} | _BODIES[path] | values
+  status, told = served.ask(at, "POST", f"/v1/{path}", body)
+  assert status == 400
+  assert told["error"]["param"] == param
+  message = told["error"]["message"]
+  assert "max_new_tokens" not in message
+  if param != "prompt":
+    assert f"{param} {values[param]} is more" in message
+    least = int(message.partition(f"lower {param} to ")[2].split(",")[0])
+    status, _ = served.ask(
+      at, "POST", f"/v1/{path}", body | {param: least, "stop": " "}
+    )
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+  "turns",
+  [
+    [],
+    [{"role": "user", "content": ""}],
+    [{"role": "alien", "content": "x"}],
+    [{"role": "assistant", "content": "x"}],
+    [*served.TURNS, {"role": "system", "content": "x"}, *served.TURNS],
+  ],
+)
+@pytest.mark.parametrize("field", ["messages", "prompt"])
+def test_a_dialogue_that_cannot_be_is_told_by_its_field(at, field, turns):
+  path, body = "pairs", {"model": at.room.model, "messages": turns}
+  if field == "prompt":
+    body = {"user": "gus", "prompt": turns, "chosen": "b", "rejected": "c"}
+    path = "choices"
+  status, told = served.ask(at, "POST", f"/v1/{path}", body)
+  assert status == 400
+  assert told["error"]["param"] == field
+
+
 def test_an_unknown_model_is_not_found(client):
   with pytest.raises(openai.NotFoundError) as error:
     served.chat(client, model="gpt-5")
