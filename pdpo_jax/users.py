@@ -20,6 +20,7 @@ of it, and says what it cannot undo (docs/privacy.md). An id that begins with a
 dash stands behind `--`.
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -32,10 +33,10 @@ from absl import flags
 
 from pdpo_jax import command_line
 from pdpo_jax.core import display, kept, structs, together
-from pdpo_jax.data import comparisons, tokenize
+from pdpo_jax.data import tokenize
 from pdpo_jax.evaluation import accuracy
+from pdpo_jax.runs import choice_records, learning, locks, run_folder, scores
 from pdpo_jax.runs import dossier as dossier_lib
-from pdpo_jax.runs import learning, locks, run_folder, scores
 from pdpo_jax.runs import people as people_lib
 from pdpo_jax.runs import run as run_lib
 from pdpo_jax.runs.erasure import erase as erase_lib
@@ -207,11 +208,15 @@ def export(run: run_lib.Run, user_id: str) -> None:
 
 def choices(run: run_lib.Run) -> None:
   """Prints all choices that are kept, as a file of comparisons."""
-  column = run.config.data.files.user_column
-  for user_id in run.people.ids():
-    for example in run.people.choices(user_id):
-      line = {column: user_id} | json.loads(comparisons.to_json(example))
-      print(json.dumps(line, ensure_ascii=True))
+  left_out: collections.Counter[str] = collections.Counter()
+  for record in choice_records.of_run(run, left_out):
+    print(json.dumps(record, ensure_ascii=True))
+  if left_out:
+    print(
+      f"{left_out.total():,} choices are left out, since a file of comparisons "
+      f"has none like them: {tokenize.listed(left_out)}",
+      file=sys.stderr,
+    )
 
 
 def erase(run: run_lib.Run, user_id: str) -> None:

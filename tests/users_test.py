@@ -76,6 +76,27 @@ def test_all_choices_are_a_file_for_the_next_training(whole, tmp_path, capsys):
   assert read == kept_ones and len(read) == 16
 
 
+def test_choices_that_no_file_may_have_are_left_out_and_told_of(
+  folder, tmp_path, capsys
+):
+  people = run_lib.Run.open(folder).people
+  like_a_list = learning_test.choice("flo", chosen='["a", "b"]')
+  blank = learning_test.choice("flo", chosen=" ")
+  people.add([like_a_list, blank, structs.Thumb("p", "", True, "flo")])
+  call(folder, "choices")
+  printed = capsys.readouterr()
+  assert "2 choices are left out" in printed.err
+  assert "2 empty response" in printed.err
+  file = tmp_path / "choices.jsonl"
+  file.write_text(printed.out)
+  run = run_lib.Run.open(folder)
+  run.config.data.max_bad_share = 0.0
+  read = learning.read_choices(run, str(file))
+  assert [x for x in read if x.user_id == "flo"] == [like_a_list]
+  call(folder, "choices")
+  assert capsys.readouterr().out == printed.out
+
+
 def test_whoever_leaves_is_told_what_cannot_be_undone(folder, capsys):
   call(folder, "erase", BEA, retrain=True)
   said = capsys.readouterr().out

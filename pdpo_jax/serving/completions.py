@@ -77,7 +77,7 @@ async def pairs(
 
   def ask():
     speaker = _speaker(room, user_id, body)
-    prompt = protocol.prompt_of(body.messages, "messages")
+    prompt = protocol.prompt_of(body.messages, "messages", learnt=True)
     voices = room.speakers.pair(speaker)
     (seed,) = body.seeds(1)
     voices = voices[::-1] if seed % 2 else voices

@@ -32,7 +32,7 @@ async def choose(
   room: service.Service = request.app.state.service
   user_id = service.clean(body.user)
   await _enter(request, user_id, writes=True)
-  prompt = protocol.prompt_of(body.prompt, "prompt")
+  prompt = protocol.prompt_of(body.prompt, "prompt", learnt=True)
   if body.thumb is not None:
     is_up = body.thumb == "up"
     feedback = structs.Thumb(prompt, body.response, is_up, user_id)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from pdpo_jax.core import structs
+from pdpo_jax.data.sources import turns as turns_lib
 from pdpo_jax.inference import engine as engine_lib
 from pdpo_jax.serving import not_done
 
@@ -269,25 +270,31 @@ class ChoiceRequest(Body):
     return self
 
 
-def prompt_of(value: str | Sequence[Turn], field: str) -> structs.Prompt:
+def prompt_of(
+  value: str | Sequence[Turn], field: str, learnt: bool = False
+) -> structs.Prompt:
   """What is asked, as a training has it.
 
   A dialogue of one turn is a text, as in files of comparisons. The first turns
-  of a system, or a developer, are one.
+  of a system, or a developer, are one, without those that are blank.
 
   Args:
     field: that it came in, for messages.
+    learnt: whether it is to be learnt from, so that what a file of comparisons
+      may not have is refused: a blank message.
 
   Raises:
     ApiError: if it is no dialogue that a user ends.
   """
   if isinstance(value, str):
-    if not value:
-      raise ApiError(400, "the prompt is empty; give it a text", field)
+    if not value or (learnt and turns_lib.is_blank(value)):
+      raise ApiError(400, "the prompt is blank; give it a text", field)
     return value
   system, turns = [], [*value]
   while turns and turns[0].role in ("system", "developer"):
     system.append(turns.pop(0).text)
+  place = len(system)
+  system = [text for text in system if not turns_lib.is_blank(text)]
   if not turns or turns[-1].role != "user":
     raise ApiError(
       400, "the last message has to be the user's; add what is asked", field
@@ -300,10 +307,18 @@ def prompt_of(value: str | Sequence[Turn], field: str) -> structs.Prompt:
     )
   if not turns[-1].text:
     raise ApiError(400, "the last message is empty; give it a text", field)
-  if len(turns) == 1 and not any(system):
+  for turn in turns if learnt else ():
+    if turns_lib.is_blank(turn.text):
+      raise ApiError(
+        400,
+        f"message {place + turns.index(turn)}, of the {turn.role}, is blank; "
+        "give it a text, or leave it out",
+        field,
+      )
+  if len(turns) == 1 and not system:
     return turns[0].text
   messages = [structs.Message(turn.role, turn.text) for turn in turns]
-  if any(system):
+  if system:
     messages.insert(0, structs.Message("system", "\n\n".join(system)))
   return tuple(messages)
 

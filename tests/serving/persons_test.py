@@ -87,6 +87,37 @@ def test_a_choice_that_cannot_be_learnt_is_refused_and_not_kept(at, values):
   assert at.room.run.people.get("gus") is None
 
 
+BLANK = [" ", "\n\t", "\u200b", "\u2028\xa0"]
+ASKED = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize("blank", BLANK)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+@pytest.mark.parametrize("last", [True, False])
+def test_what_no_file_may_have_is_refused_as_a_prompt(at, blank, role, last):
+  turns = [ASKED, {"role": role, "content": blank}, ASKED]
+  if last:
+    turns = [{"role": "user", "content": blank}]
+  for prompt in (turns, *([blank] if last else [])):
+    status, told = choose(at, "gus", prompt=prompt)
+    assert status == 400 and "blank" in told["error"]["message"]
+    assert told["error"]["param"] == "prompt"
+  assert at.room.run.people.get("gus") is None
+  # Nobody is to choose where the choice would be refused.
+  body = {"model": "run", "messages": turns, "max_tokens": 1, "user": "gus"}
+  status, told = ask(at, "POST", "/v1/pairs", body)
+  assert status == 400 and told["error"]["param"] == "messages"
+
+
+@pytest.mark.parametrize("blank", ["", *BLANK])
+def test_a_blank_system_message_is_none(at, blank):
+  user = f"len {blank!r}"
+  turns = [{"role": "system", "content": blank}, ASKED]
+  assert choose(at, user, prompt=turns)[0] == 201
+  (kept,) = at.room.run.people.choices(user)
+  assert kept.prompt == "x"
+
+
 def test_more_choices_than_can_be_learnt_are_refused(at, monkeypatch):
   monkeypatch.setattr("pdpo_jax.serving.persons._MOST_CHOICES", 1)
   assert choose(at, "hal")[0] == 201
