@@ -276,7 +276,7 @@ def make_candidates(
   """Pairs that the run's model makes: answers as people whom this may be.
 
   Raises:
-    ValueError: as `person_of`, or if all its answers read alike.
+    ValueError: as `person_of`, or if its answers read alike or are too long.
   """
   candidates = asking.make_candidates(
     run.own.split_policy,

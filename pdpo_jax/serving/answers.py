@@ -12,6 +12,7 @@ from pdpo_jax.data import prompt_formats
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.inference import engine as engine_lib
 from pdpo_jax.runs import run as run_lib
+from pdpo_jax.serving import learnable as learnable_lib
 from pdpo_jax.serving import protocol, speakers, texts
 
 _RETRY = {"retry-after": "1"}
@@ -51,6 +52,8 @@ class Answer:
   Attributes:
     speaker: whom it is for.
     prompt_tokens: with those of the speaker's prefix.
+    learnable: where it ends since no more could be learnt from; None for
+      nowhere.
     new_tokens: made until now.
   """
 
@@ -58,6 +61,7 @@ class Answer:
   prompt_tokens: int
   stream: engine_lib.Stream
   stops: Sequence[str]
+  learnable: learnable_lib.Learnable | None = None
   new_tokens: int = 0
 
 
@@ -68,12 +72,14 @@ class Asked:
   Attributes:
     field: that it came in, for messages.
     cut: whether its oldest part was left out.
+    encoded: what the ids are of; None where they were given.
   """
 
   speaker: speakers.Speaker
   ids: Sequence[int]
   field: str
   cut: bool = False
+  encoded: prompt_formats.EncodedPrompt | None = None
 
 
 class Answerer:
@@ -92,9 +98,10 @@ class Answerer:
     self._tokenizer = run.tokenizer
     self.prefix_length = run.config.user.prefix_length
     self._defaults = run.config.answers
+    self._most_learnt = run.config.data.max_response_tokens
     # Answers are as long as those that it was trained on.
     self._most_tokens = max(
-      run.config.answers.max_new_tokens, run.config.data.max_response_tokens
+      run.config.answers.max_new_tokens, self._most_learnt
     )
     self._chat = prompts_lib.make_encoder(run.tokenizer, run.config.data)
     self._plain = self._chat
@@ -139,12 +146,19 @@ class Answerer:
         "context_length_exceeded",
       )
     is_cut = counts[prompts_lib.PROMPT_CUT] > 0
-    return Asked(speaker, encoded.ids.tolist(), field, is_cut)
+    return Asked(speaker, encoded.ids.tolist(), field, is_cut, encoded)
 
   def start(
-    self, asked: Sequence[Asked], body: protocol.Sampling
+    self,
+    asked: Sequence[Asked],
+    body: protocol.Sampling,
+    learnt: bool = False,
   ) -> list[Answer]:
     """Lets `n` answers to each prompt be made.
+
+    Args:
+      learnt: whether they may be learnt from, so that they end before they are
+        too long for that. They are to chats.
 
     Raises:
       protocol.ApiError: if they cannot be, or too many wait.
@@ -156,13 +170,14 @@ class Answerer:
       for each in asked:
         room = self._room(each, body)
         for seed in seeds:
-          request = self._request(each, body, seed, room)
+          request = self._request(each, body, seed, room, learnt)
           answers.append(
             Answer(
               each.speaker,
               len(each.ids) + self.prefix_length,
               self.engine.submit(request),
               body.stops,
+              self._learnable(each) if learnt else None,
             )
           )
     except engine_lib.Full as error:
@@ -213,12 +228,24 @@ class Answerer:
       )
     return room
 
+  def _learnable(self, asked: Asked) -> learnable_lib.Learnable:
+    return learnable_lib.Learnable(
+      self._chat, asked.encoded, self._most_learnt, self.lock
+    )
+
   def _request(
-    self, asked: Asked, body: protocol.Sampling, seed: int, room: int
+    self,
+    asked: Asked,
+    body: protocol.Sampling,
+    seed: int,
+    room: int,
+    learnt: bool,
   ) -> engine_lib.Request:
     most = body.most_tokens
     if most is None:
-      most = min(self._most_tokens, room)
+      # What is learnt from has an end token besides.
+      most = max(1, self._most_learnt - 1) if learnt else self._most_tokens
+      most = min(most, room)
     temperature, top_p = body.temperature, body.top_p
     if temperature is None:
       temperature = self._defaults.temperature
@@ -262,6 +289,10 @@ class Answerer:
       new = detokenizer.add(token.id)
       sure += len(new)
       text = stopper.add(new)
+      if not await _takes(answer, text):
+        answer.stream.cancel()
+        yield Piece("", (), "length")
+        return
       if stopper.stopped:
         answer.stream.cancel()
         yield piece(text, "stop")
@@ -270,7 +301,11 @@ class Answerer:
         yield piece(text)
     text = stopper.add(detokenizer.end())
     finish = "stop" if stopper.stopped else answer.stream.finish_reason
-    yield piece(text + stopper.end(), finish or "stop")
+    text += stopper.end()
+    if not await _takes(answer, text):
+      yield Piece("", (), "length")
+      return
+    yield piece(text, finish or "stop")
 
   async def all_pieces(
     self, answers: Sequence[Answer]
@@ -319,6 +354,13 @@ class Answerer:
       )
       for of_answer in parts
     ]
+
+
+async def _takes(answer: Answer, text: str) -> bool:
+  """Whether an answer may have this at its end."""
+  if answer.learnable is None or not text:
+    return True
+  return await answer.learnable.takes(text)
 
 
 def cancel(answers: Sequence[Answer]) -> None:

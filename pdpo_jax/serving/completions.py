@@ -70,7 +70,8 @@ async def pairs(
   """Answers a dialogue twice: as whoever asks, and as who else they may be.
 
   Which of both they prefer tells of who they are. The seed says which comes
-  first; otherwise it is as /v1/chat/completions with n of 2.
+  first. Answers end where longer ones could not be learnt from; otherwise it is
+  as /v1/chat/completions with n of 2.
   """
   room: service.Service = request.app.state.service
   user_id, visit = await _enter(request, body)
@@ -84,7 +85,7 @@ async def pairs(
     return [room.answerer.encode(prompt, voice) for voice in voices]
 
   asked = await _in_thread(ask)
-  return await _answer(request, body, asked, _Chat, visit)
+  return await _answer(request, body, asked, _Chat, visit, learnt=True)
 
 
 async def _enter(
@@ -197,10 +198,11 @@ async def _answer(
   asked: Sequence[answers_lib.Asked],
   form: type[_Chat] | type[_Completion],
   visit: presence.Visit,
+  learnt: bool = False,
 ) -> responses.Response:
   room: service.Service = request.app.state.service
   start = time.monotonic()
-  answers = room.answerer.start(asked, body)
+  answers = room.answerer.start(asked, body, learnt)
   visit.may_be_broken_off(lambda: answers_lib.cancel(answers))
   teller = form(room.answerer)
   speaker = asked[0].speaker
