@@ -176,7 +176,7 @@ def merge(run: run_lib.Run, user_id: str, into: str) -> None:
 def take_up(run: run_lib.Run, file: str) -> None:
   """Takes up a person whom another run exported."""
   dossier = dossier_lib.read(pathlib.Path(file).expanduser())
-  lesson = learning.take_up(
+  lesson = dossier_lib.take_up(
     run,
     dossier["person"],
     dossier_lib.examples(dossier),

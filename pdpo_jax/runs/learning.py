@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from pdpo_jax.core import structs
-from pdpo_jax.data import comparisons, records
+from pdpo_jax.data import records
 from pdpo_jax.data.sources import preference_files, user_ids
 from pdpo_jax.inference import asking
 from pdpo_jax.runs import people as people_lib
@@ -354,63 +354,3 @@ def _check_came(run: run_lib.Run, ids: Collection[str], user_id: str) -> None:
       f"user id {user_id!r} is nobody's who came to {run.workdir} after "
       f"training{hint}"
     )
-
-
-def take_up(
-  run: run_lib.Run,
-  user_id: str,
-  examples: Sequence[structs.Feedback],
-  learnt: people_lib.Learnt | None,
-) -> Lesson:
-  """Takes up somebody from another run; see `dossier.py`.
-
-  Args:
-    learnt: what the other run had learnt, which counts if its policy is this
-      one's and it is of all these choices; otherwise they are learnt again.
-
-  Raises:
-    ValueError: if they are known already, or there is nothing to learn from.
-  """
-  user_id = check_id(user_id)
-  examples = [
-    dataclasses.replace(example, user_id=user_id) for example in examples
-  ]
-  database = run.people
-  if user_id in database.ids() or user_id in run.own.table:
-    raise ValueError(
-      f"user id {user_id!r} is known to {run.workdir} already; give one of the "
-      "two another id (`rename`), and `merge` them"
-    )
-  if not examples:
-    raise ValueError(f"there are no choices of {user_id!r} to learn from")
-  if not _is_own(run, learnt, examples):
-    return learn(run, examples)
-  warn_of_near(run, [user_id])
-  added = database.add(examples, learnt)
-  return Lesson(added, {user_id: learnt}, collections.Counter())
-
-
-def _is_own(
-  run: run_lib.Run,
-  learnt: people_lib.Learnt | None,
-  examples: Sequence[structs.Feedback],
-) -> bool:
-  """Whether it is what this run would have learnt; its file may be spoilt."""
-  if learnt is None or learnt.policy != run.own.shared_digest:
-    return False
-  newcomer = dataclasses.asdict(run.own.learner.nobody())
-  size = np.size(newcomer.pop("row"))
-  return (
-    learnt.row.shape == (size,)
-    and learnt.posterior.keys() == newcomer.keys()
-    and all(
-      _are_numbers(values, np.shape(newcomer[name]))
-      for name, values in learnt.posterior.items()
-    )
-    and learnt.num_choices == len({*map(comparisons.to_json, examples)})
-  )
-
-
-def _are_numbers(values: np.ndarray, shape: tuple[int, ...]) -> bool:
-  numbers = values.dtype.kind in "biuf" and bool(np.isfinite(values).all())
-  return numbers and values.shape == shape

@@ -226,11 +226,11 @@ def test_whom_a_run_exports_another_takes_up(whole, folder, learner, tmp_path):
   held = exported(whole, DEE, tmp_path / "dee.json")
   take_up = DEE, dossier.examples(held), dossier.learnt(held)
   with pytest.raises(ValueError, match="is known to"):
-    learning.take_up(run_lib.Run.open(folder), *take_up)
+    dossier.take_up(run_lib.Run.open(folder), *take_up)
   before = people.People.of_run(folder).all()[DEE]
   people.People.of_run(folder).erase(lambda user_id: user_id == DEE)
   # The weights are the same.
-  learning.take_up(run_lib.Run.open(folder), *take_up)
+  dossier.take_up(run_lib.Run.open(folder), *take_up)
   after = people.People.of_run(folder).all()[DEE]
   assert learner.learnt == []
   np.testing.assert_array_equal(after.learnt.row, before.learnt.row)
@@ -239,7 +239,7 @@ def test_whom_a_run_exports_another_takes_up(whole, folder, learner, tmp_path):
   # With other weights, choices are all that counts.
   people.People.of_run(folder).erase(lambda user_id: user_id == DEE)
   other = dataclasses.replace(take_up[2], policy="another")
-  learning.take_up(run_lib.Run.open(folder), *take_up[:2], other)
+  dossier.take_up(run_lib.Run.open(folder), *take_up[:2], other)
   assert learner.learnt == [DEE]
 
 
@@ -264,7 +264,7 @@ def test_what_is_spoilt_of_an_export_is_learnt_again(
   run = run_lib.Run.open(folder)
   examples, learnt = dossier.examples(held), dossier.learnt(held)
   # The id is as files have it, so that servers find them.
-  learning.take_up(run, f" {DEE} ", examples, learnt)
+  dossier.take_up(run, f" {DEE} ", examples, learnt)
   assert learner.learnt == [DEE]
 
 
