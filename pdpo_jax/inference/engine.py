@@ -12,7 +12,6 @@ it lies behind one lock.
 import collections
 import dataclasses
 import logging
-import math
 import threading
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -28,7 +27,7 @@ from pdpo_jax.models import policy as policy_lib
 from pdpo_jax.models import stack
 from pdpo_jax.training import sharding
 
-# Before a step, where others go on.
+# Of prompts, before a step.
 _MOST_PIECES = 4
 
 logger = logging.getLogger(__name__)
@@ -271,17 +270,15 @@ class Engine:
   def _feed(self):
     """Runs pieces of prompts that are not fed yet, the oldest request's first.
 
-    Where few go on and many are behind there are several before the next step:
-    that costs the same for few as for many.
+    There are several before the next step, which takes as long for few as for
+    many.
     """
     behind = [
       (run.number, slot)
       for slot, run in enumerate(self._slots)
       if run is not None and run.behind
     ]
-    going = self._running() - len(behind)
-    pieces = math.ceil(len(behind) / going) if going else 1
-    for _, slot in sorted(behind)[: min(pieces, _MOST_PIECES)]:
+    for _, slot in sorted(behind)[:_MOST_PIECES]:
       self._run_piece(slot, self._slots[slot])
 
   def _run_piece(self, slot, run):
