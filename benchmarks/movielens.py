@@ -18,7 +18,7 @@ from absl import flags
 from pdpo_jax import command_line
 
 _SOURCE = flags.DEFINE_string("source", "ml-100k", "MovieLens 100k, unpacked.")
-_OUTPUT = flags.DEFINE_string("output", "data/movielens", "Folder to write.")
+_INTO = flags.DEFINE_string("into", "data/movielens", "Folder to write.")
 
 # Of a line of `u.item`: id, title, two dates and an address, then a flag for
 # each genre.
@@ -81,7 +81,7 @@ def main() -> None:
     if item not in known:
       raise _broken(place, f"no film {item!r} in u.item")
     ratings.append({"user_id": user, "item_id": item, "rating": int(rating)})
-  folder = pathlib.Path(_OUTPUT.value).expanduser()
+  folder = pathlib.Path(_INTO.value).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   for name, records in {"items": films, "ratings": ratings}.items():
     with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:

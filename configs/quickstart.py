@@ -12,7 +12,7 @@ worker.
 Hardware: 2 CPU cores, no accelerator, 8 to 10 minutes.
 Expected: 4, 5 and 6 get empty summaries, the others long ones (E1); G is about
 as long as V, and both are longer than S (E2). `results.json` says if they hold.
-Held-out reward accuracy: P-DPO 0.92 or more for every worker and 0.96 to 0.98
+Held-out reward accuracy: P-DPO 0.92 or more for every worker and 0.95 to 0.98
 over all, vanilla DPO 0.67 over all (docs/results.md has seeds and settings).
 
 Variants: `:cluster`, the same with the cluster model; `:mixtures`, a hundred

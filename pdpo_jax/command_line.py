@@ -278,12 +278,16 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     return words
 
 
+# Texts that may say nothing.
+_MAY_BE_EMPTY = ("user_text",)
+
+
 def _check_given() -> None:
   """Raises a ValueError for a flag without a value, as of an unset variable."""
   for name in flags.FLAGS:
     flag = flags.FLAGS[name]
-    is_override = "." in name
-    if flag.present and flag.value == "" != flag.default and not is_override:
+    may_be_empty = "." in name or name in _MAY_BE_EMPTY
+    if flag.present and flag.value == "" != flag.default and not may_be_empty:
       raise ValueError(f"--{name} is empty; give it a value, or leave it out")
 
 

@@ -61,8 +61,8 @@ _ENGINE = flags.DEFINE_string(
 _POSITIONS = flags.DEFINE_integer(
   "positions",
   0,
-  "Tokens of prefix, prompt and answer together, at most; 0: as many as the "
-  "longest of the training had, twice.",
+  "Tokens of prefix, prompt and answer together, at most; 0: the longest of "
+  "the training, with room for an answer twice as long.",
   lower_bound=0,
 )
 PDPO_API_KEY = "PDPO_API_KEY"

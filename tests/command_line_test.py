@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from pdpo_jax import __main__ as commands
-from pdpo_jax import command_line, export, users
+from pdpo_jax import command_line, export, generate, users
 from pdpo_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -184,9 +184,10 @@ def test_a_flag_without_a_value_is_not_one_that_is_not_there(flag):
     command_line._parse(["users", f"--{flag}="])
 
 
-def test_what_is_empty_by_default_may_be_so():
+def test_what_may_say_nothing_may_be_empty():
+  assert generate._USER_TEXT.default is None
   with flagsaver.flagsaver():
-    words = ["users", "--database=", "list"]
+    words = ["users", "--database=", "--user_text=", "list"]
     assert command_line._parse(words) == ["users", "list"]
 
 

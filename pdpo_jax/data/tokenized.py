@@ -28,12 +28,14 @@ class TokenizedSplit:
     examples: those that fit.
     tokenized: the same as token ids.
     counts: what was cut and dropped, by reason.
+    kept: the place of each among the examples that were given.
   """
 
   name: str
   examples: list[structs.PreferenceExample]
   tokenized: Rows
   counts: collections.Counter[str]
+  kept: Sequence[int] = ()
 
   @property
   def owners(self) -> list[str | None]:
@@ -118,7 +120,7 @@ def tokenize_split(
     alone=alone,
   )
   kept = [examples[place] for place in result.kept]
-  return TokenizedSplit(name, kept, result.examples, result.counts)
+  return TokenizedSplit(name, kept, result.examples, result.counts, result.kept)
 
 
 def tokenize_dataset(

@@ -137,11 +137,9 @@ def _fitting(
   if data.long_response == "error":
     data = dataclasses.replace(data, long_response="drop")
   examples = [
-    structs.PreferenceExample(
-      prompt.prompt, text, (), None, prompt.user_text, place=str(place)
-    )
+    structs.PreferenceExample(prompt.prompt, text, (), None, prompt.user_text)
     for texts in said
-    for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    for prompt, text in zip(prompts, texts, strict=True)
   ]
   split = tokenized.tokenize_split(
     "answers",
@@ -153,6 +151,6 @@ def _fitting(
     alone=True,
   )
   fitting: list[list[str]] = [[] for _ in prompts]
-  for example in split.examples:
-    fitting[int(example.place)].append(example.chosen)
+  for place, example in zip(split.kept, split.examples, strict=True):
+    fitting[place % len(prompts)].append(example.chosen)
   return fitting

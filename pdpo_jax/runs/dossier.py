@@ -237,7 +237,8 @@ def learnt(dossier: Dossier) -> people_lib.Learnt | None:
     posterior = {k: np.asarray(v) for k, v in fields["posterior"].items()}
   except ValueError:  # Of lists of different lengths.
     return None
-  row = np.asarray(fields["row"], np.float32)
+  with np.errstate(over="ignore"):  # `take_up` looks at it.
+    row = np.asarray(fields["row"], np.float32)
   return people_lib.Learnt(**(fields | {"row": row, "posterior": posterior}))
 
 
@@ -286,7 +287,7 @@ def _is_own(
   newcomer = dataclasses.asdict(run.own.learner.nobody())
   size = np.size(newcomer.pop("row"))
   return (
-    learnt.row.shape == (size,)
+    _are_numbers(learnt.row, (size,))
     and learnt.posterior.keys() == newcomer.keys()
     and all(
       _are_numbers(values, np.shape(newcomer[name]))

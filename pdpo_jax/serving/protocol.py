@@ -88,6 +88,10 @@ class StreamOptions(Body):
   include_usage: _Bool | None = None
 
 
+class ResponseFormat(Body):
+  type: Literal["text"]
+
+
 _NotDone = pydantic.create_model("NotDone", __base__=Body, **not_done.FIELDS)
 
 
@@ -112,6 +116,7 @@ class Sampling(_NotDone):
   safety_identifier: _Id | None = None
   # Whoever of the run differs most from `user` answers, without a name.
   unlike: _Bool | None = None
+  response_format: ResponseFormat | None = None
   best_of: _Int | None = None
 
   @pydantic.field_validator("best_of")
@@ -171,10 +176,6 @@ _Turns = Annotated[
 ]
 
 
-class ResponseFormat(Body):
-  type: Literal["text"]
-
-
 class ChatRequest(Sampling):
   messages: _Turns
   max_completion_tokens: Annotated[_Int, pydantic.Field(ge=1)] | None = None
@@ -182,7 +183,6 @@ class ChatRequest(Sampling):
   top_logprobs: (
     Annotated[_Int, pydantic.Field(ge=0, le=engine_lib.MAX_TOP_LOGPROBS)] | None
   ) = None
-  response_format: ResponseFormat | None = None
   # Templates write what stands around texts.
   add_special_tokens: not_done.field([False]) = None
 

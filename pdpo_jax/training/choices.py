@@ -119,12 +119,8 @@ class Preparer:
       may_be_none=True,
       alone=True,
     )
-    left = iter(examples.items())
-    places = [
-      next(place for place, example in left if example is kept)
-      for kept in split.examples
-    ]
-    return places, split
+    places = [*examples]
+    return [places[each] for each in split.kept], split
 
   def _of_comparisons(
     self, comparisons: Mapping[int, structs.PreferenceExample]

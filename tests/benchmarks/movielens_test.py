@@ -28,7 +28,7 @@ def convert(folder, **changed):
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(["tests"])
   out = folder / "out"
-  with flagsaver.as_parsed(source=str(source), output=str(out)):
+  with flagsaver.as_parsed(source=str(source), into=str(out)):
     movielens.main()
   return [
     list(map(json.loads, (out / f"{name}.jsonl").read_text().splitlines()))

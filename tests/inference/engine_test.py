@@ -138,6 +138,15 @@ def test_programs_are_compiled_at_the_start_and_never_again(monkeypatch):
   assert len(traced) == 5
 
 
+def test_answers_are_the_same_however_few_columns_are_read(monkeypatch):
+  monkeypatch.setattr(programs, "extents", lambda columns, *_: [8, 16, columns])
+  model = tiny.make_policy("llama-tiny", seed=1)
+  requests = mixed_requests(model)
+  with make_engine(model, slots=2, piece=4, queue=20) as running:
+    found = [ids(x) for x in [running.submit(each) for each in requests]]
+  assert found == generated(model, requests)
+
+
 def test_extents_are_few():
   assert programs.extents(1000, 128, 2) == [128, 256, 512, 1000]
   assert programs.extents(128, 128, 2) == [128]

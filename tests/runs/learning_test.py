@@ -247,6 +247,7 @@ def test_whom_a_run_exports_another_takes_up(whole, folder, learner, tmp_path):
   "spoil",
   [
     lambda x: x["row"].pop(),
+    lambda x: x["row"].__setitem__(0, 1e300),
     lambda x: x["posterior"].pop("z"),
     lambda x: x["posterior"].update(z=[[1], [1, 2]]),
     lambda x: x["posterior"]["groups"].pop(),
