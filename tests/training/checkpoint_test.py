@@ -84,8 +84,9 @@ def test_saves_leave_no_descriptor_and_no_thread_behind(tmp_path):
       if step % 4 == 0:
         saved.wait()
         counts.append(count())
-  # The first few open what all share.
-  assert counts[1] == counts[2]
+  # The first few open what all share; what others left may be closed meanwhile.
+  _, (files, threads), (files_later, threads_later) = counts
+  assert files_later <= files and threads_later <= threads, counts
 
 
 def damage_user_data(step_folder):
