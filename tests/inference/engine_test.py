@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -136,6 +137,39 @@ def test_programs_are_compiled_at_the_start_and_never_again(monkeypatch):
     for stream in [running.submit(r) for r in (*requests, *wants)]:
       ids(stream)
   assert len(traced) == 5
+
+
+def test_pieces_of_the_four_oldest_go_before_a_step(monkeypatch):
+  model = tiny.make_policy("llama-tiny", seed=1)
+  requests = [
+    engine.Request([7] * length, prefixes.of_row(model, 1), 13)
+    for length in (1, *[PIECE + 1] * 5)
+  ]
+  events = []
+
+  def tell(name, what):
+    ran = getattr(programs, name)
+
+    def run(*args, **kwargs):
+      events.append(what(*args))
+      return ran(*args, **kwargs)
+
+    monkeypatch.setattr(programs, name, run)
+
+  with make_engine(model, slots=6) as running:
+    running._stop_tokens = frozenset()
+    held = hold(running)
+    streams = [running.submit(requests[0])]
+    while not running.status().prompt_tokens:  # The next is its first step.
+      time.sleep(0.001)
+    tell("run_piece", lambda *args: str(args[5]))
+    tell("step", lambda *_: ".")
+    streams += [running.submit(request) for request in requests[1:]]
+    held.set()
+    for stream in streams:
+      ids(stream)
+  pieces, steps = "".join(events)[:16], "".join(events)[16:]
+  assert (pieces, set(steps)) == (".1234.1234.5.5..", {"."})
 
 
 def test_answers_are_the_same_however_few_columns_are_read(monkeypatch):
