@@ -138,13 +138,19 @@ class Server:
     return told if status == 200 else None
 
   @property
+  def process(self) -> int:
+    """Its number."""
+    assert self._process is not None
+    return self._process.pid
+
+  @property
   def learners(self) -> list[int]:
     """Processes that learn beside it."""
     found = []
     for file in pathlib.Path("/proc").glob("[0-9]*/stat"):
       with contextlib.suppress(OSError):
         _, parent = _state_of(file)
-        if parent == self._process.pid:
+        if parent == self.process:
           found.append(int(file.parent.name))
     return found
 
