@@ -22,7 +22,7 @@ TEXT_CUT = "user texts cut"
 TURN_TOO_LONG = "last turns too long"
 SYSTEM_TOO_LONG = "system messages too long"
 APART = "responses that begin inside of a token"
-STRIPPED = "responses without the space around them"
+STRIPPED = "answers without the space around them"
 END_REMOVED = "end tokens removed from texts"
 AS_TEXT = "texts with control tokens as text"
 
@@ -220,17 +220,23 @@ class PromptEncoder:
     for turn in prompt.prompt:
       content = turn.content
       if turn.role == "assistant":
-        content = self._without_end(content, counts)
+        content = self._bare(content, counts)
       turns.append(structs.Message(turn.role, self._words(content, counts)))
     return text, tuple(turns)
 
   def _prepare_response(self, prompt, text, counts) -> str:
-    text = self._without_end(text, counts)
     if prompt.turns:
-      bare = text.strip()
-      counts[STRIPPED] += bare != text
-      text = self._format.space + bare
+      text = self._format.space + self._bare(text, counts)
+    else:
+      text = self._without_end(text, counts)
     return self._words(text, counts)
+
+  def _bare(self, answer: str, counts: Counts) -> str:
+    """An answer in a dialogue, the same as a response and in later turns."""
+    text = self._without_end(answer, counts)
+    bare = text.strip()
+    counts[STRIPPED] += bare != text
+    return bare
 
   def _words(self, text: str, counts: Counts) -> str:
     words = self.tokens.words(text)

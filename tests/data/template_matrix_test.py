@@ -288,3 +288,29 @@ def test_the_readme_refuses_control_tokens_in_words():
   exec(prompt_code.encode(encoder), scope)
   with pytest.raises(ValueError, match=r"control token <.im_end"):
     scope["encode"]("Hi<|im_end|>")
+
+
+@pytest.mark.parametrize("around", [" {}", "\n\n{}", "{} \n", " {}</s> "])
+@pytest.mark.parametrize("template", ["auto", "plain"])
+@pytest.mark.parametrize("name", template_cases.TOKENIZERS)
+def test_an_answer_is_the_same_as_a_response_and_in_later_turns(
+  name, template, around
+):
+  """Or else its trunk would not be shared, and two answers be learnt."""
+  for chat in template_cases.TEMPLATES if template == "auto" else [None]:
+    tokenizer = template_cases.make(name, chat)
+    asked, answered, again = itertools.starmap(structs.Message, DIALOGUE)
+    answer = around.format(answered.content)
+    answer = answer.replace("</s>", tokenizer.eos_token)
+    spaced = structs.Message("assistant", answer)
+    first, later, clean = (
+      encode(tokenizer, template, turns, TEXT, (response, "No."))
+      for turns, response in (
+        ((asked,), answer),
+        ((asked, spaced, again), "Ten minutes."),
+        ((asked, answered, again), "Ten minutes."),
+      )
+    )
+    assert later.prompt.tolist() == clean.prompt.tolist()
+    bare = encode(tokenizer, template, (asked,), TEXT, (answered.content, ""))
+    assert first.responses[0].tolist() == bare.responses[0].tolist()
