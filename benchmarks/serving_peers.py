@@ -58,7 +58,7 @@ import signal, sys, xllamacpp
 folder, port, slots, positions = sys.argv[1:]
 params = xllamacpp.CommonParams()
 params.model.path = folder + "/model.gguf"
-params.hostname, params.port = "127.0.0.1", int(port)
+params.hostnames, params.port = ["127.0.0.1"], int(port)
 params.use_jinja = True
 params.n_parallel, params.n_ctx = int(slots), int(slots) * int(positions)
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
@@ -234,14 +234,18 @@ def _models(port: int) -> list[str] | None:
 
 
 def together(
-  server: Server, pauses: Sequence[float]
+  server: Server, number: int, pauses: Sequence[float]
 ) -> tuple[list[Answer], float]:
   """Everybody asks, each so many seconds after who came before them.
+
+  Args:
+    number: of the time. Prompts differ from time to time, since some servers
+      keep what they read.
 
   Returns:
     Answers in the order of the prompts, and seconds from first to last.
   """
-  prompts = generation_prompts.PROMPTS
+  prompts = [f"{number}. {each}" for each in generation_prompts.PROMPTS]
   answers: list[Answer | None] = [None] * len(prompts)
 
   def ask(place):
@@ -264,14 +268,25 @@ def together(
   return found, taken
 
 
+def settle(server: Server) -> None:
+  """Waits until whatever was begun at the start is done."""
+  used = server.cpu_seconds()
+  while True:
+    time.sleep(3)
+    before, used = used, server.cpu_seconds()
+    if used - before < 0.1:
+      return
+
+
 def measure(server: Server) -> dict[str, Any]:
   count = len(generation_prompts.PROMPTS)
   at_once = [0.0] * count
-  together(server, at_once)
+  together(server, 0, at_once)
+  settle(server)
   turns = []
-  for _ in range(_REPEATS.value):
+  for number in range(1, 1 + _REPEATS.value):
     before = server.cpu_seconds()
-    answers, seconds = together(server, at_once)
+    answers, seconds = together(server, number, at_once)
     turns.append(
       {
         "seconds": seconds,
@@ -283,7 +298,8 @@ def measure(server: Server) -> dict[str, Any]:
       }
     )
   rng = np.random.default_rng(0)
-  arriving, _ = together(server, rng.exponential(1 / _PER_SECOND.value, count))
+  pauses = rng.exponential(1 / _PER_SECOND.value, count)
+  arriving, _ = together(server, -1, pauses)
   result: dict[str, Any] = {
     name: statistics.median(turn[name] for turn in turns) for name in turns[0]
   }

@@ -121,6 +121,7 @@ class Engine:
     # XLA's CPU backend copies some columns before it reads them, and not all.
     most = None
     if stack.can_be_apart(state):
+      graphdef, state = nnx.split(stack.without_lora(policy.lm))
       state, most = stack.apart(state, policy.lm.stacked), positions // 3
     self._weights = graphdef, state
     self._cache = programs.make_cache(*self._weights, slots, positions, mesh)

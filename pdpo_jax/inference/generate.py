@@ -169,6 +169,7 @@ def generate(
   graphdef, state = nnx.split(policy)
   batches = math.ceil(len(requests) / batch_size)
   if _pays_apart(policy.lm, batches * spec.max_new_tokens):
+    graphdef, state = nnx.split(stack.without_lora(policy))
     state = stack.apart(state, policy.lm.stacked)
   stop_array = np.asarray(stop_tokens, np.int32)
   order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))

@@ -187,6 +187,12 @@ class Linear(nnx.Module):
       out = out + (low * self.lora_scale) @ up
     return keep(out.reshape(*batch, -1))
 
+  def merge_lora(self) -> None:
+    """Adds the update to the kernel, which may be stacked, and drops it."""
+    update = self.lora_scale * (self.lora_a[...] @ self.lora_b[...])
+    self.kernel = nnx.Param(self.kernel[...] + update)
+    self.lora_a = self.lora_b = None
+
 
 class Embedding(nnx.Module):
   """A token table `[V, D]`, with a low-rank update where `lora` names it.

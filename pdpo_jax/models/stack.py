@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -105,6 +106,24 @@ def apart(state: nnx.State, name: str) -> nnx.State:
 
   flat = nnx.to_flat_state(state)
   return nnx.from_flat_state([(path, split(path, x)) for path, x in flat])
+
+
+def without_lora(lm: nnx.Module) -> nnx.Module:
+  """A model of the same weights, with the updates of its layers in them.
+
+  For inference on a CPU, where the two small products beside each large one
+  take their time. Updates stay beside weights that are less exact than they
+  are, which would lose them, and beside embeddings, which are looked up.
+  """
+  lm = nnx.merge(*nnx.split(lm))
+  for _, node in nnx.iter_graph(lm):
+    if (
+      isinstance(node, layers.Linear)
+      and node.lora_a is not None
+      and node.kernel[...].dtype == jnp.float32
+    ):
+      node.merge_lora()
+  return lm
 
 
 def can_be_apart(state: nnx.State) -> bool:

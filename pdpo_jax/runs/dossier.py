@@ -6,9 +6,10 @@ What people have a right to see and to take with them.
 import collections
 import dataclasses
 import fnmatch
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -100,12 +101,17 @@ class Dossier(TypedDict):
 
 
 def make(
-  run: run_lib.Run, user_id: str, dataset: dataset_lib.Dataset | None
+  run: run_lib.Run,
+  user_id: str,
+  dataset: dataset_lib.Dataset | None,
+  row_of: Callable[[str], np.ndarray | None] | None = None,
 ) -> Dossier:
   """All that a run holds of a person.
 
   Args:
     dataset: of the run, if it can be read.
+    row_of: a person's row in the table that was trained; for whoever has it in
+      memory, since a table is read whole.
 
   Raises:
     ValueError: if that is nothing.
@@ -115,7 +121,8 @@ def make(
   user = run.config.user
   row = None
   if user.prefix_length:
-    row = rows.read(user, run.own.folder, user_id)
+    row_of = row_of or functools.partial(rows.read, user, run.own.folder)
+    row = row_of(user_id)
   of_data = persona = None
   if dataset is not None:
     of_data = {

@@ -166,7 +166,8 @@ async def export(
   def make() -> dossier.Dossier:
     run = run_lib.Run.open(room.run.workdir, database=room.database)
     try:
-      held = dossier.make(run, user, erase_lib.read_dataset(run))
+      dataset = erase_lib.read_dataset(run)
+      held = dossier.make(run, user, dataset, room.speakers.trained_row)
       # It takes a while, in which another server may have erased them.
       if not room.speakers.is_there(user):
         raise _nobody(user)

@@ -126,6 +126,11 @@ class Speakers:
     prefix = self._prefix_of_bytes(learnt.tobytes())
     return Speaker(user_id, "learnt", learnt.reshape(self._shape), prefix)
 
+  def trained_row(self, user_id: str) -> np.ndarray | None:
+    """Of the user table; None for whoever has none there."""
+    row = self.table.row_or_generic(user_id)
+    return self._row_of(row) if row else None
+
   def is_there(self, user_id: str) -> bool:
     """Whether anything is known of somebody; they may just have left."""
     return self.known_as(user_id, self.people.get(user_id)) != "unknown"

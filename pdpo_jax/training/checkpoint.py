@@ -12,12 +12,12 @@ of an earlier version has no sums, and is read as it is.
 
 import contextlib
 import errno
-import itertools
+import functools
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,37 +31,11 @@ from pdpo_jax.training import (
   checkpoint_errors,
   checkpoint_items,
   checkpoint_meta,
+  checkpoint_steps,
 )
 from pdpo_jax.training import sums as sums_lib
 
 logger = logging.getLogger(__name__)
-
-
-def _abstract(
-  tree: Any, place_of: Callable[[Any], jax_sharding.Sharding]
-) -> Any:
-  """Shapes, dtypes and shardings of a tree of arrays; strings stay."""
-  return jax.tree.map(
-    lambda x: (
-      x
-      if isinstance(x, str)
-      else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place_of(x))
-    ),
-    tree,
-  )
-
-
-class _Newest(ocp.training.preservation_policies.LatestN):
-  """The newest `n`, and one besides."""
-
-  preserved: int | None = None
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any):
-    newest = super().should_preserve(checkpoints, context=context)
-    return [
-      new or each.step == self.preserved
-      for new, each in zip(newest, checkpoints, strict=True)
-    ]
 
 
 class Checkpoints:
@@ -80,7 +54,7 @@ class Checkpoints:
     self.folder = folder.absolute()
     self._writes = keep is not None
     self._saving: tuple[int, Any] | None = None  # a step, and Orbax's response
-    self._newest = _Newest(keep)
+    self._newest = checkpoint_steps.Newest(keep)
     training = ocp.training
     if self._writes:
       kept.make_folder(self.folder)
@@ -165,16 +139,20 @@ class Checkpoints:
     """
     problems: dict[int, str] = {}
     for step in self._newest_first():
-      ids, problems[step] = _read(lambda step=step: self._user_ids(step))
-      if ids:
-        return users_lib.UserIndex.from_json(json.loads(ids))
+      users, problems[step] = checkpoint_errors.attempt(
+        lambda step=step: self._users_of(step)
+      )
+      if users is not None:
+        return users
     self._refuse(problems)
     return users_lib.UserIndex([])
 
   def described(self) -> tuple[int, dict[str, Any]] | None:
     """The newest step whose `meta` can be read, and that; None without."""
     for step in self._newest_first():
-      meta, problem = _read(lambda step=step: self.meta(step))
+      meta, problem = checkpoint_errors.attempt(
+        lambda step=step: self.meta(step)
+      )
       if not problem:
         return step, meta
     return None
@@ -198,19 +176,39 @@ class Checkpoints:
     meta = self._load_items(step, {"meta": None})["meta"]
     return sums_lib.take(step, meta)
 
-  def _user_ids(self, step: int) -> str | None:
-    """The ids alone, however large the table is; None without users."""
+  def _users_of(self, step: int) -> users_lib.UserIndex | None:
+    if processes.several():  # Who reads, reads together with all.
+      return self.read_users(step)
+    return _known_users(
+      self.folder, step, checkpoint_meta.stamp(self.folder / str(step))
+    )
+
+  def read_users(self, step: int) -> users_lib.UserIndex | None:
+    """Those of a step, however large the table is; None without a table."""
     _, sums = self._meta_and_sums(step)
-    metadata = self._checkpointer.checkpointables_metadata(step).metadata
-    if "users" not in metadata:
+    saved = self._as_saved(step, ("users",))
+    if not saved:
       return None
-    if metadata["users"] is None:  # Orbax has logged why.
+    if saved["users"] is None:  # Orbax has logged why.
       raise ValueError("the table of users is damaged")
-    table = dict.fromkeys(metadata["users"]["table"], ocp.PLACEHOLDER)
+    table = dict.fromkeys(saved["users"]["table"], ocp.PLACEHOLDER)
     like = {"users": {"table": table, "ids": ""}}
     ids = self._load_items(step, like)["users"]["ids"]
     sums_lib.check({"users": {"ids": ids}}, sums)
-    return ids
+    return users_lib.UserIndex.from_json(json.loads(ids))
+
+  def _as_saved(self, step: int, names: Sequence[str]) -> dict[str, Any]:
+    """Metadata of the items of a step that are there.
+
+    No others are read, since each array's costs time, and TensorStore 0.1.86
+    never gives back 3 KB of it.
+    """
+    place = self.folder / str(step)
+    return {
+      name: ocp.metadata(place, name).metadata
+      for name in names
+      if (place / name).is_dir()
+    }
 
   def load(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
     """The items of `step` that `like` names, in its shapes and shardings.
@@ -218,7 +216,7 @@ class Checkpoints:
     Raises:
       ValueError: if they cannot be read, or are not what was saved.
     """
-    like = _abstract(dict(like), lambda x: x.sharding)
+    like = checkpoint_items.abstract(dict(like), lambda x: x.sharding)
     return self._whole(step, *self._load_checked(step, like))
 
   def load_as_saved(self, step: int, names: Sequence[str]) -> dict[str, Any]:
@@ -235,11 +233,11 @@ class Checkpoints:
     )
 
     def like():
-      metadata = self._checkpointer.checkpointables_metadata(step).metadata
-      like = {name: metadata[name] for name in names if name in metadata}
-      return _abstract(like, lambda _: here)
+      return checkpoint_items.abstract(
+        self._as_saved(step, names), lambda _: here
+      )
 
-    like, problem = _read(like)
+    like, problem = checkpoint_errors.attempt(like)
     if not problem:
       like, problem = self._load_checked(step, like)
     return self._whole(step, like, problem)
@@ -253,13 +251,19 @@ class Checkpoints:
     self, step: int, like: Mapping[str, Any]
   ) -> tuple[dict[str, Any] | None, str]:
     """Items, and what is wrong if they are not what was saved."""
-    sums, problem = _read(lambda: self._meta_and_sums(step)[1])
+    sums, problem = checkpoint_errors.attempt(
+      lambda: self._meta_and_sums(step)[1]
+    )
     items = None
     if not problem:
-      items, problem = _read(lambda: self._load_items(step, like))
+      items, problem = checkpoint_errors.attempt(
+        lambda: self._load_items(step, like)
+      )
     # All have read theirs, since summing is done by all together.
     if not problem:
-      _, problem = _read(lambda: sums_lib.check(items, sums))
+      _, problem = checkpoint_errors.attempt(
+        lambda: sums_lib.check(items, sums)
+      )
     return items, problem
 
   def _load_items(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,9 +285,11 @@ class Checkpoints:
         says, or none of them can be read.
     """
     problems: dict[int, str] = {}
-    shapes = _abstract(dict(like), lambda x: x.sharding)
+    shapes = checkpoint_items.abstract(dict(like), lambda x: x.sharding)
     for step in self._newest_first():
-      saved_meta, problems[step] = _read(lambda step=step: self.meta(step))
+      saved_meta, problems[step] = checkpoint_errors.attempt(
+        lambda step=step: self.meta(step)
+      )
       if problems[step]:
         continue
       checkpoint_meta.check(saved_meta, meta, self.folder / str(step))
@@ -314,31 +320,27 @@ class Checkpoints:
         "checkpoint %s cannot be read and is passed over (%s)", place, problem
       )
       if self._writes:
-        processes.from_first(lambda place=place: _move(place, aside))
+        processes.from_first(
+          lambda place=place: checkpoint_steps.move_aside(place, aside)
+        )
         logger.warning("it was moved to %s", aside)
     if self._writes and problems:
       self._checkpointer.reload()
 
 
-def _read(read: Callable[[], Any]) -> tuple[Any, str]:
-  """What `read` gives, and what was wrong if it failed for any process."""
-  value, problem = None, ""
-  try:
-    value = read()
-  except Exception as error:  # Orbax raises what its storage raises.
-    problem = checkpoint_errors.first_line(error)
-  return value, next(filter(None, processes.gather(problem)), "")
+@functools.lru_cache(4)
+def _known_users(
+  folder: pathlib.Path, step: int, stamp: tuple[Any, ...]
+) -> users_lib.UserIndex | None:
+  """A step's users, read once for each state of its files.
 
+  A server asks with each request that tells of somebody or erases them.
 
-def _move(place: pathlib.Path, folder: pathlib.Path) -> None:
-  """Moves a step's folder, and keeps what was moved there before."""
-  kept.make_folder(folder)
-  name = next(
-    name
-    for number in itertools.count()
-    if not (name := folder / f"{place.name}_{number}").exists()
-  )
-  place.rename(name)
+  Args:
+    stamp: of that state.
+  """
+  with Checkpoints(folder) as saved:
+    return saved.read_users(step)
 
 
 def restore(

@@ -7,9 +7,10 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from pdpo_jax.core import kept
+from pdpo_jax.core import kept, processes
 
 # How TensorStore says why a disk refused.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
@@ -63,3 +64,13 @@ def listing(folder: pathlib.Path) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
   text = str(error.args[0] if isinstance(error, KeyError) else error)
   return (text.strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def attempt(read: Callable[[], Any]) -> tuple[Any, str]:
+  """What `read` gives, and what was wrong if it failed for any process."""
+  value, problem = None, ""
+  try:
+    value = read()
+  except Exception as error:  # Orbax raises what its storage raises.
+    problem = first_line(error)
+  return value, next(filter(None, processes.gather(problem)), "")

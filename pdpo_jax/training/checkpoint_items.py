@@ -7,11 +7,12 @@ then item `base`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
+from jax import sharding as jax_sharding
 
 from pdpo_jax.core import structs
 from pdpo_jax.data import users as users_lib
@@ -22,6 +23,20 @@ _ITEMS = (
   ("users", user_model.UserParam),
   ("base", nnx.Param),
 )
+
+
+def abstract(
+  tree: Any, place_of: Callable[[Any], jax_sharding.Sharding]
+) -> Any:
+  """Shapes, dtypes and shardings of a tree of arrays; strings stay."""
+  return jax.tree.map(
+    lambda x: (
+      x
+      if isinstance(x, str)
+      else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place_of(x))
+    ),
+    tree,
+  )
 
 
 def _path(path: Sequence[Any]) -> str:

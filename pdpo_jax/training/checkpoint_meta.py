@@ -1,4 +1,4 @@
-"""What a checkpoint says of its training, and whether that is this one."""
+"""What a checkpoint says of its training, and the state of its files."""
 
 import json
 import pathlib
@@ -30,3 +30,12 @@ def check(
 def _expand(meta: Mapping[str, Any]) -> dict[str, Any]:
   """With the fields of its config, if it has one, for what they are."""
   return {**meta, **json.loads(meta.get("config", "{}")), "config": ""}
+
+
+def stamp(place: pathlib.Path) -> tuple[Any, ...]:
+  """Differs once any file in a folder was written."""
+  return tuple(
+    (str(file), found.st_ino, found.st_size, found.st_mtime_ns)
+    for file in sorted(place.rglob("*"))
+    for found in [file.stat()]
+  )

@@ -122,9 +122,13 @@ def rows_of(
   policy: policies.SplitPolicy, numbers: Sequence[int]
 ) -> Float[np.ndarray, "n ..."]:
   """Rows of the user table, as they stand there."""
-  read = jax.jit(lambda table, rows: jnp.take(table, rows, axis=0))
   table = _table_of(policy).get_value()
-  return processes.fetch(read(table, np.asarray(numbers, np.int32)))
+  return processes.fetch(_take(table, np.asarray(numbers, np.int32)))
+
+
+@jax.jit
+def _take(table, rows):
+  return jnp.take(table, rows, axis=0)
 
 
 def spread(numbers: Sequence[int], most: int) -> list[int]:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from pdpo_jax.inference import generate, sampling
-from pdpo_jax.models import attention, stack
+from pdpo_jax.models import attention, layers, policy, stack
 from tests.inference import tiny
 
 
@@ -57,11 +57,11 @@ def test_frozen_weights_are_not_copied_and_others_are():
   apart = dict(nnx.to_flat_state(stack.apart(state, lm.stacked)))
   assert len(apart) == 3
   for path, variable in nnx.to_flat_state(state):
-    layers = apart[path].get_value()
-    assert [float(layer[0, 0]) for layer in layers] == [0, 1]
+    separate = apart[path].get_value()
+    assert [float(layer[0, 0]) for layer in separate] == [0, 1]
     shares = [
       np.shares_memory(np.asarray(layer), np.asarray(variable.get_value()))
-      for layer in layers
+      for layer in separate
     ]
     assert shares == [path[-1] == "kernel"] * 2
 
@@ -88,3 +88,35 @@ def test_answers_of_layers_apart_are_the_same(monkeypatch):
   assert [text.tolist() for text in texts] == tiny.answers_without_cache(
     model, requests, spec
   )
+
+
+@pytest.mark.parametrize("preset", ["gptj-tiny", "llama-tiny"])
+def test_updates_in_the_weights_are_the_updates_beside_them(preset):
+  lm = tiny.make_policy(preset).lm
+  merged = stack.without_lora(lm)
+  assert not jax.tree.leaves(nnx.state(merged, layers.LoraParam))
+  hidden, _ = run(*nnx.split(lm))
+  found, _ = run(*nnx.split(merged))
+  np.testing.assert_allclose(found, hidden, rtol=1e-4, atol=1e-5)
+  # Those of the model are where they were, and are felt.
+  assert jax.tree.leaves(nnx.state(lm, layers.LoraParam))
+  updates = nnx.state(lm, layers.LoraParam)
+  without = nnx.merge(*nnx.split(lm))
+  nnx.update(without, jax.tree.map(jnp.zeros_like, updates))
+  assert np.abs(run(*nnx.split(without))[0] - hidden).max() > 0.1
+
+
+@pytest.mark.parametrize("param_dtype", ["bfloat16", "int8"])
+def test_updates_stay_beside_weights_that_would_lose_them(param_dtype):
+  lm = policy.make_language_model(
+    policy.PRESETS["llama-tiny"],
+    lora=layers.LoraConfig(("q_proj", "v_proj"), rank=3),
+    param_dtype=param_dtype,
+    rngs=nnx.Rngs(0),
+  )
+  merged = stack.without_lora(lm)
+  before, after = (
+    dict(nnx.to_flat_state(nnx.state(each))) for each in (lm, merged)
+  )
+  assert before.keys() == after.keys()
+  assert any(isinstance(x, layers.LoraParam) for x in after.values())
