@@ -7,7 +7,8 @@ from concurrent import futures
 import pytest
 
 from pdpo_jax.core import structs
-from pdpo_jax.runs import locks
+from pdpo_jax.runs import dossier, locks
+from pdpo_jax.runs import run as run_lib
 from pdpo_jax.serving import questions, traits
 from tests.runs import people_run
 from tests.runs.learning_test import choice
@@ -198,10 +199,14 @@ def test_of_nobody_nothing_is_known(at, method):
       assert status == 404 and told["error"]["code"] == "person_not_found"
 
 
-def test_a_person_gets_all_that_is_held_of_them(at):
-  status, held = ask(at, "GET", f"{person(CEM)}/export")
-  assert status == 200 and held["person"] == CEM
+@pytest.mark.parametrize("user_id", [ANN, CEM])
+def test_a_person_gets_all_that_is_held_of_them(at, user_id):
+  status, held = ask(at, "GET", f"{person(user_id)}/export")
+  assert status == 200 and held["person"] == user_id
   assert len(held["row"]) == 3 * 16 and len(held["comparisons"]["train"]) == 8
+  # What a server has in memory is what the command reads from the files.
+  run = run_lib.Run.open(at.room.run.workdir)
+  assert held == dossier.make(run, user_id, run.dataset)
 
 
 def test_whoever_came_leaves_at_once(at):
