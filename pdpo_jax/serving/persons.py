@@ -164,10 +164,9 @@ async def export(
   await _enter(request, user)
 
   def make() -> dossier.Dossier:
-    run = run_lib.Run.open(room.run.workdir, database=room.database)
     try:
-      dataset = erase_lib.read_dataset(run)
-      held = dossier.make(run, user, dataset, room.speakers.trained_row)
+      dataset = erase_lib.read_dataset(room.run)
+      held = dossier.make(room.run, user, dataset, room.speakers.trained_row)
       # It takes a while, in which another server may have erased them.
       if not room.speakers.is_there(user):
         raise _nobody(user)

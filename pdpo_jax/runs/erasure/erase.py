@@ -51,9 +51,12 @@ class Erased:
 
 
 def read_dataset(run: run_lib.Run) -> dataset_lib.Dataset | None:
-  """The data of a run; None, with a warning, where it cannot be read."""
+  """The data of a run as it is now, without whoever was erased.
+
+  None, with a warning, where it cannot be read.
+  """
   try:
-    return run.dataset
+    return run_lib.load_dataset(run.config, run.tokenizer, run.workdir)
   except (ValueError, OSError) as error:
     logger.warning("the data of %s cannot be read: %s", run.workdir, error)
     return None
