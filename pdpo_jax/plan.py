@@ -13,7 +13,7 @@ Of the base only sizes are needed: those of `base.path`, where it is a local
 folder, else those that its name tells or `--arch` names. Of the data only the
 shape of a batch: the longest that the config allows, or what the flags below
 say. `--largest` also looks for the largest batch that fits and for a smaller
-topology, and compiles three to five times more, in up to three minutes each.
+topology, and compiles three to five times more, which takes minutes each.
 """
 
 import dataclasses
