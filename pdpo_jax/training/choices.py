@@ -6,14 +6,16 @@ A comparison is a choice for each of its rejected responses, with
 
 Of a thumb on a single response y,
 
-    P(up) = sigma(scale beta (log pi(y | x, row) - log pi(y | x, generic))):
+    P(up) = sigma(scale beta s(y)),
 
-who likes an answer is somebody to whom the model would give it sooner than to
-anybody else. It is a binary classifier of the same reward (KTO,
+where s is how much sooner the model would say y to this person than to the
+generic user, less what that is on average for whatever the generic user is told
+(`margins.py`). It is a binary classifier of the same reward (KTO,
 arXiv:2402.01306; with a cross-entropy, BCO, arXiv:2404.04656). These set its
 threshold by a mean over other answers, of which a person with one thumb has
-none; the generic user's reward of the same answer takes its place, so that what
-everybody likes says nothing of anyone.
+none; here it is the mean over the generic user's, token by token. Without it,
+whoever is far from the generic user would seem to dislike nearly all that is
+said, since the generic user says it sooner.
 
 A thumb is prepared as a choice between y and nothing, so that all else is the
 same for both.
@@ -45,13 +47,17 @@ class Choice:
     user_id: whose it is; None for nobody's, such as one that may be asked.
     place: of its comparison or thumb among those that it was prepared from.
     example: the preferred response and the other one.
-    reference_logps: of both, in nats; of a thumb's, the generic user's.
+    reference_logps: of both, in nats; of a thumb 0, as it needs none.
   """
 
   user_id: str | None
   place: int
   example: structs.TokenizedExample
   reference_logps: Float[np.ndarray, " 2"]
+
+  @property
+  def is_thumb(self) -> bool:
+    return not all(map(len, self.example.responses))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,6 @@ class Preparer:
     data: of the policy's run, whose limits apply.
     tokenizer: of its base.
     margins: of the policy.
-    basis: rows that those of people are made of; the last is the generic one.
   """
 
   def __init__(
@@ -83,10 +88,9 @@ class Preparer:
     data: data_config.DataConfig,
     tokenizer: transformers.PreTrainedTokenizerBase,
     margins: margins_lib.Margins,
-    basis: Float[np.ndarray, "K ..."],
   ):
     self._data, self._tokenizer = data, tokenizer
-    self._margins, self._basis = margins, basis
+    self._margins = margins
 
   def prepare(self, feedback: Sequence[structs.Feedback]) -> Prepared:
     """Token ids and what the reference thinks, computed once.
@@ -158,18 +162,15 @@ class Preparer:
       dataclasses.replace(example, responses=(*example.responses, nothing))
       for example in split.tokenized
     ]
-    generic = np.zeros((len(pairs), len(self._basis)))
-    generic[:, -1] = 1.0
-    logps = self._margins.response_logps(pairs, generic, self._basis)
     choices = []
-    for place, pair, logp in zip(places, pairs, logps, strict=True):
+    for place, pair in zip(places, pairs, strict=True):
       first = 1 if thumbs[place].is_up else -1
       choices.append(
         Choice(
           thumbs[place].user_id,
           place,
           dataclasses.replace(pair, responses=pair.responses[::first]),
-          np.array([logp, 0.0])[::first],
+          np.zeros(2, np.float32),
         )
       )
     return Prepared(choices, split.counts)

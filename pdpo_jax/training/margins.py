@@ -4,6 +4,17 @@ A person is a sum of a few rows, `row = coordinates @ basis`. A margin is beta
 times the log-ratio difference of a pair, as the loss has it; and what is learnt
 from is its gradient with respect to its own person's coordinates.
 
+Of a thumb's response y, the surplus of a row over the generic user takes the
+place of the log-ratio: what it gives y, less what it may be expected to give
+whatever the generic user says,
+
+    s(y) = sum_t log pi(y_t | row) - log pi(y_t | generic)
+                 + KL(pi(. | generic) || pi(. | row)),
+
+all behind x and y_<t. With h_t what the output head W reads, normalizers cancel
+and `s(y) = sum_t (h_t(row) - h_t(generic)) (W[y_t] - E_generic W[v])`, where
+the second factor is the gradient that `logprobs.py` makes.
+
 Axes: B pairs · K coordinates.
 """
 
@@ -39,18 +50,39 @@ _FEW_ROWS, _MOST_TIMES = 8, 4
 
 @functools.cache
 def _compiled(
-  graphdef: Any, beta: float, length_normalized: bool, logits_chunk: int
+  graphdef: Any,
+  beta: float,
+  length_normalized: bool,
+  logits_chunk: int,
+  of_thumbs: bool,
 ) -> Callable:
   def run(trainable, frozen, batch, coordinates, basis):
     policy = nnx.merge(graphdef, trainable, frozen)
+    logps_of = functools.partial(
+      objective_lib.logps_of_hidden, policy, batch, logits_chunk=logits_chunk
+    )
+
+    def hidden_of(coordinates):
+      rows = jnp.tensordot(coordinates, basis, 1)
+      return objective_lib.response_hidden(
+        policy, batch, policy.user_model.prefixes(rows)
+      )
+
+    if of_thumbs:
+      generic = hidden_of(jnp.zeros_like(coordinates).at[:, -1].set(1.0))
+      logps, pull_back = jax.vjp(logps_of, generic)
+      (slopes,) = pull_back(jnp.ones_like(logps))
+
+    def rewards(coordinates):
+      hidden = hidden_of(coordinates)
+      if not of_thumbs:
+        return logps_of(hidden)
+      moved = hidden.astype(jnp.float32) - generic.astype(jnp.float32)
+      return (moved * slopes.astype(jnp.float32)).sum((-2, -1))
 
     def margins(coordinates):
-      rows = jnp.tensordot(coordinates, basis, 1)
-      logps = objective_lib.response_logps(
-        policy, batch, policy.user_model.prefixes(rows), logits_chunk
-      )
       ratios = losses.log_ratios(
-        logps,
+        rewards(coordinates),
         batch.reference_logps,
         batch.response_mask if length_normalized else None,
       )
@@ -96,8 +128,8 @@ class Margins:
     self._most = 2 * train.batch_size // train.accumulation_steps
     chunk = sharding.logits_chunk(train.logits_chunk, self._mesh)
     loss = recipe.loss
-    self._run = _compiled(
-      policy.graphdef, loss.beta, loss.length_normalized, chunk
+    self._compiled = functools.partial(
+      _compiled, policy.graphdef, loss.beta, loss.length_normalized, chunk
     )
 
   def reference_logps(self, examples: Examples) -> Float[np.ndarray, "B 2"]:
@@ -119,36 +151,31 @@ class Margins:
     reference_logps: Float[np.ndarray, "B 2"],
     coordinates: Float[np.ndarray, "B K"],
     basis: Float[np.ndarray, "K ..."],
+    of_thumbs: bool = False,
   ) -> tuple[Float[np.ndarray, " B"], Float[np.ndarray, "B K"]]:
-    """The margin of each pair in favour of its first response; its gradient."""
+    """The margin of each pair in favour of its first response; its gradient.
+
+    Args:
+      basis: rows; the last is the generic user's.
+      of_thumbs: whether these are thumbs (`choices.Choice`), whose responses
+        have a surplus in place of a log-ratio.
+    """
     margins = np.zeros(len(examples))
     gradients = np.zeros(coordinates.shape)
     if self._mesh is not None:
       basis = sharding.put(basis, sharding.whole(self._mesh))
     place = sharding.batch_placer(self._mesh)
+    run = self._compiled(of_thumbs)
     for batch in self.batches(examples, reference_logps):
       real = batch.index >= 0
       padded = np.zeros((len(real), coordinates.shape[1]), np.float32)
       padded[real] = coordinates[batch.index[real]]
-      values, slopes = self._run(
+      values, slopes = run(
         self._trainable, self._frozen, place(batch), place(padded), basis
       )
       margins[batch.index[real]] = processes.fetch(values)[real]
       gradients[batch.index[real]] = processes.fetch(slopes)[real]
     return margins, gradients
-
-  def response_logps(
-    self,
-    examples: Examples,
-    coordinates: Float[np.ndarray, "B K"],
-    basis: Float[np.ndarray, "K ..."],
-  ) -> Float[np.ndarray, " B"]:
-    """`log pi(y | x, row)`, in nats, of first responses beside empty ones."""
-    none = np.zeros((len(examples), 2), np.float32)
-    margins, _ = self.of(examples, none, coordinates, basis)
-    loss = self._recipe.loss
-    lengths = np.array([len(example.responses[0]) for example in examples])
-    return margins / loss.beta * (lengths if loss.length_normalized else 1)
 
   def batches(
     self, examples: Examples, reference_logps: Float[np.ndarray, "B 2"] | None

@@ -64,15 +64,14 @@ class LossConfig(sections.Section):
     return [(name, weight) for name, weight in both if weight > 0]
 
 
-def response_logps(
+def response_hidden(
   policy: policy_lib.Policy,
   batch: structs.PreferenceBatch,
   prefix: Float[Array, "B T D"],
-  logits_chunk: int,
   dropout_key: Key[Array, ""] | None = None,
-) -> Float[Array, "B N"]:
-  """`log pi(y | x, prefix)` of each response, in nats."""
-  hidden = policy.response_hidden(
+) -> Float[Array, "B N R D"]:
+  """What the output head reads before each token of each response."""
+  return policy.response_hidden(
     batch.prompt,
     batch.prompt_mask,
     batch.responses,
@@ -82,6 +81,15 @@ def response_logps(
     batch.packed,
     batch.decisions,
   )
+
+
+def logps_of_hidden(
+  policy: policy_lib.Policy,
+  batch: structs.PreferenceBatch,
+  hidden: Float[Array, "B N R D"],
+  logits_chunk: int,
+) -> Float[Array, "B N"]:
+  """The log-probability of each response, in nats."""
   return logprobs.response_logps(
     hidden,
     batch.responses,
@@ -90,6 +98,18 @@ def response_logps(
     logits_chunk,
     batch.packed,
   )
+
+
+def response_logps(
+  policy: policy_lib.Policy,
+  batch: structs.PreferenceBatch,
+  prefix: Float[Array, "B T D"],
+  logits_chunk: int,
+  dropout_key: Key[Array, ""] | None = None,
+) -> Float[Array, "B N"]:
+  """`log pi(y | x, prefix)` of each response, in nats."""
+  hidden = response_hidden(policy, batch, prefix, dropout_key)
+  return logps_of_hidden(policy, batch, hidden, logits_chunk)
 
 
 def branch_logps(

@@ -156,7 +156,7 @@ class Learner:
       ]
     ).reshape(-1, *self.population.shape)
     self._preparer = choices_lib.Preparer(
-      recipe.data, base.tokenizer, self._margins, self._basis
+      recipe.data, base.tokenizer, self._margins
     )
 
   def prepare(
@@ -281,14 +281,23 @@ class Learner:
     """The margin of each choice for somebody of a group at z; its gradient."""
     groups = np.eye(self.population.groups)[groups]
     none = np.zeros((len(choices), 1))  # of the generic user
+    coordinates = np.concatenate([groups, z, none], 1)
     logps = np.zeros((len(choices), 2), np.float32)
+    is_thumb = np.zeros(len(choices), bool)
     for number, choice in enumerate(choices):
       logps[number] = choice.reference_logps
-    found, gradients = self._margins.of(
-      [choice.example for choice in choices],
-      logps,
-      np.concatenate([groups, z, none], 1),
-      self._basis,
-    )
+      is_thumb[number] = choice.is_thumb
+    margins = np.zeros(len(choices))
+    gradients = np.zeros(coordinates.shape)
+    for of_thumbs in (False, True):
+      places = np.flatnonzero(is_thumb == of_thumbs)
+      if len(places):
+        margins[places], gradients[places] = self._margins.of(
+          [choices[place].example for place in places],
+          logps[places],
+          coordinates[places],
+          self._basis,
+          of_thumbs,
+        )
     scale = self.calibration.scale
-    return scale * found, scale * gradients[:, groups.shape[1] : -1]
+    return scale * margins, scale * gradients[:, groups.shape[1] : -1]

@@ -111,14 +111,25 @@ def test_learning_ends_at_the_top_of_the_log_posterior(parts):
   )
 
 
+def token_logps(policy, batch, row):
+  """`log pi(v | x, y_<t, row)` of the first response, `[B, R, V]`."""
+  merged = policy.merge()
+  rows = jnp.tile(row.reshape(-1), (len(batch.index), 1))
+  prefix = merged.user_model.prefixes(rows.reshape(-1, *row.shape))
+  hidden = objective_lib.response_hidden(merged, batch, prefix)[:, 0]
+  weight, bias = merged.lm.head()
+  logits = hidden @ weight.T
+  return jax.nn.log_softmax(logits if bias is None else logits + bias, -1)
+
+
 # Noise is that of float32, times beta, and a token.
 @pytest.mark.parametrize(
-  "kind, loss, noise", [(KINDS[0], {}, 0.02), (KINDS[1], NORMALIZED, 0.001)]
+  "kind, loss, noise", [(KINDS[0], {}, 0.02), (KINDS[1], NORMALIZED, 0.002)]
 )
 def test_a_thumb_is_how_much_sooner_one_would_be_answered_so(
   kind, loss, noise, folder
 ):
-  learner, _, dataset, *_ = make_parts(kind, folder, **loss)
+  learner, _, dataset, policy, _ = make_parts(kind, folder, **loss)
   pair = dataset.train[0]
   one, other = pair.chosen, pair.rejected[0]
   choices = learner.prepare(
@@ -130,25 +141,38 @@ def test_a_thumb_is_how_much_sooner_one_would_be_answered_so(
     ]
   ).choices
   assert [choice.place for choice in choices] == [0, 1, 2, 3]
-  group = learner.population.groups - 1
-  z = np.full((4, learner.population.size), 2.0)
-  somebody, slopes = learner.margins(choices, np.full(4, group), z)
-  generic = np.zeros((4, len(learner._basis)))
-  generic[:, -1] = 1
-  anybody, _ = learner._margins.of(
-    [choice.example for choice in choices],
-    np.array([choice.reference_logps for choice in choices], np.float32),
-    generic,
-    learner._basis,
+  assert [choice.is_thumb for choice in choices] == [False, True, True, True]
+  population = learner.population
+  group = population.groups - 1
+  z = np.full((4, population.size), 2.0)
+  groups = np.full(4, group)
+  found, slopes = learner.margins(choices, groups, z)
+  examples = [choice.example for choice in choices[1:3]]
+  (batch,) = learner._margins.batches(examples, np.zeros((2, 2)))
+  batch = jax.tree.map(jnp.asarray, batch)
+  somebody = token_logps(policy, batch, population.row(group, z[0]))
+  generic = token_logps(
+    policy, batch, population.generic.reshape(population.shape)
   )
-  # Of what anybody likes as much, a thumb says nothing.
-  np.testing.assert_allclose(anybody[1:], 0.0, atol=noise)
-  # Two of them say what a comparison does, beyond what it says of anybody.
-  np.testing.assert_allclose(
-    somebody[1] - somebody[2], somebody[0] - anybody[0], atol=3 * noise
-  )
-  assert somebody[2] == -somebody[3] and np.abs(somebody[1:]).max() > 5 * noise
+  gap = somebody - generic
+  said = jnp.take_along_axis(gap, batch.responses[:, 0, :, None], -1)[..., 0]
+  expected = (jnp.exp(generic) * gap).sum(-1)
+  mask = batch.response_mask[:, 0]
+  surplus = (jnp.where(mask, said - expected, 0)).sum(-1)
+  surplus = np.asarray(surplus)[[list(batch.index).index(n) for n in (0, 1)]]
+  if loss:
+    surplus = surplus / [len(x.responses[0]) for x in examples]
+  np.testing.assert_allclose(found[1:3], BETA * surplus, atol=noise)
+  assert np.abs(found[1:3]).max() > 5 * noise
+  assert found[2] == -found[3]
   np.testing.assert_array_equal(slopes[2], -slopes[3])
+  # The gradient, by differences.
+  step = 1e-2 * np.eye(population.size)[0]
+  ahead, _ = learner.margins(choices, groups, z + step)
+  behind, _ = learner.margins(choices, groups, z - step)
+  np.testing.assert_allclose(
+    slopes[1:3, 0], (ahead - behind)[1:3] / 2e-2, atol=100 * noise, rtol=0.05
+  )
   person = learner.learn(choices[1:2] + choices[3:])["1"]
   assert (person.choices, person.converged) == (2, True)
   before, after = (
@@ -157,6 +181,41 @@ def test_a_thumb_is_how_much_sooner_one_would_be_answered_so(
   )
   # Without a step, there is too little to learn.
   assert after > before or not person.iterations
+
+
+def test_whatever_the_generic_user_says_a_thumb_on_it_tells_nothing_on_average(
+  folder,
+):
+  learner, _, dataset, policy, base = make_parts("individual", folder)
+  (thumb,) = learner.prepare(
+    [structs.Thumb(dataset.train[0].prompt, "a", True, "1")]
+  ).choices
+  vocabulary = base.lm.head()[0].shape[0]
+  words = np.arange(vocabulary, dtype=np.int32)
+  # Every answer of one token.
+  choices = [
+    dataclasses.replace(
+      thumb,
+      example=dataclasses.replace(
+        thumb.example, responses=(words[[word]], words[:0])
+      ),
+    )
+    for word in words
+  ]
+  population = learner.population
+  z = np.full((vocabulary, population.size), 2.0)
+  margins, _ = learner.margins(choices, np.zeros(vocabulary, int), z)
+  (batch,) = learner._margins.batches(
+    [choices[0].example], np.zeros((1, 2), np.float32)
+  )
+  generic = token_logps(
+    policy,
+    jax.tree.map(jnp.asarray, batch),
+    population.generic.reshape(population.shape),
+  )[0, 0]
+  mean = np.exp(np.asarray(generic, np.float64)) @ margins
+  assert abs(mean) < 1e-2 * np.abs(margins).max()
+  assert margins.min() < 0 < margins.max()
 
 
 def test_many_people_at_once_are_each_as_if_alone(parts):
